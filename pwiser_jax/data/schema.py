@@ -1,0 +1,84 @@
+"""What the columns of prepared data are: the contract between data and models.
+
+A prepared folder holds Parquet files and `manifest.json`; the manifest holds a `Schema`.
+Columns of the Parquet files: one int32 column a categorical field, one float32 column a
+numerical field (already scaled), one int8 column a label, `group` (int64), and where the
+source has them `time` (int64) and extra columns that are never features.
+
+A categorical field's own ids are 0 .. size - 1. Three reserved ids follow, so that
+embedding tables of other libraries, which have only the field's own rows, can be loaded:
+
+    size      missing: the value is null or empty
+    size + 1  unseen:  a value that train does not have
+    size + 2  rare:    a value that train has, fewer times than the minimum count
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+GROUP = "group"
+TIME = "time"
+RESERVED_ROWS = 3
+
+
+@dataclass(frozen=True)
+class CategoricalField:
+    """A categorical field of `size` ids of its own and three reserved ones."""
+
+    name: str
+    size: int
+
+    @property
+    def missing(self) -> int:
+        return self.size
+
+    @property
+    def unseen(self) -> int:
+        return self.size + 1
+
+    @property
+    def rare(self) -> int:
+        return self.size + 2
+
+    @property
+    def rows(self) -> int:
+        """Rows in an embedding table: own ids and reserved ones."""
+        return self.size + RESERVED_ROWS
+
+
+@dataclass(frozen=True)
+class NumericalField:
+    """A numerical field, stored as (x - mean) / scale; mean and scale are train's."""
+
+    name: str
+    mean: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Fields, labels (the ladder, lowest rung first) and extra columns."""
+
+    categorical: tuple[CategoricalField, ...]
+    numerical: tuple[NumericalField, ...] = ()
+    labels: tuple[str, ...] = ("click", "conversion")
+    has_time: bool = False
+    extra: tuple[str, ...] = ()
+
+    @property
+    def field_sizes(self) -> tuple[int, ...]:
+        return tuple(field.size for field in self.categorical)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Schema":
+        return cls(
+            categorical=tuple(CategoricalField(**f) for f in tree["categorical"]),
+            numerical=tuple(NumericalField(**f) for f in tree["numerical"]),
+            labels=tuple(tree["labels"]),
+            has_time=tree["has_time"],
+            extra=tuple(tree["extra"]),
+        )

@@ -1,0 +1,71 @@
+"""Tasks: what each head predicts, on which rows, and how heads combine.
+
+Labels form a ladder, lowest rung first: ("click", "conversion") here, and for other
+shops ("click", "cart", "order") or longer. A row's *level* is the highest rung it
+reached, 0 for an exposure without a click.
+
+For the two-label ladder the names are the field's: CTR = P(click | exposure),
+CTCVR = P(click and conversion | exposure), CVR = P(conversion | click).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+CvrSpace = Literal["ctcvr", "click", "product"]
+
+JOINT_NAMES = {"click": "ctr", "conversion": "ctcvr"}
+CONDITIONAL_NAMES = {"conversion": "cvr"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One probability: P(level >= rung | level >= given), measured on level >= given."""
+
+    name: str
+    rung: int
+    given: int = 0
+
+
+def joint_task(labels: tuple[str, ...], rung: int) -> Task:
+    """P(level >= rung | exposure), on all rows: "ctr", "ctcvr", or the label's name."""
+    label = labels[rung - 1]
+    return Task(JOINT_NAMES.get(label, label), rung)
+
+
+def conditional_task(labels: tuple[str, ...], rung: int) -> Task:
+    """P(level >= rung | level >= rung - 1): "cvr", or "order_given_cart"."""
+    label, before = labels[rung - 1], labels[rung - 2]
+    default = f"{label}_given_{before}"
+    name = CONDITIONAL_NAMES.get(label, default) if before == "click" else default
+    return Task(name, rung, rung - 1)
+
+
+def heads(labels: tuple[str, ...], space: CvrSpace) -> tuple[Task, ...]:
+    """The towers of a model, one a label, in the ladder's order.
+
+    In the space "ctcvr" each head predicts its label on all rows; in "click" and
+    "product" each head above the first predicts its label given the rung before.
+    """
+    first = joint_task(labels, 1)
+    above = joint_task if space == "ctcvr" else conditional_task
+    return (first, *(above(labels, k) for k in range(2, len(labels) + 1)))
+
+
+def trained(labels: tuple[str, ...], space: CvrSpace) -> tuple[Task, ...]:
+    """The tasks with a cross-entropy of their own, one a label.
+
+    "ctcvr" and "click" train their heads, each on the rows where it is defined;
+    "product" (ESMM) trains the joint probabilities, products of the heads, on all rows.
+    """
+    if space == "click":
+        return heads(labels, space)
+    return tuple(joint_task(labels, k) for k in range(1, len(labels) + 1))
+
+
+def measured(labels: tuple[str, ...]) -> tuple[Task, ...]:
+    """The tasks that are reported: every joint one, then every conditional one."""
+    count = len(labels)
+    return (
+        *(joint_task(labels, k) for k in range(1, count + 1)),
+        *(conditional_task(labels, k) for k in range(2, count + 1)),
+    )
