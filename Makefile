@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint types format clean
 
 demo: $(VENV)/.runtime
-	$(BIN)/python -m experiments.demo --output runs/demo
+	$(BIN)/python -m experiments.demo
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -1,5 +1,6 @@
 """PWiseR: pairwise ranking for multi-task recommenders, in JAX and Flax."""
 
+from pwiser_jax.losses import bce_loss, ladder_loss, pwiser_loss
 from pwiser_jax.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "bce_loss", "ladder_loss", "pwiser_loss"]

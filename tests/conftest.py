@@ -1,9 +1,15 @@
-"""Four CPU devices and strict flags, set before any test imports jax."""
+"""Four CPU devices and strict flags, set before any test imports jax.
+
+Programs are compiled without optimisation: tests spend their time compiling.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 from pathlib import Path
 

@@ -1,0 +1,46 @@
+"""The multi-task models, in Flax linen."""
+
+from pwiser_jax.data.schema import Schema
+from pwiser_jax.models.base import MultiTaskModel
+from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.models.mmoe import MMoE
+from pwiser_jax.models.ple import PLE
+from pwiser_jax.models.shared_bottom import SharedBottom
+from pwiser_jax.models.single_task import SingleTask
+
+__all__ = [
+    "PLE",
+    "MMoE",
+    "ModelConfig",
+    "MultiTaskModel",
+    "SharedBottom",
+    "SingleTask",
+    "build",
+]
+
+MODELS: dict[str, type[MultiTaskModel]] = {
+    "single_task": SingleTask,
+    "shared_bottom": SharedBottom,
+    "mmoe": MMoE,
+    "ple": PLE,
+}
+
+
+def build(
+    config: ModelConfig, schema: Schema, axis_name: str | None = None
+) -> MultiTaskModel:
+    """The model that the config names, for data of the schema.
+
+    With axis_name, batch statistics are those of the whole batch under a pmap or
+    shard_map over that axis.
+
+    Raises:
+        ValueError: model.name is unknown, or the schema has no field to learn from.
+    """
+    if config.name not in MODELS:
+        raise ValueError(
+            f"model.name must be one of {', '.join(MODELS)}, not {config.name!r}"
+        )
+    if not schema.categorical and not schema.numerical:
+        raise ValueError("the schema must have a categorical or a numerical field")
+    return MODELS[config.name](config, schema, axis_name)

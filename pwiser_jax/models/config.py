@@ -1,7 +1,7 @@
 """The sizes of a model; the defaults are MTReclib's for AliExpress."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pwiser_jax.tasks import CvrSpace
 
@@ -18,14 +18,18 @@ class ModelConfig:
             "click": it predicts conversion on clicked rows only; "product": ESMM, the
             product of both heads is trained on all rows.
         embedding_dim: width of an embedded field.
-        bottom: hidden layers of the bottom of single_task and shared_bottom.
+        bottom: hidden layers of the bottom of single_task and shared_bottom; may be
+            empty, like tower.
         expert: hidden layers of an expert of mmoe.
         experts: number of experts of mmoe.
         levels: of ple, the hidden layers of an expert of each level.
         shared_experts: of ple, shared experts in a level.
         task_experts: of ple, experts of each task in a level.
-        tower: hidden layers of a task's tower.
+        tower: hidden layers of a task's tower; its last layer, of one unit, is extra.
         dropout: rate of every dropout.
+
+    Raises:
+        ValueError: a size or a rate that no model can have; the message names it.
     """
 
     name: ModelName = "mmoe"
@@ -39,3 +43,29 @@ class ModelConfig:
     task_experts: int = 4
     tower: tuple[int, ...] = (128, 64)
     dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        for option in ("embedding_dim", "experts", "shared_experts", "task_experts"):
+            _require_positive(f"model.{option}", getattr(self, option))
+        layers = {"bottom": self.bottom, "expert": self.expert, "tower": self.tower}
+        layers |= {f"levels[{i}]": hidden for i, hidden in enumerate(self.levels)}
+        for option, hidden in layers.items():
+            # An expert without a layer would be its input: nothing for a gate to mix.
+            if not hidden and option not in ("bottom", "tower"):
+                raise ValueError(f"model.{option} must name at least one hidden layer")
+            for width in hidden:
+                _require_positive(f"each width in model.{option}", width)
+        if not self.levels:
+            raise ValueError("model.levels must name at least one level")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must be in [0, 1), not {self.dropout}")
+        if self.cvr_space not in get_args(CvrSpace):
+            raise ValueError(
+                f"model.cvr_space must be one of {', '.join(get_args(CvrSpace))}, "
+                f"not {self.cvr_space!r}"
+            )
+
+
+def _require_positive(option: str, size: int) -> None:
+    if size < 1:
+        raise ValueError(f"{option} must be at least 1, not {size}")

@@ -1,0 +1,1 @@
+"""Reports: results to tables, plots and one HTML page."""

@@ -1,0 +1,1 @@
+"""Training: objective, step, devices, checkpoints and the loop that joins them."""

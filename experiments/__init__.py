@@ -1,0 +1,1 @@
+"""Experiments: each script asks one question of the library."""

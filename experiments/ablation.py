@@ -1,0 +1,31 @@
+"""Which part of the loss does it?
+
+The click-only term, the no-click term, or the cross-entropy on all rows: each is left
+out in turn; the last is replaced by a cross-entropy on conversion samples only.
+
+    python -m experiments.ablation --data data/kuairand --configs configs/kuairand \
+        --output runs/ablation
+"""
+
+import sys
+
+from experiments.compare import Experiment, main
+
+ABLATION = Experiment(
+    name="ablation",
+    title="Ablation: which part of the loss does it",
+    asked=(
+        "What remains of PWiseR's effect without the click-only term, without the "
+        "no-click term, and with BCE on conversion samples only?"
+    ),
+    losses=(
+        "bce",
+        "pwiser",
+        "without_click_only",
+        "without_no_click",
+        "bce_on_conversions",
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(ABLATION))

@@ -1,0 +1,24 @@
+"""The main job on a built-in synthetic funnel, in minutes: `make demo`."""
+
+import sys
+from pathlib import Path
+
+from experiments.compare import main
+from experiments.integration import INTEGRATION
+from pwiser_jax.data.manifest import FILE
+from pwiser_jax.data.synthetic import prepare_synthetic
+
+DATA = Path("runs/demo/data")
+
+if __name__ == "__main__":
+    if not (DATA / FILE).is_file():
+        prepare_synthetic(DATA, rows=60_000, users=3_000, items=1_000)
+    arguments = [
+        f"--data={DATA}",
+        "--configs=configs/synthetic",
+        "--output=runs/demo",
+        "--runs=runs/demo/cells",
+        "--seeds=3",
+        "--split=test",
+    ]
+    sys.exit(main(INTEGRATION, arguments))

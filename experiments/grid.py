@@ -1,0 +1,151 @@
+"""A grid of runs, paired by seed: models x losses x seeds on one prepared dataset.
+
+A run's folder is named by what makes its numbers, so a run that exists is not run
+again, by this experiment or another, and a killed one goes on where it stopped.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pwiser_jax.config import Config, load_config
+from pwiser_jax.data.prepared import Prepared
+from pwiser_jax.errors import UserError
+from pwiser_jax.tasks import measured
+from pwiser_jax.training.evaluate import evaluate_run
+from pwiser_jax.training.loop import train
+from pwiser_jax.training.progress import Silent
+from pwiser_jax.training.run import config_hash
+
+MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
+
+# What a loss changes in a config's `loss` section. Paired runs share the rest, so they
+# have the same initial weights and see the same batches.
+LOSSES: Mapping[str, Mapping[str, Any]] = {
+    "bce": {"lambdas": 0.0},
+    "pwiser": {"lambdas": 0.1},
+    "without_click_only": {"lambdas": 0.1, "margins": {"conversion>click": None}},
+    "without_no_click": {"lambdas": 0.1, "margins": {"conversion>exposure": None}},
+    "bce_on_conversions": {"lambdas": 0.1, "bce_rows": "conversions"},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    model: str
+    loss: str
+    seed: int
+    config: Config
+
+    def folder(self, runs: Path) -> Path:
+        name = f"{self.model}-{self.loss}-seed{self.seed}-{config_hash(self.config)}"
+        return runs / name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which runs: the MODEL_bce.yaml of each model, times losses, times seeds."""
+
+    configs: Path
+    data: Path
+    models: Sequence[str]
+    losses: Sequence[str]
+    seeds: int
+    overrides: Sequence[str] = ()
+
+    def cells(self) -> Iterator[Cell]:
+        """Seed by seed, so that a killed grid leaves whole pairs."""
+        if not self.models or not self.losses or self.seeds < 1:
+            raise UserError("the grid is empty: it needs a model, a loss and a seed")
+        base = {
+            model: load_config(
+                self.configs / f"{model}_bce.yaml",
+                (f"--data.path={self.data}", *self.overrides),
+            )
+            for model in self.models
+        }
+        for seed in range(self.seeds):
+            for model in self.models:
+                for loss in self.losses:
+                    config = base[model]
+                    changed = replace(
+                        config,
+                        loss=replace(config.loss, **LOSSES[loss]),
+                        train=replace(config.train, seed=seed),
+                    )
+                    yield Cell(model, loss, seed, changed)
+
+
+def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
+    """Trains and evaluates what is missing; returns all results in long form.
+
+    Args:
+        grid: which runs.
+        runs: the folder of run folders.
+        split: the split that is measured: "valid" or "test".
+    Returns:
+        A row a run and task: dataset, model, loss, seed, split, task, auc, log_loss,
+        best_epoch, run, config_hash.
+    Raises:
+        UserError: no such data or configs, an empty grid, or a run that failed.
+    """
+    prepared = Prepared(grid.data)
+    names = [task.name for task in measured(prepared.schema.labels)]
+    cells = list(grid.cells())
+    rows: list[dict[str, Any]] = []
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("runs", total=len(cells))
+        for cell in cells:
+            bar.update(task, description=f"{cell.model} {cell.loss} seed {cell.seed}")
+            folder = cell.folder(runs)
+            result = train(cell.config, folder, Silent())
+            report = _evaluation(folder, split)
+            for name in names:
+                rows.append(
+                    {
+                        "dataset": prepared.manifest.dataset,
+                        "model": cell.model,
+                        "loss": cell.loss,
+                        "seed": cell.seed,
+                        "split": split,
+                        "task": name,
+                        "auc": report[name]["auc"]["value"],
+                        "log_loss": report[name]["log_loss"],
+                        "best_epoch": result["best"]["epoch"] + 1,
+                        "run": folder.name,
+                        "config_hash": config_hash(cell.config),
+                    }
+                )
+            bar.advance(task)
+    return pl.DataFrame(rows)
+
+
+def _evaluation(run: Path, split: str) -> dict[str, Any]:
+    import json
+
+    path = run / f"evaluation_{split}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    return evaluate_run(run, split)

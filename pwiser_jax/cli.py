@@ -1,0 +1,164 @@
+"""The command line: prepare, train, evaluate, predict.
+
+A user's mistake ends in one sentence and exit code 2. Commands import what they need
+when they run, so that help and mistakes are quick.
+"""
+
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from pwiser_jax.config import Config, Parser, make_config
+from pwiser_jax.errors import UserError
+from pwiser_jax.version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning(warnings.showwarning)
+            parser = _parser()
+            options = parser.parse_args(None if argv is None else list(argv))
+            return _COMMANDS[options.command](parser, options)
+    except UserError as error:
+        print(f"pwiser: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pwiser: interrupted", file=sys.stderr)
+        return 130
+
+
+def _show_warning(default: Callable[..., None]) -> Callable[..., None]:
+    """Our own warnings as one line; those of libraries as Python shows them."""
+
+    def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category.__module__.startswith("pwiser_jax."):
+            print(f"pwiser: warning: {message}", file=sys.stderr)
+        else:
+            default(message, category, *rest, **more)
+
+    return show
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="pwiser",
+        description="PWiseR: pairwise ranking for multi-task recommenders.",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+
+    prepare = Parser(description="Raw files to Parquet and a manifest.")
+    datasets = prepare.add_subcommands(required=True, dest="dataset")
+    for name, function in _preparers().items():
+        about = (function.__doc__ or "").split("\n\n")[0]
+        dataset = Parser(description=about)
+        dataset.add_function_arguments(function, as_group=False)
+        datasets.add_subcommand(name, dataset, help=about)
+    commands.add_subcommand("prepare", prepare, help=prepare.description)
+
+    train = Parser(description="Train one run, or go on with it.")
+    train.add_argument("--config", action="config", help="a YAML file of the options")
+    train.add_class_arguments(Config, as_group=False)
+    train.add_argument("--output", type=Path, required=True, help="the run's folder")
+    commands.add_subcommand("train", train, help=train.description)
+
+    evaluate = Parser(description="Measure a run's best checkpoint on a split.")
+    evaluate.add_argument("--run", type=Path, required=True, help="the run's folder")
+    evaluate.add_argument("--split", choices=["valid", "test"], default="valid")
+    evaluate.add_argument(
+        "--data", type=Path | None, help="a prepared folder; default: the run's own"
+    )
+    commands.add_subcommand("evaluate", evaluate, help=evaluate.description)
+
+    predict = Parser(description="Probabilities by task for every row of a file.")
+    predict.add_argument("--run", type=Path, required=True, help="the run's folder")
+    predict.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="prepared Parquet, or a raw CSV or Parquet with the fields' columns",
+    )
+    predict.add_argument("--output", type=Path, required=True, help="a Parquet file")
+    commands.add_subcommand("predict", predict, help=predict.description)
+    return parser
+
+
+def _preparers() -> dict[str, Callable[..., Any]]:
+    from pwiser_jax.data.aliexpress import prepare_aliexpress
+    from pwiser_jax.data.kuairand import prepare_kuairand
+    from pwiser_jax.data.synthetic import prepare_synthetic
+    from pwiser_jax.data.table import prepare_table
+
+    return {
+        "synthetic": prepare_synthetic,
+        "kuairand": prepare_kuairand,
+        "aliexpress": prepare_aliexpress,
+        "table": prepare_table,
+    }
+
+
+def _prepare(parser: Parser, options: Namespace) -> int:
+    chosen = options.prepare
+    manifest = _preparers()[chosen.dataset](**vars(chosen[chosen.dataset]))
+    for name, split in manifest.splits.items():
+        labels = ", ".join(
+            f"{count:,} {label}s" for label, count in split.labels.items()
+        )
+        print(f"{name}: {split.rows:,} rows, {labels}")
+    for reason, count in manifest.dropped.items():
+        print(f"{reason.replace('_', ' ')}: {count:,} rows")
+    return 0
+
+
+def _train(parser: Parser, options: Namespace) -> int:
+    from pwiser_jax.training.evaluate import evaluate_run, summary
+    from pwiser_jax.training.loop import train
+    from pwiser_jax.training.progress import ProgressBar
+    from pwiser_jax.training.signals import Interrupted
+
+    config = make_config(parser, options, "train")
+    output = options.train.output
+    try:
+        with ProgressBar() as bar:
+            result = train(config, output, bar)
+    except Interrupted as stop:
+        print(f"pwiser: {stop}", file=sys.stderr)
+        return 0 if stop.signum == signal.SIGTERM else 130
+    print(f"best epoch {result['best']['epoch'] + 1}, on validation:")
+    print(summary(evaluate_run(output, "valid")))
+    return 0
+
+
+def _evaluate(parser: Parser, options: Namespace) -> int:
+    import json
+
+    from pwiser_jax.training.evaluate import evaluate_run
+
+    chosen = options.evaluate
+    report = evaluate_run(chosen.run, chosen.split, data=chosen.data)
+    print(json.dumps(report, indent=2, allow_nan=False))
+    return 0
+
+
+def _predict(parser: Parser, options: Namespace) -> int:
+    from pwiser_jax.training.predict import predict_file
+
+    chosen = options.predict
+    rows = predict_file(chosen.run, chosen.input, chosen.output)
+    print(f"{rows:,} rows to {chosen.output}")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Parser, Namespace], int]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+}

@@ -1,0 +1,172 @@
+"""A run's configuration: nested frozen dataclasses, read from YAML by jsonargparse.
+
+A YAML file shows only what differs from the defaults here. Every option can be given on
+the command line too, as `--loss.lambdas 0.3`.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from pwiser_jax.errors import UserError
+from pwiser_jax.models.config import ModelConfig
+
+Margins = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which rows, and how many at once.
+
+    Args:
+        path: a folder written by `prepare`.
+        batch_size: rows of a training step, over all devices.
+        eval_batch_size: rows of an evaluation step, over all devices.
+    """
+
+    path: str = ""
+    batch_size: int = 2048
+    eval_batch_size: int = 8192
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """loss = mean over tasks of (BCE + lambda * PWiseR).
+
+    Args:
+        lambdas: lambda for every trained task, or by the name of a head; 0: BCE alone.
+        scores: what PWiseR compares, probabilities or logits.
+        margins: "conversion>click: 0.1" by pair of labels, the lowest is "exposure";
+            null leaves a term out. Unset: 0.1 a rung on probabilities, 0.5 on logits,
+            of the highest label over every lower one.
+        surrogate: the function of a pair.
+        gate: which pairs are active.
+        normalize: what a term is divided by.
+        pairs: how pairs are summed.
+        bce_rows: rows of the cross-entropy: all, or conversions only (an ablation).
+    """
+
+    lambdas: float | dict[str, float] = 0.0
+    scores: Literal["probability", "logit"] = "probability"
+    margins: Margins | None = None
+    surrogate: Literal["squared_hinge", "hinge", "logistic"] = "squared_hinge"
+    gate: Literal["margin", "literal"] = "margin"
+    normalize: Literal["pairs", "negatives", "none"] = "pairs"
+    pairs: Literal["broadcast", "blocked"] = "broadcast"
+    bce_rows: Literal["all", "conversions"] = "all"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam.
+
+    Args:
+        learning_rate: the step size.
+        l2: weight decay added to the gradient (coupled, as PyTorch's Adam does).
+    """
+
+    learning_rate: float = 1e-3
+    l2: float = 1e-6
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, and how carefully.
+
+    Args:
+        seed: of the initial weights, the order of the rows and dropout.
+        epochs: passes over the training rows, at most.
+        patience: stop after this many evaluations without a better validation AUC.
+        log_every: steps between two lines of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints; one follows each epoch as well.
+    """
+
+    seed: int = 0
+    epochs: int = 50
+    patience: int = 2
+    log_every: int = 50
+    checkpoint_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run's numbers depend on, beside the data and the versions."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __post_init__(self) -> None:
+        positive = {
+            "data.batch_size": self.data.batch_size,
+            "data.eval_batch_size": self.data.eval_batch_size,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "train.epochs": self.train.epochs,
+            "train.patience": self.train.patience,
+            "train.log_every": self.train.log_every,
+            "train.checkpoint_every": self.train.checkpoint_every,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        lambdas = self.loss.lambdas
+        values = lambdas.values() if isinstance(lambdas, dict) else (lambdas,)
+        not_negative = {
+            "loss.lambdas": min(values, default=0.0),
+            "optimizer.l2": self.optimizer.l2,
+            "train.seed": self.train.seed,
+        }
+        for name, value in not_negative.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        if self.loss.gate == "literal" and self.loss.surrogate != "squared_hinge":
+            raise ValueError("loss.gate literal needs loss.surrogate squared_hinge")
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one sentence on stderr and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file; `overrides` are command-line options such as "--train.seed=3".
+
+    Raises:
+        UserError: the file is missing or holds an option or a value that does not fit.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Config, as_group=False)
+    try:
+        options = parser.parse_args([f"--config={path}", *overrides])
+        return make_config(parser, options)
+    except ArgumentError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def make_config(
+    parser: ArgumentParser, options: Namespace, command: str | None = None
+) -> Config:
+    """The parsed options (of a subcommand) as a `Config`; others in them are left out.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+    try:
+        made = parser.instantiate(options)
+        made = made[command] if command else made
+        return Config(**{name: made[name] for name in Config.__dataclass_fields__})
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,220 @@
+"""A shop's funnel with known truth: exposures, clicks and conversions at any size.
+
+Users and items have latent factors. The probability of a click and that of a conversion
+after it are different functions of them, with a part in common: taste (an inner product
+of factors) counts for both; clicks follow the picture, the position and the user's
+activity; conversions follow whether the price suits the budget, trust in the item and
+whether the visitor sits at a desk. Much of it is interaction, which a linear model on
+the same columns cannot express.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy.optimize import brentq
+from scipy.special import expit
+
+from pwiser_jax.errors import UserError
+
+FACTORS = 6
+CATEGORIES = 40
+BRANDS = 250
+CITIES = 120
+SEGMENTS = 12
+SESSION_ROWS = 10
+POSITIONS = 30
+DAYS = 14
+MISSING = 0.02
+CLICK_SPREAD = 1.2
+CONVERSION_SPREAD = 1.4
+
+
+class Funnel(NamedTuple):
+    """Logits before calibration, float64[N] each."""
+
+    click: np.ndarray
+    conversion: np.ndarray
+
+
+def funnel(
+    rows: int,
+    *,
+    seed: int = 0,
+    click_rate: float = 0.09,
+    conversion_rate: float = 0.07,
+    click_noise: float = 0.0,
+    users: int = 20_000,
+    items: int = 5_000,
+) -> pl.DataFrame:
+    """The rows of the funnel, in time order; arguments as in `prepare_synthetic`.
+
+    `true_ctr` is the probability of a genuine click and `true_cvr` that of a conversion
+    given one; labels are drawn from these very numbers. `noise_click` is 1 where the
+    click is not genuine.
+    """
+    _check(rows, users, items, click_rate, conversion_rate, click_noise)
+    rng = np.random.default_rng(seed)
+    columns, logits = _exposures(rng, rows, users, items)
+    ctr = _calibrated(logits.click, click_rate, np.ones(rows), CLICK_SPREAD)
+    cvr = _calibrated(logits.conversion, conversion_rate, ctr, CONVERSION_SPREAD)
+    click = rng.random(rows) < ctr
+    conversion = click & (rng.random(rows) < cvr)
+    noise = _noise(rng, columns["session_id"], click, click_noise)
+    return pl.DataFrame(
+        {
+            **columns,
+            "click": (click | noise).astype(np.int8),
+            "conversion": (conversion & ~noise).astype(np.int8),
+            "true_ctr": ctr,
+            "true_cvr": cvr,
+            "noise_click": noise.astype(np.int8),
+        }
+    ).with_columns(
+        # Missing values, for models and tables to cope with.
+        pl.when(pl.Series(rng.random(rows) >= MISSING)).then(pl.col(name)).alias(name)
+        for name in ("city", "brand", "budget", "reviews")
+    )
+
+
+def _check(
+    rows: int,
+    users: int,
+    items: int,
+    click_rate: float,
+    conversion_rate: float,
+    click_noise: float,
+) -> None:
+    for name, count in {"rows": rows, "users": users, "items": items}.items():
+        if count < 1:
+            raise UserError(f"--{name} is {count}; expected 1 or more")
+    rates = {"click_rate": click_rate, "conversion_rate": conversion_rate}
+    for name, rate in rates.items():
+        if not 0 < rate < 1:
+            raise UserError(f"--{name} is {rate}; expected a share between 0 and 1")
+    if not 0 <= click_noise < 1:
+        raise UserError(
+            f"--click_noise is {click_noise}; expected 0 or more, and less than 1"
+        )
+
+
+def _exposures(
+    rng: np.random.Generator, rows: int, users: int, items: int
+) -> tuple[dict[str, np.ndarray], Funnel]:
+    """Columns of every exposure and the logits of its click and conversion."""
+    starts = rng.random(rows) < 1 / SESSION_ROWS
+    starts[0] = True
+    session = np.cumsum(starts) - 1
+    sessions = int(session[-1]) + 1
+    depth = np.arange(rows) - np.flatnonzero(starts)[session]
+    busy = 1.2 + np.sin((np.arange(24) - 14) / 24 * 2 * np.pi)
+    hours = rng.integers(DAYS, size=sessions) * 24 + _choose(rng, busy, sessions)
+    second = np.sort(hours * 3600 + rng.integers(3600, size=sessions))[session]
+    hour = second // 3600 % 24
+
+    # Users and items: long tails, and factors that come in segments and categories.
+    user = rng.permutation(users)[_choose(rng, _tail(users, 20, 0.8), sessions)][
+        session
+    ]
+    item = rng.permutation(items)[_choose(rng, _tail(items, 10, 1.0), rows)]
+    segment = _choose(rng, _tail(SEGMENTS, 2, 1.0), users)
+    taste = _around(rng, SEGMENTS, segment)
+    category = _choose(rng, _tail(CATEGORIES, 2, 1.0), items)
+    style = _around(rng, CATEGORIES, category)
+    brand = _choose(rng, _tail(BRANDS, 3, 1.0), items)
+    trust = 0.8 * rng.normal(size=BRANDS)[brand] + 0.6 * rng.normal(size=items)
+    activity, budget = rng.normal(size=(2, users))
+    picture, price = rng.normal(size=(2, items))
+    device = _choose(rng, np.array([0.65, 0.27, 0.08]), sessions)[session]
+    discount = np.maximum(rng.normal(size=rows) - 0.5, 0)
+
+    match = np.einsum("nf,nf->n", taste[user], style[item]) / np.sqrt(FACTORS)
+    unsuited = np.minimum(np.abs(price[item] - budget[user]), 3)
+    at_desk = (device == 1) & (hour >= 9) & (hour < 18)
+    click = (
+        0.9 * match
+        + 0.3 * activity[user]
+        + 0.5 * picture[item] * np.tanh(1 + 2 * activity[user])
+        - 0.3 * np.log1p(depth)
+        + 0.3 * (hour >= 20) * (device == 0)
+    )
+    conversion = (
+        0.8 * match
+        - 0.9 * unsuited
+        + 0.6 * trust[item] * (1 + 0.7 * np.tanh(price[item]))
+        + 0.5 * discount * (budget[user] < 0)
+        + 0.6 * at_desk
+    )
+    columns = {
+        "session_id": session,
+        "second": second,
+        "user_id": user,
+        "segment": segment[user],
+        "city": _choose(rng, _tail(CITIES, 3, 1.2), users)[user],
+        "device": device,
+        "item_id": item,
+        "category": category[item],
+        "brand": brand[item],
+        "hour": hour,
+        "position": np.minimum(depth, POSITIONS - 1),
+        "activity": (activity + 0.4 * rng.normal(size=users))[user],
+        "budget": (budget + 0.4 * rng.normal(size=users))[user],
+        "price": np.exp(0.5 * price)[item],
+        "picture": (picture + 0.5 * rng.normal(size=items))[item],
+        "reviews": (trust + 0.5 * rng.normal(size=items))[item],
+        "affinity": match + 1.5 * rng.normal(size=rows),
+        "visits": rng.poisson(np.exp(1 + 0.5 * activity))[user],
+        "discount": discount,
+    }
+    return columns, Funnel(click, conversion)
+
+
+def _tail(count: int, shift: int, power: float) -> np.ndarray:
+    """Zipf's weights of the ranks 1 .. count, flattened at the head."""
+    return (np.arange(count) + shift) ** -float(power)
+
+
+def _choose(rng: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarray:
+    """int64[count] in 0 .. len(weights) - 1."""
+    total = np.cumsum(weights)
+    return np.searchsorted(total, rng.random(count) * total[-1], side="right")
+
+
+def _around(rng: np.random.Generator, centres: int, of: np.ndarray) -> np.ndarray:
+    """float64[len(of), FACTORS] of variance 1: own factors around those of a centre."""
+    centre = rng.normal(size=(centres, FACTORS))[of]
+    return 0.9 * centre + np.sqrt(0.19) * rng.normal(size=centre.shape)
+
+
+def _calibrated(
+    logits: np.ndarray, rate: float, weights: np.ndarray, spread: float
+) -> np.ndarray:
+    """Probabilities of logits, moved so that their weighted mean is the rate.
+
+    Scaled first, so that every shop is as hard to predict, whatever its best sellers.
+    """
+    logits = (logits - logits.mean()) / (logits.std() + 1e-9) * spread
+
+    def excess(shift: float) -> float:
+        return float(np.average(expit(logits + shift), weights=weights)) - rate
+
+    return expit(logits + brentq(excess, -50, 50))
+
+
+def _noise(
+    rng: np.random.Generator, session: np.ndarray, click: np.ndarray, share: float
+) -> np.ndarray:
+    """bool[N]: the clicks of bots, on all rows of some sessions, and accidents."""
+    noise = np.zeros(len(click), bool)
+    wanted = share / (1 - share) * click.sum()
+    if share:
+        order = rng.permutation(session[-1] + 1)
+        lengths = np.bincount(session)
+        bots = order[np.cumsum(lengths[order]) <= wanted / 2]
+        noise = np.isin(session, bots)
+        # A bot's genuine clicks are gone, and fewer accidents make the share.
+        wanted = share / (1 - share) * (click & ~noise).sum()
+        quiet = np.flatnonzero(~click & ~noise)
+        accidents = min(max(round(wanted) - noise.sum(), 0), len(quiet))
+        noise[rng.choice(quiet, accidents, replace=False)] = True
+    return noise

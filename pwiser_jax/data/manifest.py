@@ -1,0 +1,130 @@
+"""The manifest: what a prepared folder holds, where it came from, how to encode more.
+
+Sorted keys, no time stamp and no machine path: the same input gives the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from pwiser_jax.data.flat import SPLITS, FlatSpec
+from pwiser_jax.data.schema import Schema
+from pwiser_jax.errors import UserError
+from pwiser_jax.version import __version__
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The Parquet files of a split, its rows, and how many have each label."""
+
+    files: tuple[str, ...]
+    rows: int
+    labels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A raw file that was read: its name without folders, size and content."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "SourceFile":
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(path.name, path.stat().st_size, digest)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a prepared folder but its rows.
+
+    Args:
+        dataset: the reader's name.
+        schema: the prepared columns.
+        spec: the raw columns, so that further raw rows can be encoded.
+        fill: numerical field -> the raw value that stands for a missing one.
+        splits: train, valid and test; an empty one has no files.
+        dropped: reason -> rows dropped or put right.
+        options: the reader's options.
+        sources: the raw files.
+        vocabulary_sha256: of vocabulary.parquet.
+        version: of the tool that prepared the folder.
+    """
+
+    dataset: str
+    schema: Schema
+    spec: FlatSpec
+    fill: Mapping[str, float]
+    splits: Mapping[str, Split]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[SourceFile, ...] = ()
+    vocabulary_sha256: str = ""
+    version: str = __version__
+
+    def to_json(self) -> str:
+        tree = asdict(self) | {"format": FORMAT, "options": plain(self.options)}
+        return json.dumps(tree, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        tree = json.loads(text)
+        if tree.pop("format") != FORMAT:
+            raise ValueError("another format")
+        schema = Schema.from_json(tree["schema"])
+        tree["splits"] = {
+            name: Split(tuple(split["files"]), split["rows"], split["labels"])
+            for name in SPLITS
+            for split in [tree["splits"][name]]
+        }
+        tree["sources"] = tuple(SourceFile(**source) for source in tree["sources"])
+        tree["spec"] = _spec(tree["spec"], schema.labels)
+        return cls(**tree | {"schema": schema})
+
+
+def _spec(tree: dict[str, Any], labels: tuple[str, ...]) -> FlatSpec:
+    for key in ("categorical", "numerical", "extra"):
+        tree[key] = tuple(tree[key])
+    # Sorted keys lose the ladder's order, which the schema keeps.
+    tree["labels"] = {name: tree["labels"][name] for name in labels}
+    return FlatSpec(**tree)
+
+
+def plain(value: Any) -> Any:
+    """An option as JSON: a path is its last name, a date is ISO text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, date):
+        return value.isoformat()
+    return value
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared folder; a UserError where it is none of ours."""
+    path = Path(folder) / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} holds no {FILE}: it is not a folder that prepare wrote"
+        ) from None
+    try:
+        return Manifest.from_json(text)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} is damaged or of another version: run prepare again"
+        ) from None

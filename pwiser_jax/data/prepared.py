@@ -1,0 +1,207 @@
+"""Prepared folders: written whole or not at all, and read for training.
+
+A folder holds train.parquet, valid.parquet and test.parquet (none for an empty split),
+vocabulary.parquet and manifest.json.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from pwiser_jax.data import vocabulary
+from pwiser_jax.data.encode import Encoder, features
+from pwiser_jax.data.flat import SPLITS, FlatTable
+from pwiser_jax.data.folder import new_folder, refuse_existing
+from pwiser_jax.data.labels import check_labels
+from pwiser_jax.data.leaks import refuse_copies, refuse_names
+from pwiser_jax.data.manifest import FILE, Manifest, SourceFile, Split, read_manifest
+from pwiser_jax.data.schema import GROUP, TIME, Schema
+from pwiser_jax.errors import UserError
+
+ROW_GROUP = 65_536
+
+
+class DataWarning(UserWarning):
+    """Something about the data that the user may not expect, in one sentence."""
+
+
+def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest:
+    """Encodes the splits of a table into a new prepared folder.
+
+    Everything is built in a hidden folder beside `output` and renamed at the end: on
+    any failure nothing is left behind. The same input gives the same bytes.
+
+    Args:
+        flat: rows by split; labels are 0 or 1 and nested.
+        output: a folder that does not exist or is empty.
+        overwrite: replace `output` where it is a prepared folder, once the new one is
+            whole; a folder with other data is refused all the same.
+
+    Raises:
+        UserError: a value, column or split that training could not use, or an output
+            folder that cannot be written.
+
+    Warns:
+        DataWarning: the test split is empty.
+    """
+    refuse_names(flat.spec)
+    with new_folder(output, marker=FILE, overwrite=overwrite) as folder:
+        counts = {name: _count(flat, name) for name in SPLITS}
+        _refuse_empty(flat, counts)
+        train = flat.splits["train"]
+        encoder = Encoder.fit(train, flat.spec, "train")
+        readings = features(train, flat.spec, "train")
+        values = {name: reading.value for name, reading in readings.items()}
+        refuse_copies(train, flat.spec, values)
+
+        first_row = 0
+        for name in SPLITS:
+            if counts[name].rows:
+                frame = flat.splits[name]
+                rows = encoder.transform(frame, first_row=first_row, source=name)
+                rows.sink_parquet(
+                    folder / f"{name}.parquet",
+                    compression="zstd",
+                    compression_level=3,
+                    statistics=True,
+                    row_group_size=ROW_GROUP,
+                    maintain_order=True,
+                )
+                first_row += counts[name].rows
+        encoder.save(folder)
+        manifest = Manifest(
+            dataset=flat.dataset,
+            schema=encoder.schema,
+            spec=flat.spec,
+            fill=encoder.fill,
+            splits=counts,
+            dropped=dict(flat.dropped),
+            options=dict(flat.options),
+            sources=tuple(SourceFile.of(path) for path in flat.sources),
+            vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
+        )
+        (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+    if not counts["test"].rows:
+        warnings.warn(
+            f"{output}: the test split is empty, so that it cannot be evaluated",
+            DataWarning,
+            stacklevel=2,
+        )
+    return manifest
+
+
+def check_output(output: Path, *, overwrite: bool = False) -> None:
+    """Raise a UserError where `write` would refuse the folder, before any work."""
+    refuse_existing(output, FILE, overwrite)
+
+
+def _count(flat: FlatTable, name: str) -> Split:
+    """The split's rows and labels; refuses labels that readers should have refused."""
+    frame, labels = flat.splits.get(name), flat.spec.labels
+    if frame is None:
+        return Split((), 0, dict.fromkeys(labels, 0))
+    checked, _ = check_labels(frame, labels, "error", name)
+    sums = (pl.col(column).cast(pl.Int64).sum() for column in labels.values())
+    counted = checked.select(pl.len(), *sums).collect(engine="streaming").row(0)
+    rows, counts = int(counted[0]), dict(zip(labels, counted[1:], strict=True))
+    return Split((f"{name}.parquet",) if rows else (), rows, counts)
+
+
+def _refuse_empty(flat: FlatTable, counts: dict[str, Split]) -> None:
+    for name in ("train", "valid"):
+        split = counts[name]
+        if not split.rows:
+            raise UserError(f"the {name} split has no rows; training needs some")
+        for label, column in flat.spec.labels.items():
+            if split.labels[label] in (0, split.rows):
+                value = 0 if split.labels[label] else 1
+                raise UserError(
+                    f"the {name} split has no row with {label} {value} "
+                    f"(column {column!r}, {split.rows} rows); training needs some"
+                )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split in memory.
+
+    Shapes: categorical int32[N, F], numerical float32[N, M], labels int8[N, L], group
+    int64[N], time int64[N] or None, extra name -> float64[N].
+    """
+
+    categorical: np.ndarray
+    numerical: np.ndarray
+    labels: np.ndarray
+    group: np.ndarray
+    time: np.ndarray | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+
+class Prepared:
+    """A prepared folder, read for training and evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+
+    @property
+    def schema(self) -> Schema:
+        return self.manifest.schema
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Encodes further raw rows as these were."""
+        return Encoder.load(self.folder)
+
+    def load(self, split: str) -> Rows:
+        """The rows of "train", "valid" or "test"; a UserError where there are none."""
+        if split not in SPLITS:
+            raise UserError(
+                f"there is no split {split!r}; expected {', '.join(SPLITS)}"
+            )
+        expected = self.manifest.splits[split]
+        if not expected.rows:
+            raise UserError(f"{self.folder} has no {split} rows")
+        paths = [self.folder / name for name in expected.files]
+        try:
+            frame = pl.read_parquet(paths)
+        except (OSError, pl.exceptions.PolarsError):
+            raise UserError(
+                f"{self.folder}: the {split} rows are missing or damaged; "
+                "run prepare again"
+            ) from None
+        rows = rows_of(frame, self.schema)
+        if len(rows) != expected.rows:
+            raise UserError(
+                f"{self.folder}: {split} has {len(rows)} rows, the manifest says "
+                f"{expected.rows}; run prepare again"
+            )
+        return rows
+
+
+def rows_of(frame: pl.DataFrame, schema: Schema) -> Rows:
+    """Arrays from prepared columns; without label columns the labels are int8[N, 0]."""
+    labels = [name for name in schema.labels if name in frame.columns]
+    return Rows(
+        categorical=_matrix(frame, [f.name for f in schema.categorical], np.int32),
+        numerical=_matrix(frame, [f.name for f in schema.numerical], np.float32),
+        labels=_matrix(frame, labels, np.int8),
+        group=frame[GROUP].to_numpy(),
+        time=frame[TIME].to_numpy() if TIME in frame.columns else None,
+        extra={n: frame[n].to_numpy() for n in schema.extra if n in frame.columns},
+    )
+
+
+def _matrix(frame: pl.DataFrame, names: list[str], dtype: type) -> np.ndarray:
+    """C order: a batch gathers whole rows."""
+    matrix = np.empty((frame.height, len(names)), dtype)
+    for at, name in enumerate(names):
+        matrix[:, at] = frame[name].to_numpy()
+    return matrix

@@ -1,0 +1,33 @@
+"""Logits of joint tasks from the logits of a model's heads."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from pwiser_jax.tasks import CvrSpace, heads, joint_task
+
+
+def product_logit(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The logit of σ(a) σ(b): -log(e^-a + e^-b + e^(-a-b)), elementwise.
+
+    Exact where a product of probabilities would round to 0 or to 1.
+    """
+    return -logsumexp(jnp.stack([-a, -b, -a - b]), axis=0)
+
+
+def joint_logits(
+    logits: dict[str, jax.Array], labels: tuple[str, ...], space: CvrSpace
+) -> dict[str, jax.Array]:
+    """The heads' logits, and in the spaces "click" and "product" the joint tasks' too.
+
+    There a head above the first is conditional on the rung before, and P(level >= k) is
+    the product of the first k heads.
+    """
+    if space == "ctcvr":
+        return logits
+    first, *above = heads(labels, space)
+    joint, together = {}, logits[first.name]
+    for head in above:
+        together = product_logit(together, logits[head.name])
+        joint[joint_task(labels, head.rung).name] = together
+    return logits | joint

@@ -1,0 +1,81 @@
+"""PLE: levels of experts, some of one task and some shared, mixed level by level."""
+
+import jax
+from flax import linen as nn
+
+from pwiser_jax.models.base import MultiTaskModel
+from pwiser_jax.models.context import Context
+from pwiser_jax.models.embedding import Embedding
+from pwiser_jax.models.layers import Blocks, Linear, mix
+
+
+class PLE(MultiTaskModel):
+    """logit_k = tower_k(g_k of the last level), as in the reference.
+
+    Level j has experts of each task k, which read the task's output g_k of the level
+    before, and shared experts, which read the shared output g_s. In the first level all
+    read the embedding.
+
+        g_k = Σ softmax(gate_k(previous g_k)) · (experts of k, then shared experts)
+        g_s = Σ softmax(gate_s(previous g_s)) · (experts of all tasks, then shared ones)
+
+    Nothing would read g_s of the last level: it has no shared gate. One level is CGC.
+
+    Reference: Tang et al., Progressive Layered Extraction (PLE), RecSys 2020,
+    equations 1 to 8.
+    """
+
+    def features(self, inputs, context):
+        sizes = self.config
+        embed = Embedding(self.schema, sizes.embedding_dim, name="embedding")
+        shared = embed(inputs, context)
+        tasks = dict.fromkeys(self.heads, shared)
+        for i, hidden in enumerate(sizes.levels):
+            level = ExtractionLevel(
+                hidden=hidden,
+                task_experts=sizes.task_experts,
+                shared_experts=sizes.shared_experts,
+                dropout=sizes.dropout,
+                last=i == len(sizes.levels) - 1,
+                name=f"level_{i}",
+            )
+            tasks, shared = level(tasks, shared, context)
+        return tasks
+
+
+class ExtractionLevel(nn.Module):
+    """(g_k by task, g_s) of one level from those of the one before.
+
+    The last level returns the g_s that it was given.
+    """
+
+    hidden: tuple[int, ...]
+    task_experts: int
+    shared_experts: int
+    dropout: float
+    last: bool
+
+    @nn.compact
+    def __call__(
+        self, tasks: dict[str, jax.Array], shared: jax.Array, context: Context
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        def experts(name: str, count: int, x: jax.Array) -> jax.Array:
+            return Blocks(self.hidden, self.dropout, count, name=name)(x, context)
+
+        of_task = {
+            task: experts(f"experts_{task}", self.task_experts, x)
+            for task, x in tasks.items()
+        }
+        of_all = experts("shared_experts", self.shared_experts, shared)
+
+        def gated(name: str, x: jax.Array, *groups: jax.Array) -> jax.Array:
+            count = sum(len(group) for group in groups)
+            return mix(Linear(count, name=name)(x), *groups)
+
+        mixed = {
+            task: gated(f"gate_{task}", x, of_task[task], of_all)
+            for task, x in tasks.items()
+        }
+        if self.last:
+            return mixed, shared
+        return mixed, gated("shared_gate", shared, *of_task.values(), of_all)

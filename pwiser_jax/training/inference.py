@@ -1,0 +1,82 @@
+"""Logits of whole splits, and the trained model of a run folder."""
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pwiser_jax.config import Config
+from pwiser_jax.data.batches import Rows, sequential_batches
+from pwiser_jax.data.schema import Schema
+from pwiser_jax.errors import UserError
+from pwiser_jax.models import build
+from pwiser_jax.training.checkpoint import Checkpoints
+from pwiser_jax.training.parallel import device_count, eval_program, split_rows
+from pwiser_jax.training.step import TrainState, initial_state
+
+# Drawing the weights is a large program that runs once: compiled without optimisation
+# it is ready three times sooner.
+RUN_ONCE = {"xla_backend_optimization_level": 0}
+
+
+def example_inputs(schema: Schema) -> dict[str, Any]:
+    """One row of zeros: what a model needs to know the shapes of its inputs."""
+    return {
+        "categorical": np.zeros((1, len(schema.categorical)), np.int32),
+        "numerical": np.zeros((1, len(schema.numerical)), np.float32),
+    }
+
+
+def new_state(config: Config, schema: Schema) -> TrainState:
+    """The state at step 0, drawn from the config's seed."""
+    module, inputs = build(config.model, schema), example_inputs(schema)
+    draw = jax.jit(partial(initial_state, module, inputs), compiler_options=RUN_ONCE)
+    return draw(config.train.seed)
+
+
+def state_template(config: Config, schema: Schema) -> TrainState:
+    """The shapes and types of a state, without its numbers."""
+    module, inputs = build(config.model, schema), example_inputs(schema)
+    return jax.eval_shape(lambda: initial_state(module, inputs, config.train.seed))
+
+
+def load_best(run: Path, config: Config, schema: Schema) -> TrainState:
+    """The state with the best validation AUC.
+
+    Raises:
+        UserError: the run has none yet, or it is damaged.
+    """
+    best = Checkpoints(run, "best")
+    try:
+        found = best.restore(state_template(config, schema), warnings.warn)
+    finally:
+        best.close()
+    if found is None:
+        raise UserError(f"{run} has no best checkpoint yet; train it first")
+    return found[0]
+
+
+def predict_logits(
+    config: Config, schema: Schema, state: TrainState, rows: Rows
+) -> dict[str, np.ndarray]:
+    """Logits f32[N] by name for every row, in order."""
+    program = eval_program(config.model, schema)
+    chunks: dict[str, list[np.ndarray]] = {}
+    for logits, count in _logits(program, config, state, rows):
+        for name, values in logits.items():
+            chunks.setdefault(name, []).append(values.reshape(-1)[:count])
+    return {name: np.concatenate(parts) for name, parts in chunks.items()}
+
+
+def _logits(
+    program: Any, config: Config, state: TrainState, rows: Rows
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    devices = device_count()
+    for batch in sequential_batches(rows, config.data.eval_batch_size):
+        inputs = split_rows(batch.inputs, devices)
+        logits = program(state.params, state.batch_stats, inputs)
+        yield jax.device_get(logits), int(np.sum(batch.mask))

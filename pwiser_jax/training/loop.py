@@ -1,0 +1,249 @@
+"""The training loop, from top to bottom."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pwiser_jax.config import Config
+from pwiser_jax.data.batches import Rows, epoch_batches, steps_per_epoch
+from pwiser_jax.data.prepared import Prepared
+from pwiser_jax.data.schema import Schema
+from pwiser_jax.errors import UserError
+from pwiser_jax.evaluation import mean_auc
+from pwiser_jax.training import objective as objectives
+from pwiser_jax.training.checkpoint import Checkpoints
+from pwiser_jax.training.inference import new_state, predict_logits, state_template
+from pwiser_jax.training.metrics import MetricsWriter
+from pwiser_jax.training.parallel import device_count, shard_batch, train_program
+from pwiser_jax.training.progress import Reporter
+from pwiser_jax.training.run import RESULT, open_run, write_json
+from pwiser_jax.training.signals import Interrupted, StopSignals
+from pwiser_jax.training.step import Hyper, TrainState
+
+# Metrics are read from the devices this often: a CPU backend of several devices can
+# deadlock when a loop runs ahead without ever waiting.
+READ_EVERY = 8
+
+
+@dataclass
+class Progress:
+    """The loop's own state: kept in each checkpoint, so that a resumed run is the same.
+
+    The position in the data is the number of steps done; `epoch` counts the epochs that
+    have been evaluated too.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    best_step: int = -1
+    best_epoch: int = -1
+    best_auc: float = -1.0
+    best_aucs: dict[str, float] = field(default_factory=dict)
+    without_gain: int = 0
+    stopped: str = ""
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+
+
+def train(
+    config: Config, output: Path, reporter: Reporter, *, stop_after: int | None = None
+) -> dict[str, Any]:
+    """Trains a run, or goes on with it, and returns its result.
+
+    Args:
+        config: the configuration; `data.path` is a prepared folder.
+        output: the run's folder; a run that stands there already is gone on with.
+        reporter: hears of steps and epochs.
+        stop_after: ends this call after so many steps of its own, with a checkpoint.
+    Returns:
+        The tree of result.json.
+    Raises:
+        UserError: the data, the configuration or the folder do not fit, or the loss is
+            not finite.
+        Interrupted: stopped by a signal or `stop_after`, after saving.
+    """
+    # 1. Data, objective, folder.
+    prepared = Prepared(Path(config.data.path))
+    schema = prepared.schema
+    objective, weights = objectives.build(
+        config.loss, schema.labels, config.model.cvr_space
+    )
+    open_run(output, config, Path(config.data.path))
+    if (output / RESULT).exists():
+        reporter.line(f"{output} is finished already")
+        return json.loads((output / RESULT).read_text())
+    train_rows, valid_rows = prepared.load("train"), prepared.load("valid")
+    epoch_steps = steps_per_epoch(len(train_rows), config.data.batch_size)
+
+    # 2. State: from the last checkpoint, or from the seed.
+    last, best = Checkpoints(output, "last"), Checkpoints(output, "best")
+    found = last.restore(state_template(config, schema), reporter.line)
+    if found is None:
+        state, progress = new_state(config, schema), Progress()
+    else:
+        state, progress = found[0], Progress(**found[1])
+        reporter.line(f"going on from the checkpoint at step {progress.step}")
+    metrics = MetricsWriter(output, progress.step)
+
+    # 3. Epochs.
+    loop = _Loop(config, schema, reporter, metrics, last, best, progress, state)
+    program = train_program(config.model, schema, objective)
+    hyper = Hyper(
+        seed=config.train.seed,
+        learning_rate=config.optimizer.learning_rate,
+        l2=config.optimizer.l2,
+        weights=weights,
+    )
+    budget = None if stop_after is None else progress.step + stop_after
+    try:
+        with StopSignals() as signals:
+            while not progress.stopped:
+                loop.train_epoch(
+                    program, hyper, train_rows, epoch_steps, signals, budget
+                )
+                loop.end_epoch(valid_rows)
+    finally:
+        metrics.close()
+        last.close()
+        best.close()
+
+    # 4. Result.
+    result = {
+        "best": {
+            "epoch": progress.best_epoch,
+            "step": progress.best_step,
+            "mean_auc": progress.best_auc,
+            "auc": progress.best_aucs,
+        },
+        "steps": progress.step,
+        "stopped": progress.stopped,
+    }
+    write_json(output / RESULT, result)
+    return result
+
+
+@dataclass
+class _Loop:
+    config: Config
+    schema: Schema
+    reporter: Reporter
+    metrics: MetricsWriter
+    last: Checkpoints
+    best: Checkpoints
+    progress: Progress
+    state: TrainState
+    _clock: float = field(default_factory=time.perf_counter)
+
+    def save(self) -> None:
+        self.last.save(self.progress.step, self.state, asdict(self.progress))
+
+    def train_epoch(
+        self,
+        program: Any,
+        hyper: Hyper,
+        rows: Rows,
+        epoch_steps: int,
+        signals: StopSignals,
+        budget: int | None,
+    ) -> None:
+        """The rest of an epoch, from the position on."""
+        progress, train = self.progress, self.config.train
+        epoch = progress.epoch
+        done = progress.step - epoch * epoch_steps
+        self.reporter.epoch(epoch, epoch_steps, done)
+        devices, size = device_count(), self.config.data.batch_size
+        pending: list[Any] = []
+        self._clock = time.perf_counter()
+        batches = epoch_batches(
+            rows, size, seed=train.seed, epoch=epoch, start_step=done
+        )
+        for batch in batches:
+            self.state, values = program(self.state, shard_batch(batch, devices), hyper)
+            pending.append(values)
+            progress.step += 1
+            log = progress.step % train.log_every == 0
+            checkpoint = progress.step % train.checkpoint_every == 0
+            out_of_budget = progress.step == budget
+            stop = signals.received is not None or out_of_budget
+            if log or checkpoint or stop or len(pending) == READ_EVERY:
+                self._read(pending, size)
+                pending = []
+            if log:
+                self._log(epoch)
+            if checkpoint or stop:
+                self.save()
+            if stop:
+                raise Interrupted(progress.step, signals.received or 0)
+        self._read(pending, size)
+
+    def _read(self, pending: list[Any], batch_size: int) -> None:
+        """Waits for the steps in `pending` and adds their metrics to the window."""
+        if not pending:
+            return
+        progress = self.progress
+        first = progress.step - len(pending) + 1
+        for step, values in enumerate(jax.device_get(pending), start=first):
+            # The parts first: a part says more than the whole.
+            for name in sorted(values, key="loss".__eq__):
+                value = values[name]
+                if not np.isfinite(value):
+                    raise UserError(
+                        f"the loss is not finite: {name} is {value} at step {step}; "
+                        "the last good checkpoint stays"
+                    )
+                total = progress.window.get(name, 0.0)
+                progress.window[name] = total + float(value)
+            progress.window_steps += 1
+        now = time.perf_counter()
+        speed = len(pending) * batch_size / max(now - self._clock, 1e-9)
+        self._clock = now
+        loss = progress.window["loss"] / progress.window_steps
+        self.reporter.steps(len(pending), loss, speed)
+
+    def _log(self, epoch: int) -> None:
+        """A line of metrics: means since the line before."""
+        progress = self.progress
+        means = {k: v / progress.window_steps for k, v in progress.window.items()}
+        self.metrics.write("train", progress.step, {"epoch": epoch, **means})
+        progress.window, progress.window_steps = {}, 0
+
+    def end_epoch(self, valid: Rows) -> None:
+        """Validation, early stopping, checkpoints."""
+        progress, config = self.progress, self.config
+        epoch = progress.epoch
+        logits = predict_logits(config, self.schema, self.state, valid)
+        for name, values in logits.items():
+            if not np.all(np.isfinite(values)):
+                raise UserError(
+                    f"the logits of {name} are not finite after step {progress.step}; "
+                    "the last good checkpoint stays"
+                )
+        mean, aucs = mean_auc(
+            logits, valid.labels, self.schema.labels, config.model.cvr_space
+        )
+        if progress.window_steps:
+            self._log(epoch)
+        self.metrics.write(
+            "valid", progress.step, {"epoch": epoch, "auc": aucs, "mean_auc": mean}
+        )
+        if mean > progress.best_auc:
+            progress.best_auc, progress.best_aucs = mean, aucs
+            progress.best_step, progress.best_epoch = progress.step, epoch
+            progress.without_gain = 0
+            self.best.save(progress.step, self.state, asdict(progress))
+        else:
+            progress.without_gain += 1
+        if progress.without_gain >= config.train.patience:
+            progress.stopped = "early"
+        elif epoch + 1 >= config.train.epochs:
+            progress.stopped = "epochs"
+        progress.epoch = epoch + 1
+        self.save()
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in aucs.items())
+        mark = " *" if progress.without_gain == 0 else ""
+        self.reporter.line(f"epoch {epoch + 1}: validation AUC {shown}{mark}")

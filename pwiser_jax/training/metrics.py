@@ -1,0 +1,54 @@
+"""Where a run's numbers go: metrics.jsonl and TensorBoard event files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends lines to metrics.jsonl and scalars to event files.
+
+    A run that goes on from step `start` first cuts off the lines after it: they will be
+    written again, so the file ends up as if nothing had happened.
+    """
+
+    def __init__(self, run: Path, start: int) -> None:
+        path = run / "metrics.jsonl"
+        kept = read_metrics(run, upto=start)
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(run / "tensorboard"), purge_step=start + 1 if start else None
+        )
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """One line: {"kind": ..., "step": ..., **values}; nested names joined by "/"."""
+        line = {"kind": kind, "step": step, **values}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            scalars = value if isinstance(value, dict) else {"": value}
+            for key, number in scalars.items():
+                tag = "/".join(part for part in (kind, name, key) if part)
+                self._board.add_scalar(tag, number, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run: Path, upto: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, to step `upto`; a line cut off is left out."""
+    path = run / "metrics.jsonl"
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if upto is None or line["step"] <= upto:
+            lines.append(line)
+    return lines

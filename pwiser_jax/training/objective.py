@@ -1,0 +1,154 @@
+"""The training objective: mean over tasks of (BCE + lambda * PWiseR).
+
+An `Objective` holds what is compiled in (which tasks, heads and terms exist, and the
+forms); `Weights` holds the numbers, which are traced: changing one compiles nothing.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pwiser_jax.config import LossConfig
+from pwiser_jax.errors import UserError
+from pwiser_jax.losses import bce_loss, ladder_loss
+from pwiser_jax.tasks import CvrSpace, Task, heads, trained
+
+BASE_MARGIN = {"probability": 0.1, "logit": 0.5}
+
+Term = tuple[int, int]
+
+
+class Weights(NamedTuple):
+    """The traced numbers of an objective: lambda by head, margin by term."""
+
+    lambdas: dict[str, jax.Array | float]
+    margins: dict[Term, jax.Array | float]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is compiled in: tasks with a cross-entropy, ranked heads, terms, forms."""
+
+    tasks: tuple[Task, ...]
+    ranked: tuple[str, ...]
+    terms: tuple[Term, ...]
+    scores: str
+    surrogate: str
+    gate: str
+    normalize: str
+    pairs: str
+    bce_rows: str
+
+    def __call__(
+        self,
+        logits: dict[str, jax.Array],
+        labels: jax.Array,
+        mask: jax.Array,
+        weights: Weights,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of a batch and its parts.
+
+        Args:
+            logits: f[B] by name.
+            labels: int[B, L], nested, lowest rung first.
+            mask: bool[B], False for padding.
+            weights: lambdas and margins.
+            axis_name: the mapped axis that the batch is spread over, if any.
+        Returns:
+            The scalar loss, and "bce/NAME" and "pwiser/NAME" (before lambda).
+        """
+        level = jnp.sum(labels.astype(jnp.int32), axis=-1)
+        rows = mask
+        if self.bce_rows == "conversions":
+            rows = rows & (level == labels.shape[-1])
+        total = jnp.zeros(())
+        parts: dict[str, jax.Array] = {}
+        for task in self.tasks:
+            bce = bce_loss(
+                logits[task.name],
+                level >= task.rung,
+                where=rows & (level >= task.given),
+                axis_name=axis_name,
+            )
+            parts[f"bce/{task.name}"] = bce
+            total += bce
+        for name in self.ranked:
+            z = logits[name]
+            rank = ladder_loss(
+                jax.nn.sigmoid(z) if self.scores == "probability" else z,
+                level,
+                weights.margins,
+                surrogate=self.surrogate,
+                gate=self.gate,
+                normalize=self.normalize,
+                pairs=self.pairs,
+                where=mask,
+                axis_name=axis_name,
+            )
+            parts[f"pwiser/{name}"] = rank
+            total += weights.lambdas[name] * rank
+        return total / len(self.tasks), parts
+
+
+def build(
+    config: LossConfig, labels: tuple[str, ...], space: CvrSpace
+) -> tuple[Objective, Weights]:
+    """Resolves names and defaults of `config` against the data's labels.
+
+    Raises:
+        UserError: a head or a pair of labels that does not exist, or nothing to train.
+    """
+    tasks = trained(labels, space)
+    known = {task.name: None for task in (*heads(labels, space), *tasks)}
+    if (
+        space == "click"
+    ):  # the joint products exist as logits, without a BCE of their own
+        known |= {task.name: None for task in trained(labels, "product")}
+    lambdas = config.lambdas
+    if not isinstance(lambdas, dict):
+        lambdas = {task.name: lambdas for task in tasks}
+    for name in lambdas:
+        if name not in known:
+            raise UserError(
+                f"loss.lambdas names the head {name!r}; this model and data have "
+                f"{', '.join(known)}"
+            )
+    ranked = tuple(name for name in known if lambdas.get(name, 0.0) > 0)
+    margins = _margins(config, labels) if ranked else {}
+    if not margins:
+        ranked = ()
+    objective = Objective(
+        tasks=tasks,
+        ranked=ranked,
+        terms=tuple(margins),
+        scores=config.scores,
+        surrogate=config.surrogate,
+        gate=config.gate,
+        normalize=config.normalize,
+        pairs=config.pairs,
+        bce_rows=config.bce_rows,
+    )
+    return objective, Weights({name: lambdas[name] for name in ranked}, margins)
+
+
+def _margins(config: LossConfig, labels: tuple[str, ...]) -> dict[Term, float]:
+    """Margins by (hi, lo) level; the default is a step a rung, top over all lower."""
+    rungs = {name: level for level, name in enumerate(("exposure", *labels))}
+    top, step = len(labels), BASE_MARGIN[config.scores]
+    margins: dict[Term, float] = {(top, low): step * (top - low) for low in range(top)}
+    for pair, margin in (config.margins or {}).items():
+        hi, _, lo = pair.partition(">")
+        if hi not in rungs or lo not in rungs or rungs[hi] <= rungs[lo]:
+            raise UserError(
+                f"loss.margins names {pair!r}; expected higher>lower out of "
+                f"{', '.join(reversed(rungs))}"
+            )
+        term = rungs[hi], rungs[lo]
+        margins.pop(term, None)
+        if margin is not None:
+            margins[term] = margin
+    return dict(sorted(margins.items()))

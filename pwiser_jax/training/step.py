@@ -1,0 +1,127 @@
+"""One training step and one evaluation step, as plain functions of arrays."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from pwiser_jax.training.objective import Objective, Weights
+
+
+class Hyper(NamedTuple):
+    """The traced numbers of a run: changing one compiles nothing."""
+
+    seed: jax.Array | int
+    learning_rate: jax.Array | float
+    l2: jax.Array | float
+    weights: Weights
+
+
+class TrainState(NamedTuple):
+    """What a step changes. A checkpoint is this and the position in the data."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    optimizer: optax.OptState
+
+
+class Batch(NamedTuple):
+    """Rows of one step; the arrays' first axis is rows."""
+
+    inputs: dict[str, Any]
+    labels: Any
+    mask: Any
+    rows: Any
+
+
+def optimizer(
+    learning_rate: jax.Array | float, l2: jax.Array | float
+) -> optax.GradientTransformation:
+    """Adam whose L2 is added to the gradient before the moments, as PyTorch's is."""
+    return optax.chain(
+        optax.add_decayed_weights(l2),
+        optax.scale_by_adam(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def initial_state(
+    module: nn.Module, inputs: dict[str, Any], seed: jax.Array | int
+) -> TrainState:
+    """Weights drawn from `seed`; only the shapes of `inputs` count."""
+    variables = module.init(jax.random.key(seed), inputs, train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        optimizer=optimizer(0.0, 0.0).init(params),
+    )
+
+
+def train_step(
+    module: nn.Module, objective: Objective, axis_name: str | None
+) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step function: (state, batch, hyper) -> (state, metrics).
+
+    Under a mapped axis, each device holds its part of the batch and the whole state;
+    losses and batch statistics are global, so the new state is the same everywhere.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, hyper: Hyper
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        # The same key on every device: dropout counts by global row, not by device.
+        dropout = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            logits, changed = module.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                batch.inputs,
+                train=True,
+                mask=batch.mask,
+                rows=batch.rows,
+                rngs={"dropout": dropout},
+                mutable=["batch_stats"],
+            )
+            loss, parts = objective(
+                logits, batch.labels, batch.mask, hyper.weights, axis_name=axis_name
+            )
+            return loss, (parts, changed.get("batch_stats", {}))
+
+        (loss, (parts, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        if axis_name is not None:
+            # The losses are global values, and the mean over devices of their
+            # gradients is the gradient of the whole batch (see losses).
+            grads = jax.lax.pmean(grads, axis_name)
+        updates, optimizer_state = optimizer(hyper.learning_rate, hyper.l2).update(
+            grads, state.optimizer, state.params
+        )
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            optimizer=optimizer_state,
+        )
+        return new_state, {"loss": loss, **parts}
+
+    return step
+
+
+def eval_step(module: nn.Module) -> Callable[[Any, Any, dict[str, Any]], Any]:
+    """The function (params, batch_stats, inputs) -> logits by name."""
+
+    def step(
+        params: Any, batch_stats: Any, inputs: dict[str, Any]
+    ) -> dict[str, jax.Array]:
+        return module.apply(  # pyright: ignore[reportReturnType]  # not mutable
+            {"params": params, "batch_stats": batch_stats}, inputs, train=False
+        )
+
+    return step

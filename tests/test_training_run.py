@@ -1,0 +1,168 @@
+"""A run as a whole: repeatable, resumable, honest about what went wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from training_helpers import small_config
+
+from pwiser_jax.data.synthetic import prepare_synthetic
+from pwiser_jax.errors import UserError
+from pwiser_jax.training.evaluate import evaluate_run
+from pwiser_jax.training.loop import train
+from pwiser_jax.training.metrics import read_metrics
+from pwiser_jax.training.progress import Silent
+from pwiser_jax.training.signals import Interrupted
+
+
+class Lines(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "synthetic"
+    prepare_synthetic(folder, rows=6_000, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    train(small_config(data), run, Silent())
+    return run
+
+
+def test_a_run_leaves_what_its_numbers_can_be_traced_to(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "data", "checkpoints", "metrics.jsonl"} <= names
+    assert {"tensorboard", "result.json"} <= names
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    result = json.loads((finished / "result.json").read_text())
+    kinds = [line["kind"] for line in read_metrics(finished)]
+    assert kinds.count("valid") == 2
+    assert set(result["best"]["auc"]) == {"ctr", "ctcvr"}
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_does_not(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    train(small_config(data), tmp_path / "same", Silent())
+    train(small_config(data, train={"seed": 1}), tmp_path / "other", Silent())
+    assert read_metrics(tmp_path / "same") == read_metrics(finished)
+    assert read_metrics(tmp_path / "other") != read_metrics(finished)
+
+
+@pytest.mark.parametrize("stop_after", [3, 7, 11])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    data: Path, finished: Path, tmp_path: Path, stop_after: int
+) -> None:
+    run, config = tmp_path / "run", small_config(data)
+    for _ in range(100):
+        reporter = Lines()
+        try:
+            result = train(config, run, reporter, stop_after=stop_after)
+            break
+        except Interrupted:
+            continue
+    assert any("going on from the checkpoint" in line for line in reporter.lines)
+    assert read_metrics(run) == read_metrics(finished)
+    assert result == json.loads((finished / "result.json").read_text())
+    assert evaluate_run(run, "valid") == evaluate_run(finished, "valid")
+
+
+def test_a_finished_run_is_not_run_again(data: Path, finished: Path) -> None:
+    reporter = Lines()
+    before = (finished / "metrics.jsonl").stat().st_mtime_ns
+    train(small_config(data), finished, reporter)
+    assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
+    assert "finished already" in reporter.lines[0]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(
+    data: Path, finished: Path
+) -> None:
+    with pytest.raises(UserError, match="train.seed 0, not 5"):
+        train(small_config(data, train={"seed": 5}), finished, Silent())
+
+
+def test_a_folder_with_other_things_is_refused_and_left_alone(
+    data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds no run"):
+        train(small_config(data), tmp_path, Silent())
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_task_and_value(
+    data: Path, tmp_path: Path
+) -> None:
+    config = small_config(data, optimizer={"learning_rate": 1e30}, model={"dropout": 0})
+    with pytest.raises(UserError, match=r"not finite") as caught:
+        train(config, tmp_path / "run", Silent())
+    assert "step" in str(caught.value)
+    assert "ctr" in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", small_config(data)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train(config, run, Silent(), stop_after=7)
+    checkpoints = run / "checkpoints" / "last"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["14", "7"]
+    for path in (checkpoints / "14").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    reporter = Lines()
+    train(config, run, reporter)
+    assert "is damaged" in reporter.lines[0]
+    assert "step 7" in reporter.lines[1]
+    assert read_metrics(run) == read_metrics(finished)
+
+
+def test_no_readable_checkpoint_is_an_error_that_says_so(
+    data: Path, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", small_config(data)
+    with pytest.raises(Interrupted):
+        train(config, run, Silent(), stop_after=7)
+    shutil.rmtree(run / "checkpoints" / "last" / "7" / "state")
+    with pytest.raises(UserError, match="no checkpoint .* can be read"):
+        train(config, run, Silent())
+
+
+def test_training_learns_the_synthetic_funnel(finished: Path) -> None:
+    aucs = [m["mean_auc"] for m in read_metrics(finished) if m["kind"] == "valid"]
+    assert aucs[-1] > 0.55
+
+
+def test_evaluation_of_an_empty_test_split_is_an_error(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "data"
+    prepare_synthetic(copy, rows=6_000, seed=3, test=0.0)
+    run = tmp_path / "run"
+    train(small_config(copy, train={"epochs": 1}), run, Silent())
+    with pytest.raises(UserError, match="test"):
+        evaluate_run(run, "test")
+
+
+def test_state_leaves_are_float32(finished: Path, data: Path) -> None:
+    from pwiser_jax.data.prepared import Prepared
+    from pwiser_jax.training.evaluate import run_config
+    from pwiser_jax.training.inference import load_best
+
+    state = load_best(finished, run_config(finished), Prepared(data).schema)
+    kinds = {np.asarray(leaf).dtype for leaf in jax.tree.leaves(state)}
+    assert kinds == {np.dtype("float32"), np.dtype("int32")}

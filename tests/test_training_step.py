@@ -1,0 +1,178 @@
+"""The training step: four devices equal one, padding changes nothing, no recompiling."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from training_helpers import SMALL
+
+from pwiser_jax.config import LossConfig
+from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.models import build
+from pwiser_jax.training import objective as objectives
+from pwiser_jax.training.parallel import AXIS, split_rows
+from pwiser_jax.training.step import Batch, Hyper, initial_state, train_step
+
+SCHEMA = Schema(
+    categorical=(CategoricalField("user", 9), CategoricalField("item", 5)),
+    numerical=(NumericalField("price"), NumericalField("age")),
+)
+
+
+def make_batch(rows: int, seed: int = 0, padding: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    click = rng.random(rows) < 0.4
+    conversion = click & (rng.random(rows) < 0.4)
+    inputs = {
+        "categorical": np.stack(
+            [rng.integers(0, 12, rows), rng.integers(0, 8, rows)], axis=1
+        ).astype(np.int32),
+        "numerical": rng.normal(size=(rows, 2)).astype(np.float32),
+    }
+    labels = np.stack([click, conversion], axis=1).astype(np.int8)
+    mask = np.ones(rows, bool)
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        filler = np.zeros((padding, *array.shape[1:]), array.dtype)
+        return np.concatenate([array, filler])
+
+    inputs, labels, mask = jax.tree.map(pad, (inputs, labels, mask))
+    return Batch(inputs, labels, mask, np.arange(rows + padding, dtype=np.uint32))
+
+
+def setup(name: str, space: str, lambdas: float = 0.5) -> tuple[Any, Any, Hyper]:
+    model = SMALL.__class__(**{**SMALL.__dict__, "name": name, "cvr_space": space})
+    objective, weights = objectives.build(
+        LossConfig(lambdas=lambdas), SCHEMA.labels, model.cvr_space
+    )
+    hyper = Hyper(seed=3, learning_rate=1e-3, l2=1e-6, weights=weights)
+    return model, objective, hyper
+
+
+def start(model: Any, batch: Batch) -> Any:
+    module = build(model, SCHEMA)
+    return jax.jit(lambda: initial_state(module, batch.inputs, 0))()
+
+
+def gradients(step: Any, *arguments: Any) -> tuple[Any, Any]:
+    """First-step losses and gradients: after one step Adam's first moment is 0.1 g."""
+    state, metrics = step(*arguments)
+    moment = state.optimizer[1].mu
+    return jax.tree.map(lambda m: np.asarray(m) * 10, moment), metrics
+
+
+@pytest.mark.parametrize("space", ["ctcvr", "click", "product"])
+@pytest.mark.parametrize("name", ["single_task", "shared_bottom", "mmoe", "ple"])
+def test_four_devices_equal_one(name: str, space: str) -> None:
+    model, objective, hyper = setup(name, space)
+    batch = make_batch(53, padding=3)
+    # The last device holds three rows of padding, the first no conversion.
+    batch.labels[:14, 1] = 0
+    state = start(model, batch)
+    one = jax.jit(train_step(build(model, SCHEMA), objective, None))
+    four = jax.pmap(
+        train_step(build(model, SCHEMA, axis_name=AXIS), objective, AXIS),
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=0,
+    )
+    expected, expected_metrics = gradients(one, state, batch, hyper)
+    got, metrics = gradients(four, state, split_rows(batch, 4), hyper)
+    for name_, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name_], np.full(4, value), rtol=1e-5)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+
+    def same(a: np.ndarray, b: np.ndarray) -> None:
+        for device in range(4):  # every device has the global gradient
+            np.testing.assert_allclose(b[device], a, rtol=1e-4, atol=1e-5 * largest)
+
+    jax.tree.map(same, expected, got)
+
+
+def test_padding_changes_nothing() -> None:
+    model, objective, hyper = setup("ple", "ctcvr")
+    step = jax.jit(train_step(build(model, SCHEMA), objective, None))
+    plain, padded = make_batch(50), make_batch(50, padding=14)
+    padded.inputs["numerical"][50:] = 1e3
+    state = start(model, plain)
+    expected, expected_metrics = gradients(step, state, plain, hyper)
+    got, metrics = gradients(step, state, padded, hyper)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6),
+        expected,
+        got,
+    )
+
+
+def test_what_a_config_varies_compiles_once() -> None:
+    traces = 0
+    model, objective, hyper = setup("shared_bottom", "ctcvr")
+    step = train_step(build(model, SCHEMA), objective, None)
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return step(*arguments)
+
+    program = jax.jit(counted)
+    batch = make_batch(32)
+    state = start(model, batch)
+    for lambda_, margin, seed, rate in [(0.1, 0.1, 0, 1e-3), (0.7, 0.3, 5, 1e-2)]:
+        objective_, weights = objectives.build(
+            LossConfig(lambdas=lambda_, margins={"conversion>click": margin}),
+            SCHEMA.labels,
+            "ctcvr",
+        )
+        assert objective_ == objective
+        program(state, batch, Hyper(seed, rate, 1e-6 * (1 + seed), weights))
+    assert traces == 1
+
+
+def test_bce_on_conversions_alone_ignores_the_other_rows() -> None:
+    objective, weights = objectives.build(
+        LossConfig(lambdas=0.0, bce_rows="conversions"), SCHEMA.labels, "ctcvr"
+    )
+    batch = make_batch(40)
+    converted = batch.labels[:, 1] == 1
+    rng = np.random.default_rng(0)
+    logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
+    value, _ = objective(logits, batch.labels, batch.mask, weights)
+    expected = np.mean(
+        [np.mean(np.log1p(np.exp(-z[converted]))) for z in logits.values()]
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_lambda_weighs_each_head_and_tasks_are_averaged() -> None:
+    rng = np.random.default_rng(1)
+    batch = make_batch(40)
+    logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
+    objective, weights = objectives.build(
+        LossConfig(lambdas={"ctr": 0.25, "ctcvr": 2.0}), SCHEMA.labels, "ctcvr"
+    )
+    value, parts = objective(logits, batch.labels, batch.mask, weights)
+    ctr = parts["bce/ctr"] + 0.25 * parts["pwiser/ctr"]
+    ctcvr = parts["bce/ctcvr"] + 2.0 * parts["pwiser/ctcvr"]
+    np.testing.assert_allclose(value, (ctr + ctcvr) / 2, rtol=1e-6)
+    assert parts["pwiser/ctr"] > 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "word"),
+    [
+        (LossConfig(lambdas={"cvr": 0.1}), "cvr"),
+        (
+            LossConfig(lambdas=0.1, margins={"click>conversion": 0.1}),
+            "click>conversion",
+        ),
+        (LossConfig(lambdas=0.1, margins={"cart>click": 0.1}), "cart>click"),
+    ],
+)
+def test_names_that_do_not_exist_are_refused(loss: LossConfig, word: str) -> None:
+    from pwiser_jax.errors import UserError
+
+    with pytest.raises(UserError, match=word):
+        objectives.build(loss, SCHEMA.labels, "ctcvr")

@@ -1,0 +1,36 @@
+"""A small prepared folder and a small configuration, for tests of training."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pwiser_jax.config import Config, DataConfig, LossConfig, TrainConfig
+from pwiser_jax.models.config import ModelConfig
+
+SMALL = ModelConfig(
+    name="mmoe",
+    embedding_dim=4,
+    bottom=(8,),
+    expert=(8,),
+    experts=3,
+    levels=((8,), (6,)),
+    shared_experts=1,
+    task_experts=2,
+    tower=(6,),
+    dropout=0.2,
+)
+
+
+def small_config(data: Path, **changes: Any) -> Config:
+    """A run of seconds; `changes` are by section, as `train={"seed": 1}`."""
+    config = Config(
+        data=DataConfig(path=str(data), batch_size=256, eval_batch_size=1024),
+        model=SMALL,
+        loss=LossConfig(lambdas=0.1),
+        train=TrainConfig(epochs=2, log_every=5, checkpoint_every=7),
+    )
+    for section, values in changes.items():
+        config = replace(
+            config, **{section: replace(getattr(config, section), **values)}
+        )
+    return config
