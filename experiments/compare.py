@@ -25,6 +25,7 @@ from pwiser_jax.reports.tables import (
     to_rich,
     write_csv,
 )
+from pwiser_jax.tasks import joint_task
 from pwiser_jax.training.evaluate import run_config
 from pwiser_jax.training.inference import load_best, predict_logits
 from pwiser_jax.training.metrics import read_metrics
@@ -230,9 +231,10 @@ def _curves(results: pl.DataFrame, options: Options) -> pl.DataFrame:
 
 
 def _distributions(results: pl.DataFrame, model: str, options: Options) -> Picture:
-    """CTCVR (or the last joint task's) logits by level, a panel a loss, seed 0."""
+    """The top joint task's logits by level, a panel a loss, of seed 0."""
     prepared = Prepared(options.data)
     labels = prepared.schema.labels
+    task = joint_task(labels, len(labels)).name
     rows = prepared.load(options.split)
     scores: dict[str, np.ndarray] = {}
     for run, loss in results.select("run", "loss").unique(maintain_order=True).rows():
@@ -244,9 +246,9 @@ def _distributions(results: pl.DataFrame, model: str, options: Options) -> Pictu
             list(logits.values())[-1] if "ctcvr" not in logits else logits["ctcvr"]
         )
     names = [level_name(level, labels) for level in range(len(labels) + 1)]
-    figure = score_distributions(scores, rows.labels.sum(axis=1), names)
+    figure = score_distributions(scores, rows.labels.sum(axis=1), names, task)
     return Picture(
         figure,
-        f"Density of the CTCVR logit of {model} by level, a panel a loss.",
+        f"Density of the {task.upper()} logit of {model} by level, a panel a loss.",
         f"{model}, seed 0, {options.split}: scores of the three levels by loss.",
     )

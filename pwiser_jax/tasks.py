@@ -19,7 +19,7 @@ CONDITIONAL_NAMES = {"conversion": "cvr"}
 
 @dataclass(frozen=True)
 class Task:
-    """One probability: P(level >= rung | level >= given), measured on level >= given."""
+    """P(level >= rung | level >= given), measured on the rows with level >= given."""
 
     name: str
     rung: int

@@ -158,12 +158,13 @@ def test_a_longer_ladder():
 def test_ratio_of_heads_ranks_beyond_one_and_is_a_probability():
     """Where pCTCVR > pCTR the ratio still ranks, and its probability stays at 1."""
     ctr = np.array([-2.0, -2.0, -2.0, 30.0], np.float32)
-    ctcvr = np.array([-3.0, 0.0, 1.0, 29.0], np.float32)
+    ctcvr = np.array([-3.1, 0.0, 1.0, 29.0], np.float32)
     logits = {"ctr": ctr, "ctcvr": ctcvr}
     labels = np.array([[1, 0], [1, 0], [1, 1], [0, 0]], np.int8)
     p = probabilities(logits, FUNNEL, "ctcvr")
     assert list(p) == ["ctr", "ctcvr", "cvr"]
-    assert p["cvr"][0] == pytest.approx(special.expit(-3.0) / special.expit(-2.0))
+    ratio = special.expit(float(ctcvr[0])) / special.expit(float(ctr[0]))
+    assert p["cvr"][0] == pytest.approx(ratio, rel=1e-14)
     assert p["cvr"][1:].tolist() == [1, 1, pytest.approx(1, abs=1e-12)]
     found = evaluate(
         logits, labels, np.arange(4), label_names=FUNNEL, space="ctcvr", split="valid"

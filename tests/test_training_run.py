@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from training_helpers import small_config
 
+from pwiser_jax.data.prepared import DataWarning
 from pwiser_jax.data.synthetic import prepare_synthetic
 from pwiser_jax.errors import UserError
 from pwiser_jax.training.evaluate import evaluate_run
@@ -89,7 +90,7 @@ def test_a_finished_run_is_not_run_again(data: Path, finished: Path) -> None:
 def test_another_configuration_in_the_same_folder_is_refused(
     data: Path, finished: Path
 ) -> None:
-    with pytest.raises(UserError, match="train.seed 0, not 5"):
+    with pytest.raises(UserError, match=r"train\.seed 0, not 5"):
         train(small_config(data, train={"seed": 5}), finished, Silent())
 
 
@@ -138,7 +139,7 @@ def test_no_readable_checkpoint_is_an_error_that_says_so(
     with pytest.raises(Interrupted):
         train(config, run, Silent(), stop_after=7)
     shutil.rmtree(run / "checkpoints" / "last" / "7" / "state")
-    with pytest.raises(UserError, match="no checkpoint .* can be read"):
+    with pytest.raises(UserError, match=r"no checkpoint .* can be read"):
         train(config, run, Silent())
 
 
@@ -151,7 +152,8 @@ def test_evaluation_of_an_empty_test_split_is_an_error(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "data"
-    prepare_synthetic(copy, rows=6_000, seed=3, test=0.0)
+    with pytest.warns(DataWarning, match="test split is empty"):
+        prepare_synthetic(copy, rows=6_000, seed=3, test=0.0)
     run = tmp_path / "run"
     train(small_config(copy, train={"epochs": 1}), run, Silent())
     with pytest.raises(UserError, match="test"):

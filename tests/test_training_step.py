@@ -1,4 +1,4 @@
-"""The training step: four devices equal one, padding changes nothing, no recompiling."""
+"""The training step: four devices equal one, padding is nothing, one compilation."""
 
 from typing import Any
 
@@ -109,7 +109,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_what_a_config_varies_compiles_once() -> None:
     traces = 0
-    model, objective, hyper = setup("shared_bottom", "ctcvr")
+    model, objective, _ = setup("shared_bottom", "ctcvr")
     step = train_step(build(model, SCHEMA), objective, None)
 
     def counted(*arguments: Any) -> Any:

@@ -41,7 +41,8 @@ def name_of(source: Source) -> str:
 
 
 def is_text(dtype: pl.DataType) -> bool:
-    return dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)
+    """Text, or the type that a column of nothing but nulls has."""
+    return isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)
 
 
 def category(name: str, dtype: pl.DataType) -> Reading:

@@ -41,11 +41,11 @@ def funnel(
     rows: int,
     *,
     seed: int = 0,
-    click_rate: float = 0.09,
-    conversion_rate: float = 0.07,
+    click_rate: float = 0.1,
+    conversion_rate: float = 0.08,
     click_noise: float = 0.0,
-    users: int = 20_000,
-    items: int = 5_000,
+    users: int = 4_000,
+    items: int = 1_000,
 ) -> pl.DataFrame:
     """The rows of the funnel, in time order; arguments as in `prepare_synthetic`.
 
@@ -140,7 +140,7 @@ def _exposures(
     )
     conversion = (
         0.8 * match
-        - 0.9 * unsuited
+        - 1.4 * unsuited
         + 0.6 * trust[item] * (1 + 0.7 * np.tanh(price[item]))
         + 0.5 * discount * (budget[user] < 0)
         + 0.6 * at_desk
@@ -161,8 +161,8 @@ def _exposures(
         "budget": (budget + 0.4 * rng.normal(size=users))[user],
         "price": np.exp(0.5 * price)[item],
         "picture": (picture + 0.5 * rng.normal(size=items))[item],
-        "reviews": (trust + 0.5 * rng.normal(size=items))[item],
-        "affinity": match + 1.5 * rng.normal(size=rows),
+        "reviews": (trust + 0.8 * rng.normal(size=items))[item],
+        "affinity": match + 2 * rng.normal(size=rows),
         "visits": rng.poisson(np.exp(1 + 0.5 * activity))[user],
         "discount": discount,
     }

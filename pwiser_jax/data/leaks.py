@@ -1,8 +1,9 @@
 """Features that are labels in disguise.
 
 A copy of a label among the features makes an AUC of 1.0 that means nothing. Names are
-checked, and then values: a feature that takes one value where a label is 0 and another
-where it is 1 is a copy, whatever the two values are (0 and 1, 1 and 0, "no" and "yes").
+checked, and then values: a feature with a single value in each level, but not the same
+one in all, is a label in other words, whatever the values are (0 and 1, 1 and 0, "no"
+and "yes", or the level itself).
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,8 @@ from pwiser_jax.data.schema import GROUP, TIME
 from pwiser_jax.errors import UserError
 
 CHANCE_ROWS = 20
-"""Below so many rows of either class, a feature with two values other than 0 and 1 may
-equal a label by chance."""
+"""With fewer rows of either class, a feature of two values other than 0 and 1 may equal
+a label by chance."""
 
 
 def refuse_names(spec: FlatSpec) -> None:
@@ -45,7 +46,7 @@ def refuse_names(spec: FlatSpec) -> None:
 def refuse_copies(
     train: pl.LazyFrame, spec: FlatSpec, features: Mapping[str, pl.Expr]
 ) -> None:
-    """Raise a UserError for a feature that equals a label on every row of train."""
+    """Raise a UserError for a feature that gives a label away on every row of train."""
     dtypes = train.collect_schema()
     level = pl.sum_horizontal(truth(c, dtypes[c]) for c in spec.labels.values())
     names = list(features)
@@ -70,23 +71,18 @@ def refuse_copies(
 
 
 def _copied(table: pl.DataFrame, at: int, labels: tuple[str, ...]) -> str | None:
-    """The label that a feature equals, from its range and empty values by level."""
-    constant = []
+    """The label that a feature gives away, from its range and gaps by level."""
+    values, counts, levels = [], [], []
     for row in table.iter_rows(named=True):
         low, high, empty = (row[f"{key}{at}"] for key in ("low", "high", "empty"))
         if low != high or empty not in (0, row["rows"]):
             return None
-        constant.append(low)
-    levels: list[int] = table["level"].to_list()
-    counts: list[int] = table["rows"].to_list()
-    for rung, label in enumerate(labels, 1):
-        ones = {v for v, k in zip(constant, levels, strict=True) if k >= rung}
-        zeros = {v for v, k in zip(constant, levels, strict=True) if k < rung}
-        if len(ones) != 1 or len(zeros) != 1 or ones == zeros:
-            continue
-        positives = sum(n for n, k in zip(counts, levels, strict=True) if k >= rung)
-        fewest = min(positives, sum(counts) - positives)
-        binary = {str(v).removesuffix(".0") for v in ones | zeros} == {"0", "1"}
-        if binary or fewest >= CHANCE_ROWS:
-            return label
+        values.append(low)
+        counts.append(row["rows"])
+        levels.append(row["level"])
+    binary = {str(value).removesuffix(".0") for value in values} == {"0", "1"}
+    for k in range(1, len(values)):
+        if values[k] != values[k - 1]:
+            fewest = min(sum(counts[:k]), sum(counts[k:]))
+            return labels[levels[k] - 1] if binary or fewest >= CHANCE_ROWS else None
     return None

@@ -36,9 +36,11 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if context.train:
             count = context.count_rows(x.shape[-2])
-            # Two passes: the mean of squares less the squared mean would cancel.
+            # Two passes: the mean of squares less the squared mean would cancel. The
+            # variance is least at the mean, so its gradient does not go through it.
             mean = context.sum_rows(x) / jnp.maximum(count, 1)
-            var = context.sum_rows(jnp.square(x - mean)) / jnp.maximum(count, 1)
+            centred = x - lax.stop_gradient(mean)
+            var = context.sum_rows(jnp.square(centred)) / jnp.maximum(count, 1)
             unbiased = var * (count / jnp.maximum(count - 1, 1))
             for running, batch in ((running_mean, mean), (running_var, unbiased)):
                 batch = batch.reshape(shape)

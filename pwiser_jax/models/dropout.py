@@ -7,8 +7,11 @@ wherever the row is computed. One finaliser a value is also several times cheape
 threefry on a CPU.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from pwiser_jax.models.context import Context
@@ -20,8 +23,8 @@ def scramble(x: jax.Array) -> jax.Array:
 
     Reference: Chris Wellons, https://nullprogram.com/blog/2018/07/31/
     """
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
@@ -36,16 +39,9 @@ def keep_mask(
     """
     *stack, batch, width = shape
     row = scramble(seeds[0] ^ rows).reshape((1,) * len(stack) + (batch, 1))
-    units = jnp.arange(_product(stack) * width, dtype=jnp.uint32)
+    units = jnp.arange(math.prod(stack) * width, dtype=jnp.uint32)
     unit = scramble(seeds[1] ^ units).reshape((*stack, 1, width))
-    return scramble(row + unit) >= jnp.uint32(round(rate * 2**32))
-
-
-def _product(sizes: list[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
+    return scramble(row + unit) >= np.uint32(round(rate * 2**32))
 
 
 class Dropout(nn.Module):

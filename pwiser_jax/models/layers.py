@@ -1,9 +1,12 @@
 """Linear layers, alone or in stacks, and what the models make of them."""
 
 import math
+from functools import reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from pwiser_jax.models.batch_norm import BatchNorm
@@ -78,10 +81,7 @@ def mix(gate: jax.Array, *groups: jax.Array) -> jax.Array:
 
     The gate's columns run over the groups in order: E = Σ_g E_g.
     """
-    weights = nn.softmax(gate)
-    first, mixed = 0, 0
-    for experts in groups:
-        own = weights[:, first : first + len(experts)]
-        mixed += jnp.einsum("be,ebd->bd", own, experts)
-        first += len(experts)
-    return jnp.asarray(mixed)
+    ends = np.cumsum([len(experts) for experts in groups])
+    weights = jnp.split(nn.softmax(gate), ends[:-1], axis=1)
+    pairs = zip(weights, groups, strict=True)
+    return reduce(add, (jnp.einsum("be,ebd->bd", w, experts) for w, experts in pairs))

@@ -1,9 +1,9 @@
 """Checkpoints through orbax; no other module knows it.
 
 A run folder holds two series: `checkpoints/last`, the newest two, to go on from, and
-`checkpoints/best`, the one with the best validation AUC. A checkpoint is the train state
-and a small JSON tree of the loop's own state (position, early stopping). Orbax writes
-into a temporary folder and renames it, so a kill leaves whole checkpoints only.
+`checkpoints/best`, the one with the best validation AUC. A checkpoint is the train
+state and a small JSON tree of the loop's own state (position, early stopping). Orbax
+writes into a temporary folder and renames it: a kill leaves whole checkpoints only.
 """
 
 from collections.abc import Callable

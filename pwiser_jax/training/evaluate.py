@@ -66,8 +66,11 @@ def summary(report: dict[str, Any]) -> str:
         if auc["value"] is None:
             lines.append(f"{name:8} AUC not defined: {auc['reason']}")
             continue
+        interval = "no interval"
+        if auc["low"] is not None:
+            interval = f"[{auc['low']:.4f}, {auc['high']:.4f}]"
         lines.append(
-            f"{name:8} AUC {auc['value']:.4f} [{auc['low']:.4f}, {auc['high']:.4f}]"
+            f"{name:8} AUC {auc['value']:.4f} {interval}"
             f"   log loss {found['log_loss']:.4f}"
         )
     return "\n".join(lines)

@@ -25,7 +25,7 @@ class MetricsWriter:
         )
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line: {"kind": ..., "step": ..., **values}; nested names joined by "/"."""
+        """One line, {"kind", "step", **values}; event files join nested names by "/"."""
         line = {"kind": kind, "step": step, **values}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
@@ -41,7 +41,7 @@ class MetricsWriter:
 
 
 def read_metrics(run: Path, upto: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, to step `upto`; a line cut off is left out."""
+    """A run's lines of metrics.jsonl, to step `upto`; a line cut off is left out."""
     path = run / "metrics.jsonl"
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():

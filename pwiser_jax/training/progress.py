@@ -37,7 +37,7 @@ class Silent:
 
 
 class ProgressBar:
-    """A bar an epoch, with loss and rows/s, on stderr; plain lines where no terminal."""
+    """A bar an epoch with loss and rows/s, on stderr; plain lines off a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)

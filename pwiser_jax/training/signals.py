@@ -11,7 +11,8 @@ class Interrupted(Exception):
 
     def __init__(self, step: int, signum: int) -> None:
         super().__init__(
-            f"stopped at step {step} with a checkpoint; run the same command again to go on"
+            f"stopped at step {step} with a checkpoint; run the same command again "
+            "to go on"
         )
         self.signum = signum
 

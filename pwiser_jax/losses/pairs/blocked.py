@@ -36,13 +36,15 @@ def pair_row_sums(
         jax.tree.map(lambda rows: rows[:0], positives), others, surrogate, gate
     )
 
-    # Without the checkpoint every tile would be kept for the backward pass.
+    # The outer checkpoint keeps tiles from being stored for the backward pass, the
+    # inner one from being handed from one pass's cond to the other's.
     @jax.checkpoint
     def tile_sums(tile: Positives) -> tuple[Array, Array]:
+        work = jax.checkpoint(
+            lambda tile: broadcast.pair_row_sums(tile, others, surrogate, gate)
+        )
         return jax.lax.cond(
-            jnp.any(tile.weights != 0),
-            lambda: broadcast.pair_row_sums(tile, others, surrogate, gate),
-            lambda: nothing,
+            jnp.any(tile.weights != 0), work, lambda _: nothing, tile
         )
 
     def step(sums: tuple[Array, Array], tile: Positives):

@@ -1,0 +1,138 @@
+"""The four models in NumPy float64, written from the papers' equations.
+
+One expert, one task and one field at a time, without any of the library's code; only
+the names of parameters are the library's. `variables` are nested dicts of arrays.
+"""
+
+import numpy as np
+
+EPSILON, MOMENTUM = 1e-5, 0.9
+
+
+def float64(tree):
+    if isinstance(tree, dict):
+        return {name: float64(leaf) for name, leaf in tree.items()}
+    return np.array(tree, np.float64)
+
+
+class NumpyModel:
+    """Logits by name of a model without dropout; `stats` then holds the new ones."""
+
+    def __init__(self, config, schema, variables, train):
+        self.config, self.schema, self.train = config, schema, train
+        self.params = float64(variables["params"])
+        self.stats = float64(variables["batch_stats"])
+
+    def logits(self, inputs, head_names):
+        batch = {name: np.asarray(x, np.float64) for name, x in inputs.items()}
+        z = {
+            "single_task": self.single_task,
+            "shared_bottom": self.shared_bottom,
+            "mmoe": self.mmoe,
+            "ple": self.ple,
+        }[self.config.name](batch, head_names)
+        return {name: self.tower(name, z[name]) for name in head_names}
+
+    # Layers
+
+    def at(self, path):
+        params, stats = self.params, self.stats
+        for name in path:
+            params, stats = params[name], stats.get(name, {})
+        return params, stats
+
+    def linear(self, path, x, expert=...):
+        params, _ = self.at(path)
+        return x @ params["kernel"][expert] + params["bias"][expert]
+
+    def batch_norm(self, path, x, expert=...):
+        params, stats = self.at(path)
+        mean, var = stats["mean"][expert], stats["var"][expert]
+        if self.train:
+            stats["mean"][expert] = MOMENTUM * mean + 0.1 * x.mean(0)
+            stats["var"][expert] = MOMENTUM * var + 0.1 * x.var(0, ddof=1)
+            mean, var = x.mean(0), x.var(0)
+        normal = (x - mean) / np.sqrt(var + EPSILON)
+        return normal * params["scale"][expert] + params["bias"][expert]
+
+    def hidden(self, path, widths, x, expert=...):
+        for i in range(len(widths)):
+            x = self.linear([*path, f"layer_{i}"], x, expert)
+            x = np.maximum(self.batch_norm([*path, f"norm_{i}"], x, expert), 0)
+        return x
+
+    def tower(self, head, x):
+        path = [f"tower_{head}"]
+        x = self.hidden([*path, "hidden"], self.config.tower, x)
+        return self.linear([*path, "out"], x)[:, 0]
+
+    def embedding(self, name, batch):
+        fields, start = [], 0
+        for i, field in enumerate(self.schema.categorical):
+            ids = batch["categorical"][:, i].astype(int)
+            fields.append(self.params[name]["table"][start + ids])
+            start += field.size + 3
+        if self.schema.numerical:
+            fields.append(self.linear([name, "numerical"], batch["numerical"]))
+        return np.concatenate(fields, axis=1)
+
+    def mixture(self, gate_path, x, experts):
+        scores = np.exp(self.linear(gate_path, x))
+        weights = scores / scores.sum(1, keepdims=True)
+        assert weights.shape[1] == len(experts)
+        return sum(weights[:, [e]] * out for e, out in enumerate(experts))
+
+    # Models
+
+    def single_task(self, batch, heads):
+        return {
+            head: self.hidden(
+                [f"bottom_{head}"],
+                self.config.bottom,
+                self.embedding(f"embedding_{head}", batch),
+            )
+            for head in heads
+        }
+
+    def shared_bottom(self, batch, heads):
+        x = self.embedding("embedding", batch)
+        return dict.fromkeys(heads, self.hidden(["bottom"], self.config.bottom, x))
+
+    def mmoe(self, batch, heads):
+        x = self.embedding("embedding", batch)
+        experts = [
+            self.hidden(["experts"], self.config.expert, x, e)
+            for e in range(self.config.experts)
+        ]
+        return {head: self.mixture([f"gate_{head}"], x, experts) for head in heads}
+
+    def ple(self, batch, heads):
+        config = self.config
+        g = dict.fromkeys([*heads, None], self.embedding("embedding", batch))
+        for j, widths in enumerate(config.levels):
+            level, new, of_all_tasks = f"level_{j}", {}, []
+            shared = [
+                self.hidden([level, "shared_experts"], widths, g[None], e)
+                for e in range(config.shared_experts)
+            ]
+            for head in heads:
+                own = [
+                    self.hidden([level, f"experts_{head}"], widths, g[head], e)
+                    for e in range(config.task_experts)
+                ]
+                gate = [level, f"gate_{head}"]
+                new[head] = self.mixture(gate, g[head], own + shared)
+                of_all_tasks += own
+            if j < len(config.levels) - 1:
+                gate = [level, "shared_gate"]
+                new[None] = self.mixture(gate, g[None], of_all_tasks + shared)
+            g = new
+        return g
+
+
+def logit(p):
+    return np.log(p) - np.log1p(-p)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))

@@ -1,0 +1,171 @@
+"""The whole batch's loss and gradient on four devices, under every way to map.
+
+One device has most conversions, one has none, one has no row that counts. Gradients are
+those of a model's parameters, as a training step takes them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from losses_data import FORMS
+
+from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
+
+DEVICES, LOCAL = 4, 12
+SIZE = DEVICES * LOCAL
+
+
+def batch():
+    """Inputs, labels and row options; arrays with one entry a row."""
+    rng = np.random.default_rng(0)
+    device = np.arange(SIZE) // LOCAL
+    rate = np.array([0.6, 0.0, 0.3, 0.1])[device]
+    conversions = rng.random(SIZE) < rate
+    counts = (device != 2) & (rng.random(SIZE) < 0.9)
+    inputs = rng.normal(size=(SIZE, 3)).astype(np.float32)
+    return {
+        "inputs": np.where(device[:, None] == 2, np.float32(1e30), inputs),
+        "clicks": conversions | (rng.random(SIZE) < 0.4),
+        "conversions": conversions,
+        "levels": rng.integers(0, 4, SIZE),
+        "where": counts,
+        "weights": rng.integers(1, 5, SIZE).astype(np.float32) / 2,
+        "segments": rng.integers(0, 3, SIZE),
+    }
+
+
+def losses(parameters, rows, form, axis_name):
+    """Each loss with its gradient by the parameters, before any collective on these."""
+    options = {"where": rows["where"], "axis_name": axis_name}
+    pair_options = {"pairs": form, **options}
+    weighted = {"weights": rows["weights"]}
+    grouped = {"segments": rows["segments"], **weighted}
+
+    def logits(p):
+        return rows["inputs"] @ p["w"] + p["b"]
+
+    def pwiser(p, **choice):
+        return pwiser_loss(
+            jax.nn.sigmoid(logits(p)),
+            rows["clicks"],
+            rows["conversions"],
+            **choice,
+            **pair_options,
+        )
+
+    def ladder(p):
+        margins = {(3, 2): 0.5, (3, 0): 1.0, (2, 1): 0.5}
+        return ladder_loss(
+            logits(p), rows["levels"], margins, **grouped, **pair_options
+        )
+
+    def bce(p, **choice):
+        return bce_loss(logits(p), rows["clicks"], **choice, **options)
+
+    each = {
+        "pwiser": pwiser,
+        "pwiser of groups": partial(pwiser, normalize="negatives", **grouped),
+        "pwiser, sum": partial(pwiser, normalize="none", surrogate="logistic"),
+        "ladder": ladder,
+        "bce": bce,
+        "weighted bce": partial(bce, **weighted),
+    }
+    return {name: jax.value_and_grad(loss)(parameters) for name, loss in each.items()}
+
+
+def local_losses(parameters, rows, form):
+    """What each device does: gradients of its losses, then their mean."""
+    return {
+        name: (value, jax.lax.pmean(gradient, "devices"))
+        for name, (value, gradient) in losses(parameters, rows, form, "devices").items()
+    }
+
+
+def with_pmap(form):
+    def run(parameters, rows):
+        shards = jax.tree.map(lambda x: x.reshape(DEVICES, LOCAL, *x.shape[1:]), rows)
+        step = partial(local_losses, form=form)
+        return jax.pmap(step, axis_name="devices", in_axes=(None, 0))(
+            parameters, shards
+        )
+
+    return run
+
+
+def with_shard_map(form, check_vma):
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("devices",))
+    rows, everywhere = PartitionSpec("devices"), PartitionSpec()
+
+    def step(parameters, rows):
+        # A device axis in the output shows each device's own result.
+        results = local_losses(parameters, rows, form)
+        return jax.tree.map(lambda x: x[None], results)
+
+    return jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(everywhere, rows),
+            out_specs=rows,
+            check_vma=check_vma,
+        )
+    )
+
+
+MAPPED = {
+    "pmap": with_pmap,
+    "shard_map": partial(with_shard_map, check_vma=True),
+    "shard_map without vma": partial(with_shard_map, check_vma=False),
+}
+PARAMETERS = {"w": np.array([0.5, -1.0, 0.25], np.float32), "b": np.float32(0.1)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mapped", MAPPED.values(), ids=MAPPED.keys())
+def test_four_devices_equal_one(mapped, form):
+    rows = batch()
+    run = mapped(form)
+    results = run(PARAMETERS, rows)
+    whole = jax.jit(partial(losses, form=form, axis_name=None))(PARAMETERS, rows)
+    for name, expected in whole.items():
+        leaves = jax.tree.leaves(results[name]), jax.tree.leaves(expected)
+        for many, one in zip(*leaves, strict=True):
+            assert many.shape[0] == DEVICES
+            np.testing.assert_allclose(
+                many, np.broadcast_to(one, many.shape), rtol=2e-5, err_msg=name
+            )
+    # A bad row of one device that counts, then no row that counts on any.
+    bad = dict(rows, inputs=rows["inputs"].copy())
+    bad["inputs"][np.argmax(rows["where"])] = np.nan
+    for value, _ in run(PARAMETERS, bad).values():
+        assert np.isnan(value).all()
+    nothing = dict(rows, where=np.zeros(SIZE, bool))
+    for result in jax.tree.leaves(run(PARAMETERS, nothing)):
+        np.testing.assert_array_equal(result, 0)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_gradient_of_a_mapped_loss(check_vma):
+    """The gradient taken outside of the map, by the scores."""
+    rows = batch()
+    s = jax.nn.sigmoid(np.random.default_rng(1).normal(size=SIZE)).astype(jnp.float32)
+    data = rows["clicks"], rows["conversions"], rows["where"]
+
+    def loss(s, clicks, conversions, where, axis_name=None):
+        return pwiser_loss(s, clicks, conversions, where=where, axis_name=axis_name)
+
+    mapped = jax.shard_map(
+        partial(loss, axis_name="devices"),
+        mesh=Mesh(np.array(jax.devices()[:DEVICES]), ("devices",)),
+        in_specs=PartitionSpec("devices"),
+        out_specs=PartitionSpec(),
+        check_vma=check_vma,
+    )
+    value, gradient = jax.jit(jax.value_and_grad(mapped))(s, *data)
+    expected = jax.value_and_grad(loss)(s, *data)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-9)

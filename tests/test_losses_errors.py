@@ -1,0 +1,157 @@
+"""What bad values do, and what wrong arguments say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from losses_data import FORMS
+
+from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
+
+SCORES = np.array([0.9, 0.4, 0.5, 0.1], np.float32)
+CLICKS = np.array([1, 1, 1, 0])
+CONVERSIONS = np.array([1, 0, 0, 0])
+NAN = float("nan")
+BAD = [NAN, float("inf"), -float("inf")]
+
+
+def pwiser(scores=SCORES, clicks=CLICKS, conversions=CONVERSIONS, **options):
+    return pwiser_loss(scores, clicks, conversions, **options)
+
+
+def ladder(scores=SCORES, levels=CLICKS, margins=None, **options):
+    return ladder_loss(scores, levels, margins or {(1, 0): 0.1}, **options)
+
+
+def bce(logits=SCORES, labels=CLICKS, **options):
+    return bce_loss(logits, labels, **options)
+
+
+def changed(array, row, value):
+    result = np.array(array, np.float32)
+    result[row] = value
+    return result
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("surrogate", ["squared_hinge", "hinge", "logistic"])
+@pytest.mark.parametrize("conversions", [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+def test_a_bad_score_that_counts_gives_nan(form, surrogate, conversions):
+    """Also where no pair holds it, where the loss would else be 0."""
+
+    @jax.jit
+    def run(scores):
+        return jax.value_and_grad(pwiser)(
+            scores, conversions=jnp.array(conversions), surrogate=surrogate, pairs=form
+        )
+
+    assert np.isfinite(run(SCORES)[0])
+    for row in range(4):
+        for bad in BAD:
+            value, gradient = run(changed(SCORES, row, bad))
+            assert np.isnan(value)
+            assert np.isnan(gradient[row])
+
+
+def test_bce_of_a_bad_logit_is_nan():
+    for row in range(4):
+        for bad in BAD:
+            value, gradient = jax.value_and_grad(bce)(changed(SCORES, row, bad))
+            assert np.isnan(value)
+            assert np.isnan(gradient[row])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: pwiser(clicks=changed(CLICKS, 3, NAN)),
+        lambda: pwiser(conversions=changed(CONVERSIONS, 3, NAN)),
+        lambda: pwiser(weights=changed(np.ones(4), 3, NAN)),
+        lambda: pwiser(weights=changed(np.ones(4), 0, np.inf)),
+        lambda: pwiser(margins=(0.1, NAN)),
+        lambda: bce(labels=changed(CLICKS, 3, NAN)),
+        lambda: bce(weights=changed(np.ones(4), 3, NAN)),
+        lambda: jax.jit(ladder)(SCORES, np.array([1, 0, 0, 2])),
+        lambda: jax.jit(ladder)(SCORES, np.array([1, 0, 0, -1])),
+    ],
+)
+def test_other_bad_values_that_count_give_nan(call):
+    assert np.isnan(call())
+
+
+def test_bad_values_that_do_not_count_change_nothing():
+    options = {"where": np.array([True, True, True, False])}
+    bad = {
+        "clicks": changed(CLICKS, 3, NAN),
+        "conversions": changed(CONVERSIONS, 3, NAN),
+        "weights": changed(np.ones(4), 3, NAN),
+    }
+    assert pwiser(**bad, **options) == pwiser(**options)
+    labels, weights = bad["clicks"], bad["weights"]
+    assert bce(labels=labels, weights=weights, **options) == bce(**options)
+    levels = np.array([1, 0, 0, 7])
+    assert ladder(levels=levels, **options) == ladder(levels=levels % 7, **options)
+
+
+def test_huge_scores_without_a_pair_are_harmless():
+    """Their pairs would overflow."""
+    s = np.array([3e38, -3e38, 3e38, -3e38], np.float32)
+    nothing = np.zeros(4, int)
+    value, gradient = jax.value_and_grad(pwiser)(s, conversions=nothing)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "call"),
+    [
+        (AssertionError, "scores", lambda: pwiser(scores=np.ones((4, 1), np.float32))),
+        (AssertionError, "scores", lambda: pwiser(scores=np.ones(4, int))),
+        (AssertionError, "clicks", lambda: pwiser(clicks=CLICKS[:3])),
+        (AssertionError, "clicks", lambda: pwiser(clicks=CLICKS * 1j)),
+        (AssertionError, "conversions", lambda: pwiser(conversions=CLICKS[:, None])),
+        (AssertionError, "where", lambda: pwiser(where=CLICKS)),
+        (AssertionError, "where", lambda: pwiser(where=np.ones(3, bool))),
+        (AssertionError, "weights", lambda: pwiser(weights=CLICKS)),
+        (AssertionError, "weights", lambda: pwiser(weights=SCORES[:2])),
+        (AssertionError, "segments", lambda: pwiser(segments=SCORES)),
+        (AssertionError, "segments", lambda: pwiser(segments=CLICKS[:2])),
+        (ValueError, "segments", lambda: pwiser(segments=CLICKS * 2**32)),
+        (ValueError, "surrogate", lambda: pwiser(surrogate="huber")),
+        (ValueError, "gate", lambda: pwiser(gate="open")),
+        (ValueError, "gate", lambda: pwiser(gate="literal", surrogate="hinge")),
+        (ValueError, "normalize", lambda: pwiser(normalize="mean")),
+        (ValueError, "pairs", lambda: pwiser(pairs="all")),
+        (ValueError, "margins", lambda: pwiser(margins=0.1)),
+        (ValueError, "margins", lambda: pwiser(margins=(0.1, 0.2, 0.3))),
+        (ValueError, "margins", lambda: pwiser(margins=(None, None))),
+        (AssertionError, "margins", lambda: pwiser(margins=np.ones((2, 2)))),
+        (AssertionError, "levels", lambda: ladder(levels=SCORES)),
+        (AssertionError, "levels", lambda: ladder(levels=CLICKS[:2])),
+        (ValueError, "levels: row 2", lambda: ladder(levels=np.array([1, 0, 2, 0]))),
+        (ValueError, "levels: row 0", lambda: ladder(levels=np.array([-1, 0, 1, 0]))),
+        (ValueError, "margins", lambda: ladder(margins={(1, 1): 0.1})),
+        (ValueError, "margins", lambda: ladder(margins={(1, -1): 0.1})),
+        (ValueError, "margins", lambda: ladder(margins=np.array([[NAN, 1], [1, NAN]]))),
+        (ValueError, "margins", lambda: ladder(margins=[[NAN, NAN]])),
+        (ValueError, "margins", lambda: ladder(margins=[[NAN]])),
+        (ValueError, "margins", lambda: ladder_loss(SCORES, CLICKS, {})),
+        (AssertionError, "margins", lambda: ladder(margins={(1, 0): SCORES})),
+        (
+            TypeError,
+            "margins",
+            lambda: jax.jit(lambda m: ladder(margins=[[m, m], [m, m]]))(0.1),
+        ),
+        (ValueError, "term_weights", lambda: ladder(term_weights={(2, 0): 1.0})),
+        (ValueError, "term_weights", lambda: ladder(term_weights=np.ones((1, 1)))),
+        (ValueError, "term_weights", lambda: ladder(term_weights=np.ones(2))),
+        (AssertionError, "term_weights", lambda: ladder(term_weights={(1, 0): SCORES})),
+        (AssertionError, "logits", lambda: bce(logits=CLICKS)),
+        (AssertionError, "labels", lambda: bce(labels=CLICKS[:2])),
+        (AssertionError, "where", lambda: bce(where=CLICKS)),
+        (AssertionError, "weights", lambda: bce(weights=SCORES[:2])),
+    ],
+)
+def test_errors_name_the_argument(error, name, call):
+    with pytest.raises(error, match=rf"\b{name}: "):
+        call()

@@ -1,0 +1,129 @@
+"""Losses under jit, vmap and the precisions; their imports and their examples."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from losses_data import FORMS, labels, row_options, scores
+
+import pwiser_jax.losses
+from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
+
+SIZE = 16
+SCORES, (CLICKS, CONVERSIONS) = scores("random", SIZE), labels(SIZE)
+MARGINS = np.array([[0.1, 0.2], [0.5, 0.0], [-0.2, 0.3]], np.float32)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_new_margins_do_not_compile_again(form):
+    traces = []
+
+    @jax.jit
+    def loss(margins, factor):
+        traces.append(margins)
+        terms = {(2, 1): margins[0], (2, 0): margins[1]}
+        levels = jnp.where(CONVERSIONS > 0, 2, CLICKS)
+        return pwiser_loss(
+            SCORES, CLICKS, CONVERSIONS, margins=margins, pairs=form
+        ) + ladder_loss(
+            SCORES, levels, terms, term_weights={(2, 1): factor}, pairs=form
+        )
+
+    assert len({float(loss(margins, 2.0)) for margins in MARGINS}) == len(MARGINS)
+    assert loss(MARGINS[0], 3.0) != loss(MARGINS[0], 2.0)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_vmap_equals_a_loop(form):
+    """Over scores and margins, and over weights, on which tiles depend."""
+    options = [row_options(SIZE, seed) for seed in range(3)]
+    weights = np.stack([option["weights"] for option in options])
+    many = np.stack([scores("random", SIZE, seed) for seed in range(3)])
+
+    @jax.value_and_grad
+    def loss(s, margins, weights):
+        return pwiser_loss(
+            s, CLICKS, CONVERSIONS, margins=margins, weights=weights, pairs=form
+        )
+
+    for axes in ((0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0)):
+        arguments = [
+            array if axis == 0 else array[0]
+            for array, axis in zip((many, MARGINS, weights), axes, strict=True)
+        ]
+        together = jax.vmap(loss, in_axes=axes)(*arguments)
+        for k in range(3):
+            one = [
+                array[k] if axis == 0 else array
+                for array, axis in zip(arguments, axes, strict=True)
+            ]
+            for a, b in zip(together, loss(*one), strict=True):
+                np.testing.assert_allclose(a[k], b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_widened(dtype):
+    narrow = jnp.asarray(SCORES, dtype)
+    wide = narrow.astype(jnp.float32)
+    for loss in (
+        lambda s: pwiser_loss(s, CLICKS, CONVERSIONS),
+        lambda s: bce_loss(s, CLICKS),
+    ):
+        value, gradient = jax.value_and_grad(loss)(narrow)
+        expected, wide_gradient = jax.value_and_grad(loss)(wide)
+        assert value.dtype == jnp.float32
+        assert value == expected
+        np.testing.assert_array_equal(gradient, wide_gradient.astype(dtype))
+
+
+def test_double_precision_stays():
+    with jax.enable_x64(True):
+        s = np.random.default_rng(0).random(SIZE)
+        levels = reference.pwiser_levels(CLICKS, CONVERSIONS)
+        value = pwiser_loss(s, CLICKS, CONVERSIONS)
+        terms = reference.pwiser_margins((0.1, 0.2))
+        expected = reference.ladder_loss(s, levels, terms, precision=np.float64)
+        np.testing.assert_allclose(value, expected, rtol=1e-13)
+        value = bce_loss(s, CLICKS)
+        np.testing.assert_allclose(value, reference.bce_loss(s, CLICKS), rtol=1e-13)
+        assert pwiser_loss(SCORES, CLICKS, CONVERSIONS).dtype == jnp.float32
+
+
+def test_losses_need_only_jax_chex_and_numpy():
+    program = """
+import sys
+from pwiser_jax.losses import pwiser_loss
+heavy = {"flax", "optax", "orbax", "polars", "matplotlib", "sklearn", "jsonargparse"}
+others = {"data", "metrics", "models", "reports", "tasks", "training"}
+names = {name.split(".")[0] for name in sys.modules}
+own = {name.split(".")[1] for name in sys.modules if name.startswith("pwiser_jax.")}
+print(sorted(names & heavy), sorted(own & others))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[] []"
+
+
+def test_examples_in_docstrings():
+    package = pwiser_jax.losses
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    ]
+    results = [doctest.testmod(importlib.import_module(name)) for name in names]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 4 * 3
