@@ -1,9 +1,12 @@
 """A grid of runs, paired by seed: models x losses x seeds on one prepared dataset.
 
-A run's folder is named by what makes its numbers, so a run that exists is not run
-again, by this experiment or another, and a killed one goes on where it stopped.
+A run's folder, RUNS/DATASET-HASH/MODEL-LOSS-SEED-HASH, is named by what makes its
+numbers (the hashes are of the data's manifest and of the configuration). So a run that
+exists is not run again, by this experiment or another, and a killed one goes on.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from rich.progress import (
 )
 
 from pwiser_jax.config import Config, load_config
+from pwiser_jax.data.manifest import FILE
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.tasks import measured
@@ -51,9 +55,9 @@ class Cell:
     seed: int
     config: Config
 
-    def folder(self, runs: Path) -> Path:
-        name = f"{self.model}-{self.loss}-seed{self.seed}-{config_hash(self.config)}"
-        return runs / name
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.loss}-seed{self.seed}-{config_hash(self.config)}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,9 @@ def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
     prepared = Prepared(grid.data)
     names = [task.name for task in measured(prepared.schema.labels)]
     cells = list(grid.cells())
+    dataset = prepared.manifest.dataset
+    manifest = (grid.data / FILE).read_bytes()
+    series = f"{dataset}-{hashlib.sha256(manifest).hexdigest()[:8]}"
     rows: list[dict[str, Any]] = []
     console = Console(stderr=True, highlight=False)
     columns = (
@@ -119,13 +126,13 @@ def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
         task = bar.add_task("runs", total=len(cells))
         for cell in cells:
             bar.update(task, description=f"{cell.model} {cell.loss} seed {cell.seed}")
-            folder = cell.folder(runs)
-            result = train(cell.config, folder, Silent())
-            report = _evaluation(folder, split)
+            folder = f"{series}/{cell.name}"
+            result = train(cell.config, runs / folder, Silent())
+            report = _evaluation(runs / folder, split)
             for name in names:
                 rows.append(
                     {
-                        "dataset": prepared.manifest.dataset,
+                        "dataset": dataset,
                         "model": cell.model,
                         "loss": cell.loss,
                         "seed": cell.seed,
@@ -134,7 +141,7 @@ def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
                         "auc": report[name]["auc"]["value"],
                         "log_loss": report[name]["log_loss"],
                         "best_epoch": result["best"]["epoch"] + 1,
-                        "run": folder.name,
+                        "run": folder,
                         "config_hash": config_hash(cell.config),
                     }
                 )
@@ -143,8 +150,6 @@ def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
 
 
 def _evaluation(run: Path, split: str) -> dict[str, Any]:
-    import json
-
     path = run / f"evaluation_{split}.json"
     if path.exists():
         return json.loads(path.read_text())

@@ -20,7 +20,7 @@ from pwiser_jax.data.history import history
 from pwiser_jax.data.labels import check_labels
 from pwiser_jax.data.manifest import Manifest
 from pwiser_jax.data.prepared import check_output, write
-from pwiser_jax.data.sources import scan_csv
+from pwiser_jax.data.sources import refuse_repeats, scan_csv
 from pwiser_jax.data.split import split_by_time
 from pwiser_jax.errors import UserError
 
@@ -94,7 +94,7 @@ def prepare_kuairand(
     conversion: Literal["like", "long_view"] = "like",
     train_until: str = "2022-05-03",
     valid_until: str = "2022-05-05",
-    min_count: int = 2,
+    min_count: int = 20,
     overwrite: bool = False,
 ) -> Manifest:
     """KuaiRand-Pure: exposures of short videos with clicks, likes and long views.
@@ -190,7 +190,9 @@ def _read_log(log: Source, folder: Path) -> tuple[pl.DataFrame, dict[str, int]]:
 
 def _read_users(users: Source, folder: Path) -> pl.DataFrame:
     frame = _scan(users, folder, ("user_id", *COUNTS), ["user_id"], USER_CATEGORIES)
-    return _without_repeats(frame.collect(), "user_id", users)
+    rows = frame.collect()
+    refuse_repeats(rows["user_id"], _lines(users))
+    return rows
 
 
 def _read_videos(videos: Source, folder: Path) -> pl.DataFrame:
@@ -207,7 +209,9 @@ def _read_videos(videos: Source, folder: Path) -> pl.DataFrame:
         tags.list.get(0, null_on_oob=True).alias("tag"),
         tags.list.get(1, null_on_oob=True).alias("second_tag"),
     )
-    return _without_repeats(frame.collect(), "video_id", videos)
+    rows = frame.collect()
+    refuse_repeats(rows["video_id"], _lines(videos))
+    return rows
 
 
 def _scan(
@@ -226,15 +230,6 @@ def _scan(
 def _lines(source: Source) -> Callable[[int], str]:
     """From a 1-based row below the header to its place in the file."""
     return lambda row: f"{source}, line {row + 1}"
-
-
-def _without_repeats(rows: pl.DataFrame, key: str, source: Source) -> pl.DataFrame:
-    again = ~rows[key].is_first_distinct()
-    if again.any():
-        at = again.to_list().index(True)
-        place = _lines(source)(at + 1)
-        raise UserError(f"{place}: {key} {rows[key][at]} is in a line before it too")
-    return rows
 
 
 def _join(rows: pl.DataFrame, features: pl.DataFrame, key: str) -> pl.DataFrame:

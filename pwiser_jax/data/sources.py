@@ -7,7 +7,7 @@ file again line by line, to name the line and the column.
 """
 
 import csv
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,6 +68,19 @@ def scan_csv(
         if bad is not None:
             raise UserError(bad)
     return frame
+
+
+def refuse_repeats(keys: pl.Series, place: Callable[[int], str]) -> None:
+    """Raise a UserError that names the first row whose key an earlier row has.
+
+    Args:
+        keys: a column that should name each row.
+        place: from a 1-based row to its place in the file.
+    """
+    again = ~keys.is_first_distinct()
+    if again.any():
+        at = again.arg_true()[0]
+        raise UserError(f"{place(at + 1)}: {keys.name} {keys[at]} has an earlier row")
 
 
 @dataclass(frozen=True)

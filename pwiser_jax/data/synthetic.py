@@ -5,7 +5,7 @@ from pathlib import Path
 from pwiser_jax.data.flat import FlatSpec, FlatTable
 from pwiser_jax.data.funnel import funnel
 from pwiser_jax.data.manifest import Manifest
-from pwiser_jax.data.prepared import write
+from pwiser_jax.data.prepared import check_output, write
 from pwiser_jax.data.split import split_by_group
 
 CATEGORICAL = (
@@ -65,6 +65,7 @@ def prepare_synthetic(
         test: share of the sessions that are kept for the test.
         overwrite: replace a prepared folder.
     """
+    check_output(output, overwrite=overwrite)
     options = {
         "rows": rows,
         "seed": seed,

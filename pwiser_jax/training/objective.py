@@ -76,6 +76,8 @@ class Objective:
             )
             parts[f"bce/{task.name}"] = bce
             total += bce
+        # Rows above the highest level of all terms are in none of them.
+        ranked_rows = mask & (level <= max((hi for hi, _ in self.terms), default=0))
         for name in self.ranked:
             z = logits[name]
             rank = ladder_loss(
@@ -86,7 +88,7 @@ class Objective:
                 gate=self.gate,
                 normalize=self.normalize,
                 pairs=self.pairs,
-                where=mask,
+                where=ranked_rows,
                 axis_name=axis_name,
             )
             parts[f"pwiser/{name}"] = rank

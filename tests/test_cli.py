@@ -1,0 +1,179 @@
+"""The command line as a user meets it: what it prints, and what it says to mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from pwiser_jax import __version__
+from pwiser_jax.cli import main
+
+TINY = [
+    "--model.embedding_dim=4",
+    "--model.expert=[8]",
+    "--model.experts=2",
+    "--model.tower=[4]",
+    "--train.epochs=1",
+    "--data.batch_size=256",
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 3,000 rows with a schema beside it, prepared and trained on."""
+    folder = tmp_path_factory.mktemp("table")
+    rng = np.random.default_rng(0)
+    rows = 3_000
+    user, item = rng.integers(0, 200, rows), rng.integers(0, 30, rows)
+    price = rng.normal(size=rows)
+    click = rng.random(rows) < 1 / (1 + np.exp(-(price - item / 15)))
+    bought = click & (rng.random(rows) < 0.3)
+    frame = pl.DataFrame(
+        {
+            "user": user,
+            "item": [f"item {i}" for i in item],
+            "price": price,
+            "clicked": click.astype(int),
+            "bought": bought.astype(int),
+        }
+    )
+    frame.write_csv(folder / "rows.csv")
+    schema = {
+        "categorical": ["item"],
+        "numerical": ["price"],
+        "labels": {"click": "clicked", "conversion": "bought"},
+        "group": "user",
+        "split": {"by": "group", "valid": 0.2, "test": 0.2},
+    }
+    (folder / "schema.yaml").write_text(yaml.safe_dump(schema))
+    prepare = ["prepare", "table", f"--source={folder / 'rows.csv'}"]
+    prepare += [f"--schema={folder / 'schema.yaml'}", f"--output={folder / 'prepared'}"]
+    assert main(prepare) == 0
+    train = ["train", f"--data.path={folder / 'prepared'}", f"--output={folder / 'run'}"]
+    assert main([*train, *TINY]) == 0
+    return folder
+
+
+def test_evaluate_prints_json_and_writes_the_same(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", f"--run={table / 'run'}", "--split=test"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads((table / "run" / "evaluation_test.json").read_text())
+    assert printed == written
+    assert printed["split"] == "test"
+    for task in ("ctr", "ctcvr", "cvr"):
+        assert printed[task]["auc"]["low"] < printed[task]["auc"]["high"]
+    assert "conversion_over_click_only" in printed["pairs"]["ctcvr"]
+
+
+def test_prepared_and_raw_rows_get_the_same_probabilities_in_order(
+    table: Path, tmp_path: Path
+) -> None:
+    run, prepared = table / "run", table / "prepared"
+    raw = pl.read_csv(table / "rows.csv")
+    # Without labels, in another order of columns, as Parquet.
+    raw.select("price", "user", "item").write_parquet(tmp_path / "raw.parquet")
+    for name in ("rows.csv", "raw.parquet"):
+        source = (table if name.endswith("csv") else tmp_path) / name
+        out = tmp_path / f"{name}.out.parquet"
+        assert main(["predict", f"--run={run}", f"--input={source}", f"--output={out}"]) == 0
+    a, b = (
+        pl.read_parquet(tmp_path / f"{name}.out.parquet")
+        for name in ("rows.csv", "raw.parquet")
+    )
+    assert a.columns == ["ctr", "ctcvr", "cvr"]
+    assert a.height == raw.height
+    assert a.equals(b)
+    out = tmp_path / "valid.parquet"
+    source = prepared / "valid.parquet"
+    assert main(["predict", f"--run={run}", f"--input={source}", f"--output={out}"]) == 0
+    valid = pl.read_parquet(out)["ctr"].to_numpy()
+    # The valid rows are a part of the raw ones, in the same order.
+    ctr = a["ctr"].to_numpy()
+    positions = np.searchsorted(np.sort(ctr), valid)
+    assert np.allclose(np.sort(ctr)[np.minimum(positions, len(ctr) - 1)], valid, atol=1e-6)
+    assert 0.1 < len(valid) / len(ctr) < 0.3
+
+
+def test_a_value_that_train_never_saw_can_be_predicted(table: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "new.csv", tmp_path / "new.parquet"
+    source.write_text("item,price\nitem 3,0.5\nnever seen,0.5\n,0.5\n")
+    arguments = [f"--run={table / 'run'}", f"--input={source}", f"--output={out}"]
+    assert main(["predict", *arguments]) == 0
+    assert pl.read_parquet(out).height == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--output=X"], "data.path"),
+        (["train", "--output=X", "--data.path=nowhere"], "nowhere"),
+        (["train", "--output=X", "--model.dropuot=0.1"], "dropuot"),
+        (["train", "--output=X", "--model.name=dnn"], "model.name"),
+        (["train", "--output=X", "--train.epochs=0"], "train.epochs"),
+        (["train", "--output=X", "--loss.lambdas=-1"], "loss.lambdas"),
+        (["train", "--output=X", "--config=none.yaml"], "none.yaml"),
+        (["evaluate", "--run=nowhere"], "nowhere"),
+        (["evaluate", "--run={run}", "--split=train"], "split"),
+        (["evaluate", "--run={run}", "--data={table}"], "manifest.json"),
+        (["predict", "--run={run}", "--input=none.csv", "--output=X"], "none.csv"),
+        (["predict", "--run={run}", "--input={table}/schema.yaml", "--output=X"], ".csv"),
+        (["prepare", "table", "--source=none.csv", "--schema=s", "--output=X"], "s"),
+        (["prepare", "tabel"], "tabel"),
+        ([], "command"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [a.format(table=table, run=table / "run") for a in arguments]
+    try:
+        code = main(filled)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err.strip()
+    assert code == 2
+    assert words in error
+    assert "error:" in error
+    assert len(error.splitlines()) == 1, error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_console_command_and_the_module_are_the_same() -> None:
+    command = [sys.executable, "-m", "pwiser_jax", "--version"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert __version__ in out
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    table: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "pwiser_jax", "train", *TINY]
+    command += [f"--data.path={table / 'prepared'}", f"--output={run}"]
+    command += ["--train.epochs=10000", "--train.patience=10000", "--train.log_every=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "run the same command again" in error
+    assert "Traceback" not in error
+    assert list((run / "checkpoints" / "last").iterdir())

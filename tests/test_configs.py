@@ -1,0 +1,86 @@
+"""Every file of configs/ can be read, and its model is built and has a gradient."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pwiser_jax.config import load_config
+from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.errors import UserError
+from pwiser_jax.models import build
+from pwiser_jax.training import objective as objectives
+from pwiser_jax.training.inference import example_inputs
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+SCHEMA = Schema((CategoricalField("user", 5),), (NumericalField("price"),))
+MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "kuairand", "aliexpress"])
+def test_each_dataset_has_its_eight_configs_and_a_smoke_variant(dataset: str) -> None:
+    names = {path.stem for path in (CONFIGS / dataset).glob("*.yaml")}
+    assert names == {f"{m}_{loss}" for m in MODELS for loss in ("bce", "pwiser")} | {
+        "smoke"
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_a_config_builds_its_model(path: Path) -> None:
+    config = load_config(path)
+    module = build(config.model, SCHEMA)
+    inputs = example_inputs(SCHEMA)
+    variables = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), inputs, train=False)
+    )
+    logits = jax.eval_shape(lambda v: module.apply(v, inputs, train=False), variables)
+    objective, weights = objectives.build(
+        config.loss, SCHEMA.labels, config.model.cvr_space
+    )
+    assert set(logits) >= {task.name for task in objective.tasks}
+    assert set(logits) >= set(objective.ranked)
+    if path.stem != "smoke":
+        model, _, loss = path.stem.rpartition("_")
+        assert config.model.name == model
+        assert bool(objective.ranked) == (loss == "pwiser")
+        assert np.all(np.array(list(weights.margins.values())) > 0)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_the_head_of_a_config_names_its_own_command(path: Path) -> None:
+    head = "".join(x for x in path.read_text().splitlines(True) if x.startswith("#"))
+    assert f"--config configs/{path.parent.name}/{path.name}" in head
+    assert f"pwiser prepare {path.parent.name}" in head
+
+
+def test_a_pair_of_configs_differs_in_lambda_alone() -> None:
+    from dataclasses import replace
+
+    for bce in CONFIGS.rglob("*_bce.yaml"):
+        plain = load_config(bce)
+        pwiser = load_config(bce.with_name(bce.name.replace("_bce", "_pwiser")))
+        assert replace(pwiser, loss=plain.loss) == plain
+        assert replace(pwiser.loss, lambdas=0.0) == plain.loss
+        assert pwiser.loss.lambdas == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("model: {nmae: mmoe}", "nmae"),
+        ("train: {epochs: many}", "train.epochs"),
+        ("train: {epochs: 0}", "train.epochs"),
+        ("loss: {gate: literal, surrogate: hinge}", "loss.gate"),
+        ("model: [", "bad.yaml"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_option(
+    tmp_path: Path, text: str, word: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=word.replace(".", r"\.")) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
