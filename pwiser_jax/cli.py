@@ -55,13 +55,13 @@ def _parser() -> Parser:
     commands = parser.add_subcommands(required=True, dest="command")
 
     prepare = Parser(description="Raw files to Parquet and a manifest.")
+    commands.add_subcommand("prepare", prepare, help=prepare.description)
     datasets = prepare.add_subcommands(required=True, dest="dataset")
     for name, function in _preparers().items():
         about = (function.__doc__ or "").split("\n\n")[0]
         dataset = Parser(description=about)
         dataset.add_function_arguments(function, as_group=False)
         datasets.add_subcommand(name, dataset, help=about)
-    commands.add_subcommand("prepare", prepare, help=prepare.description)
 
     train = Parser(description="Train one run, or go on with it.")
     train.add_argument("--config", action="config", help="a YAML file of the options")

@@ -13,9 +13,13 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pwiser_jax.errors import UserError
+from pwiser_jax.losses.ladder import Pairs
+from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
 from pwiser_jax.models.config import ModelConfig
 
 Margins = dict[str, float | None]
+Scores = Literal["probability", "logit"]
+BceRows = Literal["all", "conversions"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,13 @@ class LossConfig:
     """
 
     lambdas: float | dict[str, float] = 0.0
-    scores: Literal["probability", "logit"] = "probability"
+    scores: Scores = "probability"
     margins: Margins | None = None
-    surrogate: Literal["squared_hinge", "hinge", "logistic"] = "squared_hinge"
-    gate: Literal["margin", "literal"] = "margin"
-    normalize: Literal["pairs", "negatives", "none"] = "pairs"
-    pairs: Literal["broadcast", "blocked"] = "broadcast"
-    bce_rows: Literal["all", "conversions"] = "all"
+    surrogate: Surrogate = "squared_hinge"
+    gate: Gate = "margin"
+    normalize: Normalize = "pairs"
+    pairs: Pairs = "broadcast"
+    bce_rows: BceRows = "all"
 
 
 @dataclass(frozen=True)

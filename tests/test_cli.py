@@ -56,7 +56,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare = ["prepare", "table", f"--source={folder / 'rows.csv'}"]
     prepare += [f"--schema={folder / 'schema.yaml'}", f"--output={folder / 'prepared'}"]
     assert main(prepare) == 0
-    train = ["train", f"--data.path={folder / 'prepared'}", f"--output={folder / 'run'}"]
+    train = [
+        "train",
+        f"--data.path={folder / 'prepared'}",
+        f"--output={folder / 'run'}",
+    ]
     assert main([*train, *TINY]) == 0
     return folder
 
@@ -84,7 +88,10 @@ def test_prepared_and_raw_rows_get_the_same_probabilities_in_order(
     for name in ("rows.csv", "raw.parquet"):
         source = (table if name.endswith("csv") else tmp_path) / name
         out = tmp_path / f"{name}.out.parquet"
-        assert main(["predict", f"--run={run}", f"--input={source}", f"--output={out}"]) == 0
+        assert (
+            main(["predict", f"--run={run}", f"--input={source}", f"--output={out}"])
+            == 0
+        )
     a, b = (
         pl.read_parquet(tmp_path / f"{name}.out.parquet")
         for name in ("rows.csv", "raw.parquet")
@@ -94,16 +101,22 @@ def test_prepared_and_raw_rows_get_the_same_probabilities_in_order(
     assert a.equals(b)
     out = tmp_path / "valid.parquet"
     source = prepared / "valid.parquet"
-    assert main(["predict", f"--run={run}", f"--input={source}", f"--output={out}"]) == 0
+    assert (
+        main(["predict", f"--run={run}", f"--input={source}", f"--output={out}"]) == 0
+    )
     valid = pl.read_parquet(out)["ctr"].to_numpy()
     # The valid rows are a part of the raw ones, in the same order.
     ctr = a["ctr"].to_numpy()
     positions = np.searchsorted(np.sort(ctr), valid)
-    assert np.allclose(np.sort(ctr)[np.minimum(positions, len(ctr) - 1)], valid, atol=1e-6)
+    assert np.allclose(
+        np.sort(ctr)[np.minimum(positions, len(ctr) - 1)], valid, atol=1e-6
+    )
     assert 0.1 < len(valid) / len(ctr) < 0.3
 
 
-def test_a_value_that_train_never_saw_can_be_predicted(table: Path, tmp_path: Path) -> None:
+def test_a_value_that_train_never_saw_can_be_predicted(
+    table: Path, tmp_path: Path
+) -> None:
     source, out = tmp_path / "new.csv", tmp_path / "new.parquet"
     source.write_text("item,price\nitem 3,0.5\nnever seen,0.5\n,0.5\n")
     arguments = [f"--run={table / 'run'}", f"--input={source}", f"--output={out}"]
@@ -125,7 +138,10 @@ def test_a_value_that_train_never_saw_can_be_predicted(table: Path, tmp_path: Pa
         (["evaluate", "--run={run}", "--split=train"], "split"),
         (["evaluate", "--run={run}", "--data={table}"], "manifest.json"),
         (["predict", "--run={run}", "--input=none.csv", "--output=X"], "none.csv"),
-        (["predict", "--run={run}", "--input={table}/schema.yaml", "--output=X"], ".csv"),
+        (
+            ["predict", "--run={run}", "--input={table}/schema.yaml", "--output=X"],
+            ".csv",
+        ),
         (["prepare", "table", "--source=none.csv", "--schema=s", "--output=X"], "s"),
         (["prepare", "tabel"], "tabel"),
         ([], "command"),
@@ -168,7 +184,9 @@ def test_a_signal_saves_and_says_how_to_go_on(
     command += [f"--data.path={table / 'prepared'}", f"--output={run}"]
     command += ["--train.epochs=10000", "--train.patience=10000", "--train.log_every=1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+    while (
+        not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text()
+    ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(sent)

@@ -1,12 +1,12 @@
 """What the columns of prepared data are: the contract between data and models.
 
-A prepared folder holds Parquet files and `manifest.json`; the manifest holds a `Schema`.
+A prepared folder holds Parquet files and `manifest.json`, which holds a `Schema`.
 Columns of the Parquet files: one int32 column a categorical field, one float32 column a
-numerical field (already scaled), one int8 column a label, `group` (int64), and where the
-source has them `time` (int64) and extra columns that are never features.
+numerical field (already scaled), one int8 column a label, `group` (int64), and where
+the source has them `time` (int64) and extra columns that are never features.
 
 A categorical field's own ids are 0 .. size - 1. Three reserved ids follow, so that
-embedding tables of other libraries, which have only the field's own rows, can be loaded:
+embedding tables of other libraries, which have its own rows only, can be loaded:
 
     size      missing: the value is null or empty
     size + 1  unseen:  a value that train does not have

@@ -23,12 +23,11 @@ class Checkpoints:
     """One series of checkpoints of a run: "last" or "best"."""
 
     def __init__(self, run: Path, series: str) -> None:
+        newest = ocp.training.preservation_policies.LatestN
         self._folder = run / "checkpoints" / series
         self._checkpointer = ocp.training.Checkpointer(
-            self._folder.resolve(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(
-                KEPT[series]
-            ),
+            str(self._folder.resolve()),
+            preservation_policy=newest(KEPT[series]),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 

@@ -68,6 +68,8 @@ def train(
         Interrupted: stopped by a signal or `stop_after`, after saving.
     """
     # 1. Data, objective, folder.
+    if not config.data.path:
+        raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
     prepared = Prepared(Path(config.data.path))
     schema = prepared.schema
     objective, weights = objectives.build(

@@ -25,7 +25,7 @@ class MetricsWriter:
         )
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line, {"kind", "step", **values}; event files join nested names by "/"."""
+        """One line, {"kind", "step", **values}; event files join names with "/"."""
         line = {"kind": kind, "step": step, **values}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()

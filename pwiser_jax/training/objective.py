@@ -4,15 +4,18 @@ An `Objective` holds what is compiled in (which tasks, heads and terms exist, an
 forms); `Weights` holds the numbers, which are traced: changing one compiles nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pwiser_jax.config import LossConfig
+from pwiser_jax.config import BceRows, LossConfig, Scores
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses import bce_loss, ladder_loss
+from pwiser_jax.losses.ladder import Pairs
+from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
 from pwiser_jax.tasks import CvrSpace, Task, heads, trained
 
 BASE_MARGIN = {"probability": 0.1, "logit": 0.5}
@@ -23,8 +26,8 @@ Term = tuple[int, int]
 class Weights(NamedTuple):
     """The traced numbers of an objective: lambda by head, margin by term."""
 
-    lambdas: dict[str, jax.Array | float]
-    margins: dict[Term, jax.Array | float]
+    lambdas: Mapping[str, jax.Array | float]
+    margins: Mapping[Term, jax.Array | float]
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,12 @@ class Objective:
     tasks: tuple[Task, ...]
     ranked: tuple[str, ...]
     terms: tuple[Term, ...]
-    scores: str
-    surrogate: str
-    gate: str
-    normalize: str
-    pairs: str
-    bce_rows: str
+    scores: Scores
+    surrogate: Surrogate
+    gate: Gate
+    normalize: Normalize
+    pairs: Pairs
+    bce_rows: BceRows
 
     def __call__(
         self,
