@@ -14,6 +14,7 @@ import yaml
 
 from pwiser_jax import __version__
 from pwiser_jax.cli import main
+from pwiser_jax.training.metrics import read_metrics
 
 TINY = [
     "--model.embedding_dim=4",
@@ -175,23 +176,46 @@ def test_the_console_command_and_the_module_are_the_same() -> None:
     assert __version__ in out
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(
-    table: Path, tmp_path: Path, sent: signal.Signals, code: int
+def train_command(table: Path, run: Path) -> list[str]:
+    options = [*TINY, "--train.epochs=6", "--train.patience=6"]
+    options += ["--train.log_every=1", "--train.checkpoint_every=2"]
+    options += [f"--data.path={table / 'prepared'}", f"--output={run}"]
+    return [sys.executable, "-m", "pwiser_jax", "train", *options]
+
+
+@pytest.fixture(scope="module")
+def unstopped(table: Path) -> Path:
+    run = table / "unstopped"
+    subprocess.run(train_command(table, run), capture_output=True, check=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_stopped_run_goes_on_to_the_metrics_of_an_unstopped_one(
+    table: Path,
+    unstopped: Path,
+    tmp_path: Path,
+    sent: signal.Signals,
+    code: int,
 ) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "pwiser_jax", "train", *TINY]
-    command += [f"--data.path={table / 'prepared'}", f"--output={run}"]
-    command += ["--train.epochs=10000", "--train.patience=10000", "--train.log_every=1"]
+    command = train_command(table, run)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while (
-        not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text()
-    ):
+    checkpoints = run / "checkpoints" / "last"
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "run the same command again" in error
+    assert ("run the same command again" in error) == (sent != signal.SIGKILL)
     assert "Traceback" not in error
-    assert list((run / "checkpoints" / "last").iterdir())
+    assert not (run / "result.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "going on from the checkpoint at step" in again.stderr
+    assert read_metrics(run) == read_metrics(unstopped)
+    results = [(folder / "result.json").read_text() for folder in (run, unstopped)]
+    assert results[0] == results[1]

@@ -312,8 +312,12 @@ def test_without_labels_features_are_enough():
     features = rows.select("x", "kind", "user").lazy()
     found = encoder.transform(features, with_labels=False).collect()
     assert found.columns == ["user", "kind", "x", "group"]
+    assert found["group"].to_list() == list(range(40))
     whole = encoder.transform(rows.lazy()).collect()
-    assert found.equals(whole.select(found.columns))
+    assert found.drop("group").equals(whole.select("user", "kind", "x"))
+    # What is beside the features is not looked at, right or wrong.
+    wrong = rows.with_columns(day=pl.lit("soon"), p=pl.lit("x"), click=pl.lit(7))
+    assert encoder.transform(wrong.lazy(), with_labels=False).collect().equals(found)
 
 
 def test_without_a_group_every_row_is_its_own():

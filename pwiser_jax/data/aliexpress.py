@@ -8,9 +8,8 @@ search of test is never one of train, although the ids restart there.
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -46,6 +45,8 @@ RAW_NAMES = dict(
     zip((*RAW_CATEGORICAL, *RAW_NUMERICAL), (*CATEGORICAL, *NUMERICAL), strict=True)
 )
 
+RAW_INTEGERS = (*RAW_CATEGORICAL, LEVEL)
+KNOWN = "known"
 SEARCH = "search"
 SPEC = FlatSpec(
     CATEGORICAL,
@@ -85,30 +86,28 @@ def prepare_aliexpress(
     code = _country(files, country)
     dropped: Counter[str] = Counter()
     read_files: list[Path] = []
+    splits: dict[str, pl.LazyFrame] = {}
     with _scratch(output) as folder:
-        splits: dict[str, pl.LazyFrame] = {}
         for split in ("train", "test"):
-            with tempfile.TemporaryDirectory(dir=folder) as unpacked:
-                if code is None:
-                    rows = _joined_rows(
-                        files.require(f"{split}.csv"), Path(unpacked), on_bad_label
-                    )
-                else:
-                    rows = _raw_rows(
-                        files.require(f"{code}_user_{split}.csv"),
-                        files.require(f"{code}_item_{split}.csv"),
-                        Path(unpacked),
-                    )
-                splits[split] = _stored(rows.frame, split, folder)
-            dropped.update(rows.dropped)
-            read_files += rows.sources
-        parts = split_by_group(
-            splits["train"], SEARCH, fractions={"valid": valid_fraction}
-        )
+            if code is None:
+                sources = (files.require(f"{split}.csv"),)
+                frame, counts = _joined_rows(*sources, folder, on_bad_label)
+            else:
+                sources = (
+                    files.require(f"{code}_user_{split}.csv"),
+                    files.require(f"{code}_item_{split}.csv"),
+                )
+                frame, counts = _raw_rows(*sources, folder)
+            # A search of test is another one than train's of the same id.
+            search = 2 * pl.col(SEARCH) + int(split == "test")
+            splits[split] = frame.with_columns(search)
+            dropped.update(counts)
+            read_files += [file.path for file in sources]
+        cut = {"valid": valid_fraction}
         flat = FlatTable(
             dataset="aliexpress",
             spec=SPEC,
-            splits=splits | parts,
+            splits=splits | split_by_group(splits["train"], SEARCH, fractions=cut),
             sources=tuple(dict.fromkeys(read_files)),
             dropped=dropped,
             options={
@@ -141,68 +140,62 @@ def _country(files: Files, wanted: str | None) -> str | None:
     )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A split as it was read: prepared names, labels, `SEARCH` holding the search id."""
-
-    frame: pl.LazyFrame
-    dropped: Mapping[str, int]
-    sources: tuple[Path, ...]
-
-
-def _joined_rows(table: Source, folder: Path, on_bad_label: BadLabel) -> _Rows:
-    """MTReclib's CSV: a header, and a row with all columns for each exposure."""
-    dtypes = {
+def _joined_rows(
+    table: Source, folder: Path, on_bad_label: BadLabel
+) -> tuple[pl.LazyFrame, dict[str, int]]:
+    """MTReclib's CSV: a header, and all columns in the row of each exposure."""
+    dtypes: dict[str, DataType] = {
         "search_id": pl.Int64(),
         **dict.fromkeys(CATEGORICAL, pl.Int32()),
         **dict.fromkeys(NUMERICAL, pl.Float32()),
         **dict.fromkeys(LABELS.values(), pl.Int32()),
     }
-    frame = scan_csv(
-        unpack(table, folder), dtypes=dtypes, required=dtypes, name=str(table)
+    with _unpacked(table, folder) as path:
+        frame = scan_csv(path, dtypes=dtypes, required=dtypes, name=str(table))
+        wanted = frame.select(*dtypes).rename({"search_id": SEARCH})
+        stored = _stored(wanted, folder / f"{table.name}.parquet")
+    return check_labels(
+        stored, LABELS, on_bad_label, lambda row: f"{table}, line {row + 1}"
     )
-    frame, dropped = check_labels(
-        frame, LABELS, on_bad_label, lambda row: f"{table}, line {row + 1}"
-    )
-    frame = frame.select(*dtypes).rename({"search_id": SEARCH})
-    return _Rows(frame, dropped, (table.path,))
 
 
-def _raw_rows(users: Source, items: Source, folder: Path) -> _Rows:
+def _raw_rows(
+    users: Source, items: Source, folder: Path
+) -> tuple[pl.LazyFrame, dict[str, int]]:
     """The publisher's two files, joined by search id in the order of the items."""
-    item_frame = _scan_raw(items, ITEM_COLUMNS, folder)
+    with _unpacked(users, folder) as user_path, _unpacked(items, folder) as item_path:
+        searches = _scan_raw(user_path, USER_COLUMNS, users)
+        keys = searches.select(USER_ID).collect()[USER_ID]
+        refuse_repeats(keys, lambda row: f"{users}, line {row}")
+        joined = _scan_raw(item_path, ITEM_COLUMNS, items).join(
+            searches.with_columns(pl.lit(True).alias(KNOWN)),
+            left_on=ITEM_ID,
+            right_on=USER_ID,
+            how="left",
+            maintain_order="left",
+        )
+        stored = _stored(joined, folder / f"{items.name}.parquet")
     level = pl.col(LEVEL)
     reading = Reading(LEVEL, level, ~level.is_between(0, 2), "0, 1 or 2")
-    refuse_bad(item_frame, [reading], lambda row: f"{items}, line {row}")
-    user_frame = _scan_raw(users, USER_COLUMNS, folder)
-    searches = user_frame.select(USER_ID).collect().to_series()
-    refuse_repeats(searches, lambda row: f"{users}, line {row}")
-    known = pl.col(ITEM_ID).is_in(searches.implode())
-    lost = item_frame.select((~known).sum()).collect(engine="streaming").item()
-    joined = item_frame.join(
-        user_frame,
-        left_on=ITEM_ID,
-        right_on=USER_ID,
-        how="inner",
-        maintain_order="left",
-    )
-    frame = joined.select(
+    refuse_bad(stored, [reading], lambda row: f"{items}, line {row}")
+    lost = stored.select(pl.col(KNOWN).null_count()).collect().item()
+    frame = stored.filter(pl.col(KNOWN)).select(
         pl.col(ITEM_ID).alias(SEARCH),
         *(pl.col(raw).alias(name) for raw, name in RAW_NAMES.items()),
         (level >= 1).cast(pl.Int8).alias(LABELS["click"]),
         (level == 2).cast(pl.Int8).alias(LABELS["conversion"]),
     )
-    dropped = {"item_without_user_row_dropped": lost} if lost else {}
-    return _Rows(frame, dropped, (users.path, items.path))
+    return frame, {"items_without_user_row_dropped": lost} if lost else {}
 
 
-def _scan_raw(source: Source, columns: Sequence[str], folder: Path) -> pl.LazyFrame:
-    integers = (*RAW_CATEGORICAL, LEVEL)
+def _scan_raw(path: Path, columns: Sequence[str], source: Source) -> pl.LazyFrame:
     dtypes: dict[str, DataType] = {
-        name: pl.Int32() if name in integers else pl.Float32() for name in columns
+        columns[0]: pl.Int64(),
+        **{
+            name: pl.Int32() if name in RAW_INTEGERS else pl.Float32()
+            for name in columns[1:]
+        },
     }
-    dtypes[columns[0]] = pl.Int64()
-    path = unpack(source, folder)
     return scan_csv(
         path,
         columns=columns,
@@ -213,28 +206,33 @@ def _scan_raw(source: Source, columns: Sequence[str], folder: Path) -> pl.LazyFr
     )
 
 
-def _stored(frame: pl.LazyFrame, split: str, folder: Path) -> pl.LazyFrame:
-    """The split as Parquet, which is read several times, at a fraction of the cost."""
-    path = folder / f"{split}.parquet"
-    search = 2 * pl.col(SEARCH) + int(split == "test")
-    frame.with_columns(search).sink_parquet(
-        path, compression="lz4", maintain_order=True
-    )
+def _stored(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    """The rows as Parquet: they are read several times, and CSV is slow to parse."""
+    try:
+        frame.sink_parquet(path, compression="lz4", maintain_order=True)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        # The raw files have been parsed in full before: only writing can still fail.
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path.parent}: rows cannot be written: {reason}") from error
     return pl.scan_parquet(path)
 
 
 @contextmanager
+def _unpacked(source: Source, folder: Path) -> Iterator[Path]:
+    """The source as a plain file that is gone afterwards: these files are large."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        yield unpack(source, Path(place))
+
+
+@contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, on the same disk, removed at the end."""
+    """A hidden folder beside the output, so on its disk, removed at the end."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
+        place = tempfile.TemporaryDirectory(
             prefix=f".{output.name}.raw-", dir=output.parent
-        ) as folder:
-            yield Path(folder)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        # The input has been read in full by now: only the disk is left.
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{output}: no rows can be written beside it: {reason}"
-        ) from error
+        )
+    except OSError as error:
+        raise UserError(f"{output} cannot be made: {error.strerror}") from error
+    with place as folder:
+        yield Path(folder)

@@ -33,25 +33,26 @@ class Source:
     @property
     def name(self) -> str:
         """The file's own name, without .gz."""
-        last = self.members[-1] if self.members else self.path.name
-        return PurePosixPath(last).name.removesuffix(".gz")
+        return PurePosixPath(self._last).name.removesuffix(".gz")
 
     @property
     def packed(self) -> bool:
-        return bool(self.members) or self.path.suffix == ".gz"
+        return bool(self.members) or self._last.endswith(".gz")
+
+    @property
+    def _last(self) -> str:
+        return self.members[-1] if self.members else self.path.name
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """The file's bytes, unpacked."""
-        if not self.members and self.path.suffix == ".gz":
-            with gzip.open(self.path) as packed:
-                yield cast(IO[bytes], packed)
-            return
         with ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(self.path.open("rb"))
             for member in self.members:
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 file = stack.enter_context(archive.open(member))
+            if self._last.endswith(".gz"):
+                file = cast(IO[bytes], stack.enter_context(gzip.open(file)))
             yield file
 
 

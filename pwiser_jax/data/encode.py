@@ -84,10 +84,10 @@ class Encoder:
 
         Args:
             frame: raw rows; columns that the spec does not name are ignored.
-            with_labels: False leaves the labels out, and group, time and extra columns
-                are encoded where the frame has them.
-            first_row: without a group column a row's group is its own number, counted
-                from here.
+            with_labels: False encodes the features alone, for prediction: labels,
+                group, time and extra columns are neither needed nor looked at.
+            first_row: where no group is encoded a row's group is its own number,
+                counted from here.
             source: names the rows in errors.
 
         Raises:
@@ -95,11 +95,12 @@ class Encoder:
         """
         spec, schema = self.spec, self.schema
         readings = features(frame, spec, source)
+        dtypes = frame.collect_schema()
+        beside: dict[str, Reading] = {}
         if with_labels:
             needed = (spec.group, spec.time, *spec.extra, *spec.labels.values())
             columns.require(frame, needed, source)
-        dtypes = frame.collect_schema()
-        beside = _beside(spec, dtypes)
+            beside = _beside(spec, dtypes)
         columns.refuse_bad(frame, (*readings.values(), *beside.values()), source)
 
         prepared = [
@@ -158,14 +159,13 @@ def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, R
 
 
 def _beside(spec: FlatSpec, dtypes: pl.Schema) -> dict[str, Reading]:
-    """Stored name -> reading of the columns beside the features that a frame has."""
+    """Stored name -> reading of the columns beside features and labels."""
     found = {}
-    if spec.group and spec.group in dtypes:
+    if spec.group:
         found[GROUP] = columns.group_key(spec.group, dtypes[spec.group])
-    if spec.time and spec.time in dtypes:
+    if spec.time:
         found[TIME] = columns.time_stamp(spec.time, dtypes[spec.time])
-    extra = (name for name in spec.extra if name in dtypes)
-    return found | {name: columns.number(name, dtypes[name]) for name in extra}
+    return found | {name: columns.number(name, dtypes[name]) for name in spec.extra}
 
 
 def _hashed(value: pl.Expr) -> pl.Expr:

@@ -59,8 +59,8 @@ def open_table(path: Path, *, time: str | None = None) -> Iterator[RawTable]:
     """The rows of a CSV, TSV (both also gzipped) or Parquet file, in its order.
 
     Columns of text files are text, but the time column becomes integers, dates or
-    datetimes. `predict` reads raw tables through this too, so that a value is the same
-    value there.
+    datetimes. `predict` reads raw tables through this too, so that a value means the
+    same there.
 
     Raises:
         UserError: names file and line of what is not as it should be.
