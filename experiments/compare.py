@@ -193,15 +193,13 @@ def _blocks(
                 "Each mark is a mean over seeds paired with BCE of the same seed.",
             )
         )
-    for model in options.models:
-        mine = results.filter(pl.col("model") == model)
-        blocks.append(
-            Picture(
-                training_curves(_curves(mine, options)),
-                f"Validation AUC by epoch of {model}, by loss.",
-                f"{model}: a thin line a seed, the mean bold.",
-            )
+    blocks.append(
+        Picture(
+            training_curves(_curves(results, options)),
+            "Validation AUC by epoch, by model, task and loss.",
+            "A thin line a seed, the mean bold.",
         )
+    )
     model = "mmoe" if "mmoe" in options.models else options.models[0]
     mine = results.filter((pl.col("model") == model) & (pl.col("seed") == 0))
     blocks.append(_distributions(mine, model, options))
@@ -212,13 +210,13 @@ def _blocks(
 
 def _curves(results: pl.DataFrame, options: Options) -> pl.DataFrame:
     rows = []
-    for run, loss, seed in (
-        results.select("run", "loss", "seed").unique().sort("seed", "loss").rows()
-    ):
+    cells = results.select("run", "model", "loss", "seed").unique(maintain_order=True)
+    for run, model, loss, seed in cells.rows():
         for line in read_metrics(options.runs / run):
             if line["kind"] == "valid":
                 rows += [
                     {
+                        "model": model,
                         "task": task,
                         "loss": loss,
                         "seed": seed,
@@ -242,9 +240,7 @@ def _distributions(results: pl.DataFrame, model: str, options: Options) -> Pictu
         config = run_config(folder)
         state = load_best(folder, config, prepared.schema)
         logits = predict_logits(config, prepared.schema, state, rows)
-        scores[loss] = (
-            list(logits.values())[-1] if "ctcvr" not in logits else logits["ctcvr"]
-        )
+        scores[loss] = logits[task]
     names = [level_name(level, labels) for level in range(len(labels) + 1)]
     figure = score_distributions(scores, rows.labels.sum(axis=1), names, task)
     return Picture(

@@ -161,7 +161,7 @@ def test_bottom_and_tower_may_have_no_hidden_layer():
 
 def test_build_refuses_what_it_cannot_build():
     with pytest.raises(ValueError, match=r"model\.name .*mmoe.* not 'moe'"):
-        build(ModelConfig(name="moe"), make_schema())  # pyright: ignore[reportArgumentType]
+        build(ModelConfig(name="moe"), make_schema())
     with pytest.raises(ValueError, match="schema must have"):
         build(ModelConfig(), make_schema(sizes=(), numerical=0))
 

@@ -18,7 +18,7 @@ INT64_LIMIT = 2.0**63
 ROW = "__pwiser_row__"
 
 Source = str | Callable[[int], str]
-"""A name, or a function from a 1-based row number to its place ("FILE, line 7")."""
+"""A name, or a function from a 1-based row to its place, whose text is the name."""
 
 
 class Reading(NamedTuple):
@@ -33,11 +33,6 @@ class Reading(NamedTuple):
 def place(source: Source, row: int) -> str:
     """Where a 1-based row is, for an error's sentence."""
     return source(row) if callable(source) else f"{source}, row {row}"
-
-
-def name_of(source: Source) -> str:
-    """The source's name without a row."""
-    return str(source)
 
 
 def is_text(dtype: pl.DataType) -> bool:
@@ -144,7 +139,7 @@ def require(
         hint = f" (did you mean {near[0]!r}?)" if near and len(missing) == 1 else ""
         columns = "column" if len(missing) == 1 else "columns"
         listed = ", ".join(map(repr, missing))
-        raise UserError(f"{name_of(source)} has no {columns} {listed}{hint}")
+        raise UserError(f"{source} has no {columns} {listed}{hint}")
     return schema
 
 
