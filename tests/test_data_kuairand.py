@@ -45,7 +45,7 @@ Line = dict[str, Any]
 
 
 def raw_files(rows: int = 700) -> dict[str, list[Line]]:
-    """Small files of the public layout, with likes without a click and repeated rows."""
+    """Small files of the public layout; some likes lack a click, some rows repeat."""
     dice = random.Random(5)
     videos = [
         {
@@ -119,6 +119,7 @@ def write_files(folder: Path, files: dict[str, list[Line]]) -> Path:
 
 def prepare(files: dict[str, list[Line]], folder: Path, **options: Any) -> Prepared:
     source = write_files(folder / "raw", files)
+    options = {"min_count": 1} | options
     prepare_kuairand(source, folder / "out", **options, overwrite=True)
     return Prepared(folder / "out")
 
@@ -126,9 +127,12 @@ def prepare(files: dict[str, list[Line]], folder: Path, **options: Any) -> Prepa
 def all_rows(prepared: Prepared) -> Rows:
     """All splits, which a log in the order of its days keeps in order."""
     parts = [prepared.load(split) for split in ("train", "valid", "test")]
-    names = ("categorical", "numerical", "labels", "group")
-    arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-    return Rows(*arrays)
+    return Rows(
+        categorical=np.concatenate([part.categorical for part in parts]),
+        numerical=np.concatenate([part.numerical for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        group=np.concatenate([part.group for part in parts]),
+    )
 
 
 def raw_numericals(prepared: Prepared, rows: Rows) -> dict[str, np.ndarray]:
@@ -172,7 +176,7 @@ def test_what_was_put_right_is_counted(small):
 
 def test_a_long_view_can_be_the_conversion(tmp_path):
     files = raw_files(300)
-    rows = all_rows(prepare(files, tmp_path, conversion="long_view", min_count=1))
+    rows = all_rows(prepare(files, tmp_path, conversion="long_view"))
     nested = [line["is_click"] * line["long_view"] for line in files[LOG]]
     assert rows.labels[:, 1].tolist() == nested
 
@@ -293,7 +297,7 @@ def test_packed_files_give_the_same_bytes(small, tmp_path):
         (source / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     for place in (source, tmp_path / "KuaiRand-Pure.zip"):
-        prepare_kuairand(place, tmp_path / "out", overwrite=True)
+        prepare_kuairand(place, tmp_path / "out", min_count=1, overwrite=True)
         for path in prepared.folder.glob("*.parquet"):
             assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 

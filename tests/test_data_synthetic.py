@@ -148,9 +148,9 @@ def test_noise_is_its_share_of_the_clicks(share: float):
     [
         ({"rows": 0}, "--rows is 0; expected 1 or more"),
         ({"items": -1}, "--items is -1; expected 1 or more"),
-        ({"click_rate": 0.0}, "--click_rate is 0.0; expected a share"),
-        ({"conversion_rate": 1.5}, "--conversion_rate is 1.5; expected a share"),
-        ({"click_noise": 1.0}, "--click_noise is 1.0; expected 0 or more"),
+        ({"click_rate": 0.0}, "--click-rate is 0.0; expected a share"),
+        ({"conversion_rate": 1.5}, "--conversion-rate is 1.5; expected a share"),
+        ({"click_noise": 1.0}, "--click-noise is 1.0; expected 0 or more"),
     ],
 )
 def test_bad_options(options: dict, message: str):

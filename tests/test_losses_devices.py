@@ -57,10 +57,10 @@ def losses(parameters, rows, form, axis_name):
             **pair_options,
         )
 
-    def ladder(p):
+    def ladder(p, **choice):
         margins = {(3, 2): 0.5, (3, 0): 1.0, (2, 1): 0.5}
         return ladder_loss(
-            logits(p), rows["levels"], margins, **grouped, **pair_options
+            logits(p), rows["levels"], margins, **choice, **grouped, **pair_options
         )
 
     def bce(p, **choice):
@@ -69,8 +69,7 @@ def losses(parameters, rows, form, axis_name):
     each = {
         "pwiser": pwiser,
         "pwiser of groups": partial(pwiser, normalize="negatives", **grouped),
-        "pwiser, sum": partial(pwiser, normalize="none", surrogate="logistic"),
-        "ladder": ladder,
+        "ladder, sum": partial(ladder, normalize="none"),
         "bce": bce,
         "weighted bce": partial(bce, **weighted),
     }

@@ -33,12 +33,14 @@ def bce(s, rows, **options):
 PAIR_LOSSES = {
     "ladder": ladder,
     "blocked": partial(pwiser, pairs="blocked"),
-} | {
-    f"pwiser-{surrogate}-{gate}-{normalize}": partial(
-        pwiser, surrogate=surrogate, gate=gate, normalize=normalize
-    )
-    for surrogate, gate in SHAPES
-    for normalize in NORMALIZATIONS
+    **{
+        f"{surrogate}-{gate}": partial(pwiser, surrogate=surrogate, gate=gate)
+        for surrogate, gate in SHAPES
+    },
+    **{
+        f"over-{normalize}": partial(pwiser, normalize=normalize)
+        for normalize in NORMALIZATIONS[1:]
+    },
 }
 LOSSES = {"bce": bce, **PAIR_LOSSES}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())

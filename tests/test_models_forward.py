@@ -5,7 +5,14 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from models_data import MODELS, make_inputs, make_schema, make_variables, tiny
+from models_data import (
+    MODELS,
+    make_inputs,
+    make_schema,
+    make_variables,
+    open_relus,
+    tiny,
+)
 from numpy_models import NumpyModel, logit, sigmoid
 
 from pwiser_jax import tasks
@@ -59,7 +66,7 @@ def test_equals_the_equations(name, case, train):
 def test_a_row_changes_only_its_own_logits(name):
     schema = make_schema()
     model, inputs = build(tiny(name), schema), make_inputs(schema, 6)
-    variables = make_variables(model, inputs)
+    variables = open_relus(make_variables(model, inputs))
     other = make_inputs(schema, 6, seed=1)
     changed = {key: x.copy() for key, x in inputs.items()}
     for key, x in changed.items():
@@ -76,13 +83,7 @@ def test_every_parameter_has_a_gradient(name):
     schema = make_schema()
     model, inputs = build(tiny(name), schema), make_inputs(schema, 64)
     inputs["categorical"] %= 3  # some rows of the table, not all
-    variables = make_variables(model, inputs)
-
-    def lift(path, leaf):  # a bias that keeps every ReLU open
-        norm = path[-2].key.startswith("norm") and path[-1].key == "bias"
-        return leaf + 5 if norm else leaf
-
-    variables["params"] = jax.tree_util.tree_map_with_path(lift, variables["params"])
+    variables = open_relus(make_variables(model, inputs))
 
     @jax.jit
     @jax.grad

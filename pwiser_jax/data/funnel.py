@@ -91,10 +91,11 @@ def _check(
     rates = {"click_rate": click_rate, "conversion_rate": conversion_rate}
     for name, rate in rates.items():
         if not 0 < rate < 1:
-            raise UserError(f"--{name} is {rate}; expected a share between 0 and 1")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {rate}; expected a share between 0 and 1")
     if not 0 <= click_noise < 1:
         raise UserError(
-            f"--click_noise is {click_noise}; expected 0 or more, and less than 1"
+            f"--click-noise is {click_noise}; expected 0 or more, and less than 1"
         )
 
 
