@@ -219,23 +219,24 @@ def test_joined_fields(small):
 def recount(lines: list[Line], videos: dict[int, Line]) -> dict[str, list[float]]:
     """History features, row by row, from their definition."""
     features: dict[str, list[float]] = defaultdict(list)
-
-    def key_of(line: Line, name: str) -> tuple:
-        tag = videos[line["video_id"]]["tag"].split(",")[0]
-        return tuple((line | {"tag": tag})[column] for column in HISTORIES[name])
-
-    for line in lines:
-        earlier = [other for other in lines if other["date"] < line["date"]]
-        for name in HISTORIES:
-            own = [o for o in earlier if key_of(o, name) == key_of(line, name)]
+    described = [
+        line | {"tag": videos[line["video_id"]]["tag"].split(",")[0]} for line in lines
+    ]
+    hit = {
+        outcome: [line["is_click"] * line[column] for line in lines]
+        for outcome, column in OUTCOMES.items()
+    }
+    for name, columns in HISTORIES.items():
+        keys = [tuple(line[column] for column in columns) for line in described]
+        for line, key in zip(lines, keys, strict=True):
+            earlier = [k for k, o in enumerate(lines) if o["date"] < line["date"]]
+            own = [k for k in earlier if keys[k] == key]
             features[f"{name}_exposures"].append(math.log(1 + len(own)))
-            for outcome, column in OUTCOMES.items():
-                hits = [o["is_click"] * o[column] for o in own]
-                everyone = [o["is_click"] * o[column] for o in earlier]
+            for outcome, hits in hit.items():
                 prior = FIRST_DAY[outcome]
-                if everyone:
-                    prior = sum(everyone) / len(everyone)
-                rate = (sum(hits) + 10 * prior) / (len(hits) + 10)
+                if earlier:
+                    prior = sum(hits[k] for k in earlier) / len(earlier)
+                rate = (sum(hits[k] for k in own) + 10 * prior) / (len(own) + 10)
                 features[f"{name}_{outcome}_rate"].append(rate)
     return features
 
@@ -378,14 +379,14 @@ def test_broken_and_missing_files_are_refused(tmp_path):
     good = log.read_bytes()
     broken = {
         "the file is empty": b"",
-        "line 61, ": good[:-20],
+        "line 61: expected 19 columns, found 13": good[:-20],
         "line 31: this is not UTF-8": b"\n".join(
             [*good.split(b"\n")[:30], b"\xff" + good.split(b"\n")[30], b""]
         ),
     }
     for message, data in broken.items():
         log.write_bytes(data)
-        with pytest.raises(UserError, match=re.escape(f"{LOG}") + ".*" + message):
+        with pytest.raises(UserError, match=f"{LOG}, {message}|{LOG}: {message}"):
             prepare_kuairand(source, tmp_path / "out")
     log.unlink()
     with pytest.raises(UserError, match=f"no file {re.escape(LOG)}"):

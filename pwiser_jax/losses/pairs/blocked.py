@@ -8,8 +8,7 @@ from pwiser_jax.losses.pairs import broadcast
 from pwiser_jax.losses.pairs.types import Others, Positives
 from pwiser_jax.losses.pairwise import Gate, Surrogate
 
-# Positives in a tile. On a CPU the time of a pair hardly depends on it; the memory is
-# N times this, and rare positives fill one tile or a few.
+# Positives in a tile: memory is N times this, and rare positives fill one or a few.
 TILE = 256
 
 
@@ -43,9 +42,7 @@ def pair_row_sums(
         work = jax.checkpoint(
             lambda tile: broadcast.pair_row_sums(tile, others, surrogate, gate)
         )
-        return jax.lax.cond(
-            jnp.any(tile.weights != 0), work, lambda _: nothing, tile
-        )
+        return jax.lax.cond(jnp.any(tile.weights != 0), work, lambda _: nothing, tile)
 
     def step(sums: tuple[Array, Array], tile: Positives):
         return jax.tree.map(jnp.add, sums, tile_sums(tile)), None
