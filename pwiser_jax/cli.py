@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(warnings.showwarning)
             parser = _parser()
-            options = parser.parse_args(None if argv is None else list(argv))
+            options = parser.parse_args(argv)
             return _COMMANDS[options.command](parser, options)
     except UserError as error:
         print(f"pwiser: error: {error}", file=sys.stderr)

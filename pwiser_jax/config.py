@@ -136,12 +136,34 @@ class Config:
             raise ValueError("loss.gate literal needs loss.surrogate squared_hinge")
 
 
+FLAGS = ("--overwrite",)
+
+
 class Parser(ArgumentParser):
-    """A parser whose errors are one sentence on stderr and exit code 2."""
+    """A parser whose errors are one sentence on stderr and exit code 2.
+
+    Options may be written with dashes, `--min-count`, as well as with underscores, and
+    a flag needs no value.
+    """
+
+    def parse_args(self, args: Sequence[str] | None = None, **more: Any) -> Namespace:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args([_spelled(text) for text in given], **more)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _spelled(text: str) -> str:
+    """As jsonargparse wants it: underscores in an option's name, a value for a flag."""
+    if not text.startswith("--"):
+        return text
+    name, equals, value = text[2:].partition("=")
+    option = "--" + name.replace("-", "_")
+    return (
+        f"{option}=true" if option in FLAGS and not equals else option + equals + value
+    )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

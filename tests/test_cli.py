@@ -170,6 +170,17 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_may_have_dashes_and_flags_need_no_value(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare = ["prepare", "table", f"--source={table / 'rows.csv'}"]
+    prepare += [f"--schema={table / 'schema.yaml'}", f"--output={table / 'again'}"]
+    assert main([*prepare, "--on-bad-label", "drop"]) == 0
+    assert main(prepare) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*prepare, "--overwrite"]) == 0
+
+
 def test_the_console_command_and_the_module_are_the_same() -> None:
     command = [sys.executable, "-m", "pwiser_jax", "--version"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout

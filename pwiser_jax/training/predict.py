@@ -43,8 +43,9 @@ def predict_file(run: Path, source: Path, output: Path) -> int:
     try:
         pl.DataFrame(columns).write_parquet(partial)
         partial.replace(output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{output} cannot be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
     return len(rows)
