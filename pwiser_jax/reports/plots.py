@@ -206,7 +206,8 @@ def score_distributions(
                 panel.stairs(density, own, linewidth=1.8, **look)
         panel.set_title(name)
         panel.set_xlabel(f"{task.upper()} score (logit)")
-        panel.set_ylim(bottom=0)
+    # Once all are drawn: a limit ends the scaling of the axes that the panels share.
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("density")
     labels = [
         f"{name.replace('_', ' ')} ({count:,} rows)"
