@@ -71,7 +71,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=f"experiments.{experiment.name}", description=experiment.asked)
     parser.add_class_arguments(Options, as_group=False)
     arguments = sys.argv[1:] if argv is None else list(argv)
-    made = parser.instantiate(parser.parse_args(arguments))
+    made = parser.instantiate(parser.parse(arguments))
     command = " ".join(["python -m", parser.prog, *arguments])
     try:
         texts = compare(experiment, Options(**vars(made)), command)

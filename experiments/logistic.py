@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
     parser.add_argument("--run", type=Path | None, help="a run to measure beside it")
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     try:
         found = logistic_aucs(options.data, options.split)
         aucs = {f"logistic regression, {name}": own for name, own in found.items()}

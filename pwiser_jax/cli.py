@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(warnings.showwarning)
             parser = _parser()
-            options = parser.parse_args(argv)
+            options = parser.parse(argv)
             return _COMMANDS[options.command](parser, options)
     except UserError as error:
         print(f"pwiser: error: {error}", file=sys.stderr)

@@ -146,9 +146,10 @@ class Parser(ArgumentParser):
     a flag needs no value.
     """
 
-    def parse_args(self, args: Sequence[str] | None = None, **more: Any) -> Namespace:
+    def parse(self, args: Sequence[str] | None = None) -> Namespace:
+        """`parse_args`, of these spellings too."""
         given = sys.argv[1:] if args is None else args
-        return super().parse_args([_spelled(text) for text in given], **more)
+        return self.parse_args([_spelled(text) for text in given])
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)

@@ -39,14 +39,14 @@ def raw_files(searches: int = 60, country: str = "nl") -> Raw:
         ids = dice.sample(range(1, 2 * searches), searches)
         users, items = [], []
         for search in ids:
-            user = [search] + [0] * 32
+            user: list[Any] = [search, *[0] * 32]
             for k, size in zip(USER_CATEGORIES, FIELD_SIZES[:9], strict=True):
                 user[k - 1] = dice.randrange(size)
             for k in USER_NUMBERS:
                 user[k - 1] = dice.choice([0, 1, round(dice.random(), 6)])
             users.append(user)
             for _ in range(dice.randrange(1, 6)):
-                item = [search] + [0] * 48
+                item: list[Any] = [search, *[0] * 48]
                 for k, size in zip(ITEM_CATEGORIES, FIELD_SIZES[9:], strict=True):
                     item[k - 1] = dice.randrange(size)
                 for k in ITEM_NUMBERS:
@@ -336,21 +336,21 @@ def test_files_that_are_missing_empty_or_broken(small, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none", "raw"]
 
 
-def test_a_full_disk_is_refused_and_leaves_nothing(small, tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_full_disk_is_refused_and_leaves_nothing(small, tmp_path, packed):
     """A limit on the size of files stands for the full disk."""
     source = write_files(tmp_path / "raw", small[0])
-    for path in list(source.iterdir()):
+    for path in list(source.iterdir()) if packed else []:
         (source / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for room in (10_000, 80_000):  # unpacking fails, and then writing Parquet
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-        try:
-            with pytest.raises(UserError, match="File too large"):
-                prepare_aliexpress(source, tmp_path / "out")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            prepare_aliexpress(source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_real_rows_are_read_as_they_are(real_rows, tmp_path):
@@ -362,7 +362,8 @@ def test_real_rows_are_read_as_they_are(real_rows, tmp_path):
         tables[split] = np.array(rows, np.float64)
         users, items = [], []
         for k, row in enumerate(rows):
-            user, item = [k, *[0] * 32], [k, *[0] * 48]
+            user: list[Any] = [k, *[0] * 32]
+            item: list[Any] = [k, *[0] * 48]
             for at, value in zip(USER_CATEGORIES, row[1:10], strict=True):
                 user[at - 1] = value
             for at, value in zip(ITEM_CATEGORIES, row[10:17], strict=True):
@@ -375,9 +376,10 @@ def test_real_rows_are_read_as_they_are(real_rows, tmp_path):
             users.append(user)
             items.append(item)
         raw[f"us_user_{split}.csv"], raw[f"us_item_{split}.csv"] = users, items
-    prepare_aliexpress(real_rows / "aliexpress", tmp_path / "csv")
-    prepare_aliexpress(write_files(tmp_path / "raw", raw), tmp_path / "joined")
-    for name in ("csv", "joined"):
+    places = {"csv": real_rows / "aliexpress"}
+    places["joined"] = write_files(tmp_path / "raw", raw)
+    for name, place in places.items():
+        prepare_aliexpress(place, tmp_path / name, valid_fraction=0.3)
         prepared = Prepared(tmp_path / name)
         rows, table = prepared.load("test"), tables["test"]
         np.testing.assert_array_equal(rows.categorical, table[:, 1:17])

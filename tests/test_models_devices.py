@@ -11,8 +11,6 @@ from jax.sharding import PartitionSpec as P
 from models_data import make_inputs, make_schema, make_variables, tiny
 
 from pwiser_jax.models import build
-from pwiser_jax.models.batch_norm import BatchNorm
-from pwiser_jax.models.context import Context
 
 DEVICES, PER_DEVICE = 4, 6
 REAL_ROWS = (6, 3, 1, 0)  # of each device: one holds nothing but padding
@@ -133,42 +131,6 @@ def test_no_mask_means_that_all_rows_are_real():
         without,
         apply(variables, inputs, mask=np.ones(5, bool)),
     )
-
-
-def normalise(x, mask, variables):
-    def total(x, variables):
-        context = Context(train=True, mask=mask)
-        y, state = BatchNorm().apply(variables, x, context, mutable=["batch_stats"])
-        return jnp.where(mask[:, None], jnp.sin(y), 0).sum(), (y, state["batch_stats"])
-
-    return jax.jit(jax.value_and_grad(total, has_aux=True))(x, variables)
-
-
-@pytest.mark.parametrize("real", [0, 1])
-def test_too_few_real_rows_leave_the_running_statistics_alone(real):
-    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    variables = {
-        "params": {"scale": np.ones(3, np.float32), "bias": np.zeros(3, np.float32)},
-        "batch_stats": {"mean": x[0], "var": x[1] ** 2},
-    }
-    (_, (y, stats)), gradient = normalise(x, np.arange(4) < real, variables)
-    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
-    assert np.isfinite(y).all()
-    np.testing.assert_allclose(gradient, 0, atol=1e-6)
-
-
-def test_batch_norm_of_values_far_from_zero():
-    """Float32 leaves about 1e-4 of each value here; the mean of squares less the
-    squared mean would leave nothing of the variance."""
-    x = (3000 + np.random.default_rng(0).normal(size=(500, 2))).astype(np.float32)
-    fresh = BatchNorm().init(jax.random.key(0), x, Context(train=False))
-    (_, (y, stats)), _ = normalise(x, np.ones(500, bool), fresh)
-    exact = x.astype(np.float64)
-    np.testing.assert_allclose(
-        y, (exact - exact.mean(0)) / exact.std(0), rtol=0, atol=5e-3
-    )
-    expected = 0.9 + 0.1 * exact.var(0, ddof=1)
-    np.testing.assert_allclose(stats["var"], expected, rtol=1e-4)
 
 
 def test_runs_side_by_side_equal_each_alone():
