@@ -107,10 +107,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_value(
     data: Path, tmp_path: Path
 ) -> None:
     config = small_config(data, optimizer={"learning_rate": 1e30}, model={"dropout": 0})
-    with pytest.raises(UserError, match=r"not finite") as caught:
+    with pytest.raises(
+        UserError, match=r"not finite: bce/(ctr|ctcvr) is (nan|-?inf) at step \d+;"
+    ):
         train(config, tmp_path / "run", Silent())
-    assert "step" in str(caught.value)
-    assert "ctr" in str(caught.value)
 
 
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
@@ -143,9 +143,17 @@ def test_no_readable_checkpoint_is_an_error_that_says_so(
         train(config, run, Silent())
 
 
-def test_training_learns_the_synthetic_funnel(finished: Path) -> None:
-    aucs = [m["mean_auc"] for m in read_metrics(finished) if m["kind"] == "valid"]
-    assert aucs[-1] > 0.55
+def test_training_learns_the_synthetic_funnel(tmp_path: Path) -> None:
+    prepare_synthetic(tmp_path / "data", rows=40_000, users=300, items=100)
+    config = small_config(
+        tmp_path / "data",
+        model={"name": "shared_bottom", "bottom": (32,)},
+        optimizer={"learning_rate": 5e-3},
+        train={"epochs": 5},
+    )
+    result = train(config, tmp_path / "run", Silent())
+    assert result["best"]["auc"]["ctr"] > 0.65
+    assert result["best"]["auc"]["ctcvr"] > 0.65
 
 
 def test_evaluation_of_an_empty_test_split_is_an_error(

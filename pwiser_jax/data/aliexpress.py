@@ -100,7 +100,7 @@ def prepare_aliexpress(
                 frame, counts = _raw_rows(*sources, folder)
             # A search of test is another one than train's of the same id.
             search = 2 * pl.col(SEARCH) + int(split == "test")
-            splits[split] = frame.with_columns(search)
+            splits[split] = frame.with_columns(search.alias(SEARCH))
             dropped.update(counts)
             read_files += [file.path for file in sources]
         cut = {"valid": valid_fraction}
