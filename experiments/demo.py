@@ -12,7 +12,7 @@ DATA = Path("runs/demo/data")
 
 if __name__ == "__main__":
     if not (DATA / FILE).is_file():
-        prepare_synthetic(DATA, rows=60_000, users=1_000, items=300)
+        prepare_synthetic(DATA, rows=50_000, users=1_000, items=300)
     arguments = [
         f"--data={DATA}",
         "--configs=configs/synthetic",
