@@ -1,8 +1,8 @@
 """Logits of whole splits, and the trained model of a run folder."""
 
 import warnings
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from pwiser_jax.data.batches import Rows, sequential_batches
 from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
+from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.training.checkpoint import Checkpoints
 from pwiser_jax.training.parallel import device_count, eval_program, split_rows
 from pwiser_jax.training.step import TrainState, initial_state
 
-# Drawing the weights is a large program that runs once: compiled without optimisation
-# it is ready three times sooner.
+# Drawing the weights is a large program that runs once a run: compiled without
+# optimisation it is ready three times sooner.
 RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
@@ -33,9 +34,14 @@ def example_inputs(schema: Schema) -> dict[str, Any]:
 
 def new_state(config: Config, schema: Schema) -> TrainState:
     """The state at step 0, drawn from the config's seed."""
-    module, inputs = build(config.model, schema), example_inputs(schema)
-    draw = jax.jit(partial(initial_state, module, inputs), compiler_options=RUN_ONCE)
-    return draw(config.train.seed)
+    return _draw_program(config.model, schema)(config.train.seed)
+
+
+@lru_cache(maxsize=16)
+def _draw_program(model: ModelConfig, schema: Schema) -> Callable[[int], TrainState]:
+    """Kept, as the programs of `parallel` are: runs of other seeds compile nothing."""
+    draw = partial(initial_state, build(model, schema), example_inputs(schema))
+    return jax.jit(draw, compiler_options=RUN_ONCE)
 
 
 def state_template(config: Config, schema: Schema) -> TrainState:
