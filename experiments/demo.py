@@ -12,7 +12,15 @@ DATA = Path("runs/demo/data")
 
 if __name__ == "__main__":
     if not (DATA / FILE).is_file():
-        prepare_synthetic(DATA, rows=50_000, users=1_000, items=300)
+        # More clicks and conversions than in a shop: minutes must be enough to see some.
+        prepare_synthetic(
+            DATA,
+            rows=50_000,
+            click_rate=0.2,
+            conversion_rate=0.2,
+            users=1_000,
+            items=300,
+        )
     arguments = [
         f"--data={DATA}",
         "--configs=configs/synthetic",
