@@ -12,7 +12,7 @@ DATA = Path("runs/demo/data")
 
 if __name__ == "__main__":
     if not (DATA / FILE).is_file():
-        # More clicks and conversions than in a shop: minutes must be enough to see some.
+        # More clicks and conversions than in a shop: minutes must show something.
         prepare_synthetic(
             DATA,
             rows=50_000,
