@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pwiser_jax.errors import UserError
-from pwiser_jax.losses.ladder import Pairs
+from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
 from pwiser_jax.models.config import ModelConfig
 
@@ -60,7 +60,7 @@ class LossConfig:
     surrogate: Surrogate = "squared_hinge"
     gate: Gate = "margin"
     normalize: Normalize = "pairs"
-    pairs: Pairs = "broadcast"
+    pairs: Pairs = "auto"
     bce_rows: BceRows = "all"
 
 

@@ -10,7 +10,14 @@ SHAPES = [
     ("squared_hinge", "literal"),
 ]
 NORMALIZATIONS = ["pairs", "negatives", "none"]
-FORMS = ["broadcast", "blocked"]
+FORMS = ["broadcast", "blocked", "sorted"]
+# Forms by surrogate: the logistic one has no closed prefix form.
+FORM_SURROGATES = [
+    (form, surrogate)
+    for form in FORMS
+    for surrogate in ("squared_hinge", "hinge", "logistic")
+    if (form, surrogate) != ("sorted", "logistic")
+]
 
 SCORES = {
     "random": lambda rng, size: rng.random(size),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from losses_data import FORMS
+from losses_data import FORM_SURROGATES
 
 from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
 
@@ -34,8 +34,7 @@ def changed(array, row, value):
     return result
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("surrogate", ["squared_hinge", "hinge", "logistic"])
+@pytest.mark.parametrize(("form", "surrogate"), FORM_SURROGATES)
 @pytest.mark.parametrize("conversions", [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
 def test_a_bad_score_that_counts_gives_nan(form, surrogate, conversions):
     """Also where no pair holds it, where the loss would else be 0."""
@@ -123,6 +122,7 @@ def test_huge_scores_without_a_pair_are_harmless():
         (ValueError, "gate", lambda: pwiser(gate="literal", surrogate="hinge")),
         (ValueError, "normalize", lambda: pwiser(normalize="mean")),
         (ValueError, "pairs", lambda: pwiser(pairs="all")),
+        (ValueError, "pairs", lambda: pwiser(pairs="sorted", surrogate="logistic")),
         (ValueError, "margins", lambda: pwiser(margins=0.1)),
         (ValueError, "margins", lambda: pwiser(margins=(0.1, 0.2, 0.3))),
         (ValueError, "margins", lambda: pwiser(margins=(None, None))),

@@ -1,21 +1,20 @@
 """The ladder loss: rows that reached a higher level should score higher."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from pwiser_jax.losses.pairs import FORMS, Others, Positives
+from pwiser_jax.losses.pairs import Others, Pairs, Positives, pair_form
 from pwiser_jax.losses.pairwise import (
     Gate,
     Normalize,
     Surrogate,
-    check_choice,
     check_pair_options,
 )
+from pwiser_jax.losses.positives import over_positives
 from pwiser_jax.losses.rows import (
     AxisName,
     counted_rows,
@@ -30,8 +29,6 @@ from pwiser_jax.losses.terms import (
     term_margins,
 )
 
-Pairs = Literal["broadcast", "blocked"]
-
 
 def ladder_loss(
     scores: ArrayLike,
@@ -41,7 +38,7 @@ def ladder_loss(
     surrogate: Surrogate = "squared_hinge",
     gate: Gate = "margin",
     normalize: Normalize = "pairs",
-    pairs: Pairs = "broadcast",
+    pairs: Pairs = "auto",
     term_weights: Mapping[Term, ArrayLike] | ArrayLike | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
@@ -110,7 +107,7 @@ def ladder_terms(
     surrogate: Surrogate = "squared_hinge",
     gate: Gate = "margin",
     normalize: Normalize = "pairs",
-    pairs: Pairs = "broadcast",
+    pairs: Pairs = "auto",
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
@@ -129,7 +126,6 @@ def ladder_terms(
     0.13 2.00
     """
     check_pair_options(surrogate, gate, normalize)
-    check_choice("pairs", pairs, FORMS)
     s = float_rows("scores", scores)
     level = rows_like(s, "levels", levels, int)
     margin, top = term_margins(margins, s.dtype)
@@ -138,36 +134,26 @@ def ladder_terms(
     check_levels(outside & (rows.weights != 0), top)
     group = None if segments is None else rows_like(s, "segments", segments, int)
 
-    def gathered(array: Array) -> Array:
-        if axis_name is None:
-            return array
-        return jax.lax.all_gather(array, axis_name, tiled=True)
-
-    all_scores = gathered(rows.values)
-    all_groups = None if group is None else gathered(group)
+    form = pair_form(pairs, surrogate, s.shape[0])
     numerators: dict[Term, Array] = {}
     denominators: dict[Term, Array] = {}
     for high in dict.fromkeys(hi for hi, _ in margin):
         below = {lo: m for (hi, lo), m in margin.items() if hi == high}
         members = {lo: level == lo for lo in below}
         row_weights = {lo: jnp.where(members[lo], rows.weights, 0) for lo in below}
-        sums, pair_weights = FORMS[pairs](
-            Positives(
-                scores=all_scores,
-                weights=gathered(jnp.where(level == high, rows.weights, 0)),
-                segments=all_groups,
+        others = Others(
+            scores=rows.values,
+            weights=sum(row_weights.values(), start=jnp.zeros_like(s)),
+            segments=group,
+            margins=sum(
+                (jnp.where(members[lo], m, 0) for lo, m in below.items()),
+                start=jnp.zeros_like(s),
             ),
-            Others(
-                scores=rows.values,
-                weights=sum(row_weights.values(), start=jnp.zeros_like(s)),
-                segments=group,
-                margins=sum(
-                    (jnp.where(members[lo], m, 0) for lo, m in below.items()),
-                    start=jnp.zeros_like(s),
-                ),
-            ),
-            surrogate,
-            gate,
+        )
+        sums, pair_weights = over_positives(
+            Positives(rows.values, jnp.where(level == high, rows.weights, 0), group),
+            lambda positives, others=others: form(positives, others, surrogate, gate),
+            axis_name,
         )
         for lo, m in below.items():
             term = high, lo
@@ -178,8 +164,8 @@ def ladder_terms(
                 if normalize == "pairs"
                 else row_weights[lo]
             )
-    # Devices meet here and in `gathered` only, last and first: collectives amid the
-    # differentiated sums would multiply gradients by the number of devices.
+    # Devices meet here and in `over_positives` only, last and first: collectives amid
+    # the differentiated sums would multiply gradients by the number of devices.
     if axis_name is not None:
         numerators, denominators = jax.lax.psum((numerators, denominators), axis_name)
     if normalize == "none":

@@ -50,3 +50,16 @@ def active_pairs(
     if surrogate == "logistic":
         return jnp.full_like(difference, True, bool)
     return difference < (-margin if gate == "literal" else margin)
+
+
+def excess(positive: Array, other: Array, margin: Array) -> Array:
+    """x = m - (s_positive - s_other), also where almost nothing is left of it.
+
+    The difference of two floats is rounded, and where the margin takes most of it away
+    that rounding is what remains: it is found exactly (Knuth's two-sum) and taken off.
+    """
+    difference = positive - other
+    back = difference - positive
+    rounding = (positive - (difference - back)) - (other + back)
+    rounding = jnp.where(jnp.isfinite(rounding), rounding, 0)  # of an overflow
+    return (margin - difference) - jax.lax.stop_gradient(rounding)

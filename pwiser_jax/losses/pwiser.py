@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from pwiser_jax.losses.ladder import Pairs, ladder_loss
+from pwiser_jax.losses.ladder import ladder_loss
+from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
 from pwiser_jax.losses.rows import AxisName, float_rows, label_rows
 
@@ -20,7 +21,7 @@ def pwiser_loss(
     surrogate: Surrogate = "squared_hinge",
     gate: Gate = "margin",
     normalize: Normalize = "pairs",
-    pairs: Pairs = "broadcast",
+    pairs: Pairs = "auto",
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
@@ -48,8 +49,12 @@ def pwiser_loss(
             the gradient ignores; for "squared_hinge" only.
         normalize: "pairs": each term is divided by the weights of its pairs;
             "negatives": by the weights of K, and of Z; "none": plain sums.
-        pairs: how pairs are summed, all forms equal to float rounding. "broadcast":
-            B x B arrays; "blocked": tiles, in little memory.
+        pairs: how pairs are summed, all forms equal to float rounding.
+            "broadcast": an array of all pairs, the definition; "blocked": tiles of
+            it, in little memory; "sorted": O(B log B) time and O(B) memory, for the
+            hinges, reverse mode only (forward mode and second derivatives are
+            errors); "auto": the fastest for the surrogate, the batch size and the
+            backend.
         where: bool[B], rows that count.
         weights: f[B].
         segments: int[B]; numerators and denominators are sums over segments.

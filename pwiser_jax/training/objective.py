@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pwiser_jax.config import BceRows, LossConfig, Scores
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses import bce_loss, ladder_loss
-from pwiser_jax.losses.ladder import Pairs
+from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
 from pwiser_jax.tasks import CvrSpace, Task, heads, trained
 

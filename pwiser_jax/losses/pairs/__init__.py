@@ -13,12 +13,26 @@ Scores and margins are finite; rows that do not take part have weight 0 and scor
 Forms differentiate with respect to scores and margins, and know no devices.
 """
 
-from pwiser_jax.losses.pairs import blocked, broadcast
+from typing import Literal, get_args
+
+from pwiser_jax.losses.pairs import blocked, broadcast, sorted
+from pwiser_jax.losses.pairs.auto import fastest
 from pwiser_jax.losses.pairs.types import Others, PairRowSums, Positives
+from pwiser_jax.losses.pairwise import Surrogate, check_choice
+
+Pairs = Literal["auto", "broadcast", "blocked", "sorted"]
 
 FORMS: dict[str, PairRowSums] = {
     "broadcast": broadcast.pair_row_sums,
     "blocked": blocked.pair_row_sums,
+    "sorted": sorted.pair_row_sums,
 }
 
-__all__ = ["FORMS", "Others", "PairRowSums", "Positives"]
+
+def pair_form(pairs: Pairs, surrogate: Surrogate, rows: int) -> PairRowSums:
+    """The form that is named, or the fastest for so many rows."""
+    check_choice("pairs", pairs, get_args(Pairs))
+    return fastest(surrogate, rows) if pairs == "auto" else FORMS[pairs]
+
+
+__all__ = ["FORMS", "Others", "PairRowSums", "Pairs", "Positives", "pair_form"]

@@ -17,17 +17,16 @@ def pair_row_sums(
 ) -> tuple[Array, Array]:
     """Sums over positives for each other row, in O(N TILE) memory.
 
-    Rows of weight 0 go to the last tiles, and tiles without a positive are skipped:
-    time is that of positives which count, not of P. (Under `vmap` over weights or
-    levels nothing is skipped.) See `pwiser_jax.losses.pairs` for the definition.
+    Positives are packed to the front, and tiles without one are skipped: time is that
+    of positives which count, not of P. (Under `vmap` over weights or levels nothing is
+    skipped.) See `pwiser_jax.losses.pairs` for the definition.
     """
     count = positives.scores.shape[0]
     size = max(1, min(TILE, count))
     tiles = -(-count // size)
-    order = jnp.argsort(positives.weights == 0, stable=True)
 
     def tiled(rows: Array) -> Array:
-        return jnp.pad(rows[order], (0, tiles * size - count)).reshape(tiles, size)
+        return jnp.pad(rows, (0, tiles * size - count)).reshape(tiles, size)
 
     # Sums over no positives: zeros that vary over the same device axes as the rest,
     # which shard_map asks of a scan's carry and of both branches of a cond.

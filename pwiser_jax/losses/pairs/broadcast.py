@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pwiser_jax.losses.pairs.types import Others, Positives
-from pwiser_jax.losses.pairwise import SURROGATES, Gate, Surrogate, active_pairs
+from pwiser_jax.losses.pairwise import SURROGATES, Gate, Surrogate, active_pairs, excess
 
 
 def pair_row_sums(
@@ -14,15 +14,15 @@ def pair_row_sums(
 
     See `pwiser_jax.losses.pairs` for the definition.
     """
-    difference = positives.scores[None, :] - others.scores[:, None]
+    positive, other = positives.scores[None, :], others.scores[:, None]
     margin = others.margins[:, None]
     weights = positives.weights[None, :] * others.weights[:, None]
     if positives.segments is not None and others.segments is not None:
         same = positives.segments[None, :] == others.segments[:, None]
         weights = jnp.where(same, weights, 0)
-    active = active_pairs(difference, margin, surrogate, gate) & (weights != 0)
+    active = active_pairs(positive - other, margin, surrogate, gate) & (weights != 0)
     # Twice `where`: an idle pair's phi may overflow, and 0 times infinity is NaN, in
     # the value as in the gradient.
-    x = jnp.where(active, margin - difference, 0)
+    x = jnp.where(active, excess(positive, other, margin), 0)
     values = jnp.where(active, SURROGATES[surrogate](x), 0)
     return jnp.sum(weights * values, axis=1), jnp.sum(weights, axis=1)
