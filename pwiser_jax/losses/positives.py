@@ -8,6 +8,7 @@ from jax import Array
 
 from pwiser_jax.losses.pairs import Positives
 from pwiser_jax.losses.rows import AxisName
+from pwiser_jax.losses.search import first_rows
 
 # Positives up to a sixteenth of the rows are packed. Of the published datasets only
 # KuaiRand's long views are more frequent.
@@ -21,32 +22,36 @@ Sums = tuple[Array, Array]
 def over_positives(
     rows: Positives, use: Callable[[Positives], Sums], axis_name: AxisName | None
 ) -> Sums:
-    """use(the rows of weight other than 0, of all devices), packed to the front.
+    """use(the rows of weight other than 0, of all devices).
 
-    Shapes are static, so there are two programs: one for at most a sixteenth of each
-    device's rows, one for all of them, and the batch's own count chooses. The rest of
-    a pack has weight 0 and score 0. Devices exchange a pack, not the batch.
+    Shapes are static, so there are two programs, and the batch's own count chooses: at
+    most a sixteenth of each device's rows, packed to the front with weight 0 and score
+    0 behind them, or all rows as they are. Devices exchange the pack, not the batch.
     """
     size = rows.scores.shape[0]
 
-    def packed(capacity: int) -> Callable[[Positives], Sums]:
-        def run(rows: Positives) -> Sums:
-            index = jnp.nonzero(rows.weights, size=capacity, fill_value=size)[0]
+    def gathered(rows: Positives) -> Positives:
+        if axis_name is None:
+            return rows
+        return jax.tree.map(
+            lambda array: jax.lax.all_gather(array, axis_name, tiled=True), rows
+        )
 
-            def pack(array: Array) -> Array:
-                part = array.at[index].get(mode="fill", fill_value=0)
-                if axis_name is None:
-                    return part
-                return jax.lax.all_gather(part, axis_name, tiled=True)
-
-            return use(jax.tree.map(pack, rows))
-
-        return run
+    def of_all(rows: Positives) -> Sums:
+        return use(gathered(rows))
 
     if size < PACKED_FROM:
-        return packed(size)(rows)
+        return of_all(rows)
     few = size // PACKED_SHARE
+
+    def of_few(rows: Positives) -> Sums:
+        index = first_rows(rows.weights != 0, few)
+        pack = jax.tree.map(
+            lambda array: array.at[index].get(mode="fill", fill_value=0), rows
+        )
+        return use(gathered(pack))
+
     count = jnp.sum(rows.weights != 0, dtype=jnp.int32)
     if axis_name is not None:
         count = jax.lax.pmax(count, axis_name)
-    return jax.lax.cond(count <= few, packed(few), packed(size), rows)
+    return jax.lax.cond(count <= few, of_few, of_all, rows)

@@ -1,5 +1,8 @@
 """The definition itself: N x P arrays. The reference, and fast for small batches."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -7,6 +10,8 @@ from pwiser_jax.losses.pairs.types import Others, Positives
 from pwiser_jax.losses.pairwise import SURROGATES, Gate, Surrogate, active_pairs, excess
 
 
+# Recomputed in the backward pass: cheaper than keeping N x P arrays until then.
+@partial(jax.checkpoint, static_argnums=(2, 3))
 def pair_row_sums(
     positives: Positives, others: Others, surrogate: Surrogate, gate: Gate
 ) -> tuple[Array, Array]:

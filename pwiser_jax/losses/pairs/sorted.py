@@ -19,7 +19,6 @@ are the same recurrence from the other end, over the rows binned by k.
 With segments the sort is by segment first, and prefixes start anew in each.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -30,6 +29,7 @@ from jax import Array
 from pwiser_jax.losses.pairs.bins import binned_sums
 from pwiser_jax.losses.pairs.types import Others, Positives
 from pwiser_jax.losses.pairwise import Gate, Surrogate, active_pairs, excess
+from pwiser_jax.losses.search import at, search
 
 
 def pair_row_sums(
@@ -93,10 +93,10 @@ def _forward(
     first, end = _range(ranked, others)
 
     def is_active(i: Array) -> Array:
-        difference = _at(ranked.scores, i) - others.scores
+        difference = at(ranked.scores, i) - others.scores
         return active_pairs(difference, others.margins, surrogate, gate)
 
-    last = _search(is_active, first, end, count)
+    last = search(is_active, first, end, count)
     any_active = last > first
     last = jnp.where(any_active, last, 0)
     # One gather for all that belongs to k: rows (t_k, V_k, A_k, Q_k), zeros for k = 0.
@@ -108,7 +108,7 @@ def _forward(
         q_terms = _product(2 * _before(a) + a_terms, ranked.gaps)
         columns.append(_prefix_sums(q_terms, ranked.starts))
     table = jnp.pad(jnp.stack(columns, axis=1), ((1, 0), (0, 0)))
-    t, v_k, a_k, *q_k = jnp.unstack(_at(table, last), axis=1)
+    t, v_k, a_k, *q_k = jnp.unstack(at(table, last), axis=1)
     d = jnp.where(any_active, excess(t, others.scores, others.margins), 0)
     linear = a_k + v_k * d
     if surrogate == "hinge":
@@ -118,7 +118,7 @@ def _forward(
     w = others.weights
     # An overflow where no pair counts must not become 0 times infinity.
     sums, slopes = (jnp.where(w == 0, 0, w * x) for x in (sums, slopes))
-    pair_weights = w * jnp.where(end > first, _at(jnp.pad(v, (1, 0)), end), 0)
+    pair_weights = w * jnp.where(end > first, at(jnp.pad(v, (1, 0)), end), 0)
     kept = _Kept(
         place=ranked.place,
         gaps=ranked.gaps,
@@ -140,16 +140,19 @@ def _backward(
     # Rows binned by their last active positive k, then summed from the end: positive i
     # has the rows of all k >= i, each with x = d + (t_k - t_i).
     weights = factors * kept.weights
-    values = [weights] if surrogate == "hinge" else [weights, weights * kept.least]
     size = len(kept.place)
-    binned = binned_sums(jnp.stack(values, axis=1), kept.last, size + 1)[1:]
-    reverse = partial(_suffix_sums, starts=kept.starts)
-    n = reverse(binned[:, 0])
-    by_positive = n
+
+    def from_the_end(values: Array) -> Array:
+        return _suffix_sums(values, kept.starts)
+
+    def by_last(values: Array) -> Array:
+        return binned_sums(values, kept.last, size + 1)[1:]
+
+    by_positive = n = from_the_end(by_last(weights))
     if surrogate == "squared_hinge":
         steps = _product(_after(n), _after(kept.gaps))
-        by_positive = 2 * reverse(binned[:, 1] + steps)
-    by_positive = -kept.positive_weights * _at(by_positive, kept.place)
+        by_positive = 2 * from_the_end(by_last(weights * kept.least) + steps)
+    by_positive = -kept.positive_weights * at(by_positive, kept.place)
     # Weights and segments are constants.
     return (
         Positives(by_positive, jnp.zeros_like(kept.positive_weights), None),
@@ -166,48 +169,30 @@ def _rank(positives: Positives) -> _Ranked:
     zero = jnp.zeros_like(keys)
     if positives.segments is None:
         ordered, segments, starts, first = jnp.sort(keys), None, None, zero
-        smaller = lambda i: _at(ordered, i) < keys  # noqa: E731
+        smaller = lambda i: at(ordered, i) < keys  # noqa: E731
     else:
         own = positives.segments
         segments, ordered = jax.lax.sort((own, keys), num_keys=2, is_stable=False)
         starts = segments != _before(segments, segments[0] - 1)
-        first = _search(lambda i: _at(segments, i) < own, zero, size, size)
-        smaller = lambda i: (_at(segments, i) == own) & (_at(ordered, i) < keys)  # noqa: E731
-    place = _search(smaller, first, size, size)
+        first = search(lambda i: at(segments, i) < own, zero, size, size)
+        smaller = lambda i: (at(segments, i) == own) & (at(ordered, i) < keys)  # noqa: E731
+    place = search(smaller, first, size, size)
     scores = _from_ascending(ordered, positives.scores.dtype)
     real = jnp.isfinite(scores) if starts is None else jnp.isfinite(scores) & ~starts
     gaps = jnp.where(real, scores - _before(scores, scores[0]), 0)
-    weights = binned_sums(positives.weights[:, None], place, size)[:, 0]
+    weights = binned_sums(positives.weights, place, size)
     return _Ranked(place, scores, segments, starts, gaps, weights)
 
 
 def _range(ranked: _Ranked, others: Others) -> tuple[Array, Array]:
     """The positives that each row has pairs with: int[N], from first to before end."""
     size = len(ranked.scores)
-    # Zeros from data vary over the devices that the data varies over, as shard_map
-    # asks of a loop's start.
     zero = (0 * others.scores).astype(jnp.int32)
     if ranked.segments is None or others.segments is None:
         return zero, zero + size
     segments, own = ranked.segments, others.segments
-    first = _search(lambda i: _at(segments, i) < own, zero, size, size)
-    return first, _search(lambda i: _at(segments, i) == own, first, size, size)
-
-
-def _search(
-    holds: Callable[[Array], Array], start: Array, end: Array | int, size: int
-) -> Array:
-    """The largest n from start to end with holds(i) for all start <= i < n.
-
-    `holds` falls from True to False once; i is within 0 .. size - 1.
-    """
-    top = 1 << (size.bit_length() - 1)
-
-    def step(k: Array, n: Array) -> Array:
-        ahead = n + jax.lax.shift_right_logical(jnp.int32(top), jnp.int32(k))
-        return jnp.where((ahead <= end) & holds(ahead - 1), ahead, n)
-
-    return jax.lax.fori_loop(0, size.bit_length(), step, start)
+    first = search(lambda i: at(segments, i) < own, zero, size, size)
+    return first, search(lambda i: at(segments, i) == own, first, size, size)
 
 
 def _ascending(x: Array) -> Array:
@@ -227,10 +212,6 @@ def _flipped(bits: Array) -> Array:
 
 def _integers(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.int64 if dtype.itemsize == 8 else jnp.int32)
-
-
-def _at(values: Array, i: Array) -> Array:
-    return values.at[i].get(mode="clip")
 
 
 def _before(x: Array, first: Array | int = 0) -> Array:

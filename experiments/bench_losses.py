@@ -1,0 +1,297 @@
+"""What the loss costs: forward and backward, by form, batch size and label rates.
+
+    python -m experiments.bench_losses --output experiments/results/losses
+
+Each cell runs in a process of its own, in turns, with glibc's usual allocator and with
+one told to keep its memory. PyTorch (boolean indexing of conversions x others) and rax
+(its hinge, all pairs) are measured beside ours where they are installed. Cells that
+would form too many pairs are left out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from experiments.measure import (
+    KEEP_MEMORY,
+    machine,
+    markdown,
+    median_seconds,
+    peak_bytes,
+    reset_peak,
+    write_results,
+)
+from pwiser_jax.config import Parser
+
+SIZES = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
+RATES = {"rare": (0.005, 0.03), "half": (0.5, 0.75)}  # conversions; clicks or more
+ALLOCATORS: dict[str, dict[str, str]] = {"usual": {}, "kept": KEEP_MEMORY}
+MARGINS = (0.1, 0.2)
+# Pairs (conversions x others, or all rows x all rows) beyond which a cell is left out.
+MOST_PAIRS = {
+    "broadcast": 3e8,
+    "blocked": 2e10,
+    "torch": 2e9,
+    "rax": 3e8,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement."""
+
+    engine: str
+    surrogate: str
+    rows: int
+    rates: str
+    allocator: str
+
+    @property
+    def pairs(self) -> float:
+        conversions = RATES[self.rates][0]
+        if self.engine == "rax":
+            return float(self.rows) ** 2
+        return conversions * (1 - conversions) * self.rows**2
+
+
+def cells(sizes: Sequence[int]) -> Iterator[Cell]:
+    """Size by size, engines in turns."""
+    engines = ["bce", "auto", "sorted", "broadcast", "blocked"]
+    engines += [name for name in ("torch", "rax") if find_spec(name)]
+    for rows in sizes:
+        for rates in RATES:
+            for surrogate in ("squared_hinge", "hinge"):
+                for engine in engines:
+                    for allocator in ALLOCATORS:
+                        cell = Cell(engine, surrogate, rows, rates, allocator)
+                        if cell.pairs > MOST_PAIRS.get(engine, np.inf):
+                            continue
+                        if engine == "bce" and surrogate == "hinge":
+                            continue
+                        if engine == "rax" and surrogate != "hinge":
+                            continue
+                        yield cell
+
+
+def batch(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (probabilities), clicks and conversions."""
+    rng = np.random.default_rng(0)
+    conversion_rate, click_rate = RATES[cell.rates]
+    scores = 1 / (1 + np.exp(2 - rng.normal(size=cell.rows)))
+    uniform = rng.random(cell.rows)
+    return (
+        scores.astype(np.float32),
+        uniform < click_rate,
+        uniform < conversion_rate,
+    )
+
+
+def torch_call(cell: Cell) -> Callable[[], Any]:
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    scores, clicks, conversions = map(torch.from_numpy, batch(cell))
+    scores.requires_grad_()
+    squared = cell.surrogate == "squared_hinge"
+
+    def term(higher: Any, lower: Any, margin: float) -> Any:
+        x = torch.relu(margin + lower[None, :] - higher[:, None])
+        return (x.square() if squared else x).mean()
+
+    def call() -> None:
+        scores.grad = None
+        converted = scores[conversions]
+        loss = term(converted, scores[clicks & ~conversions], MARGINS[0])
+        loss = loss + term(converted, scores[~clicks & ~conversions], MARGINS[1])
+        loss.backward()
+
+    return call
+
+
+def jax_call(cell: Cell) -> Callable[[], Any]:
+    import jax
+
+    from pwiser_jax.losses import bce_loss, pwiser_loss
+
+    if cell.engine == "rax":
+        import rax
+
+        def loss(s: Any, clicks: Any, conversions: Any) -> Any:
+            levels = clicks.astype(np.float32) + conversions
+            return rax.pairwise_hinge_loss(s, levels)
+    elif cell.engine == "bce":
+
+        def loss(s: Any, clicks: Any, conversions: Any) -> Any:
+            return bce_loss(s, conversions)
+    else:
+        options: dict[str, Any] = {
+            "pairs": cell.engine,
+            "surrogate": cell.surrogate,
+            "margins": MARGINS,
+        }
+        loss = partial(pwiser_loss, **options)
+    arguments = jax.device_put(batch(cell))
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def bandwidth() -> float:
+    """Bytes a second of a large array read once and written once."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.zeros(2**26, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return 2 * x.nbytes / median_seconds(lambda: jax.block_until_ready(add(x)))
+
+
+def measure(cell: Cell) -> dict[str, float]:
+    """Seconds of a call, and bytes a row beyond those held before it."""
+    call = torch_call(cell) if cell.engine == "torch" else jax_call(cell)
+    before = reset_peak()
+    call()
+    memory = peak_bytes() - before
+    return {"seconds": median_seconds(call), "bytes_per_row": memory / cell.rows}
+
+
+def in_own_process(cell: Cell) -> dict[str, float]:
+    command = [sys.executable, "-m", "experiments.bench_losses", "--cell"]
+    done = subprocess.run(
+        [*command, json.dumps(vars(cell))],
+        env=os.environ | ALLOCATORS[cell.allocator],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Times and memory by engine (lines) and rows (columns), a table a setting."""
+    sizes = list(dict.fromkeys(row["rows"] for row in rows))
+    found = {
+        (
+            row["engine"],
+            row["surrogate"],
+            row["rates"],
+            row["allocator"],
+            row["rows"],
+        ): row
+        for row in rows
+    }
+    parts = []
+    for rates, (conversion, click) in RATES.items():
+        for surrogate in ("squared_hinge", "hinge"):
+            lines = []
+            for engine in dict.fromkeys(row["engine"] for row in rows):
+                for allocator in ALLOCATORS:
+                    key = engine, _kind(engine, surrogate), rates, allocator
+                    line = [found.get((*key, size)) for size in sizes]
+                    if any(line):
+                        name = f"{engine}, {allocator} allocator"
+                        lines.append([name, *map(_cell_text, line)])
+            header = ["ms (bytes a row)", *(f"{size:,}" for size in sizes)]
+            parts.append(
+                f"## {surrogate}, {conversion:.1%} conversions, {click:.0%} clicks\n\n"
+                + markdown(header, lines)
+            )
+    return "\n\n".join(parts)
+
+
+def _kind(engine: str, surrogate: str) -> str:
+    """The cross-entropy has no surrogate: it is measured once."""
+    return "squared_hinge" if engine == "bce" else surrogate
+
+
+def _cell_text(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return f"{1e3 * row['seconds']:.3g} ({row['bytes_per_row']:.0f})"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Time against rows, a panel a setting."""
+    import matplotlib.pyplot as plt
+
+    from pwiser_jax.reports.plots import MARKERS, PALETTE, STYLE
+
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
+        panels = [(r, s) for r in RATES for s in ("squared_hinge", "hinge")]
+        for axis, (rates, surrogate) in zip(axes.flat, panels, strict=True):
+            for k, engine in enumerate(engines):
+                kind = _kind(engine, surrogate)
+                line = [
+                    (row["rows"], 1e3 * row["seconds"])
+                    for row in rows
+                    if (row["engine"], row["surrogate"], row["rates"], row["allocator"])
+                    == (engine, kind, rates, "usual")
+                ]
+                if line:
+                    axis.loglog(
+                        *zip(*line, strict=True),
+                        color=(["#000000", *PALETTE])[k % (len(PALETTE) + 1)],
+                        marker=MARKERS[k % len(MARKERS)],
+                        label=engine,
+                    )
+            axis.set_title(f"{surrogate}, {RATES[rates][0]:.1%} conversions")
+        for axis in axes[1]:
+            axis.set_xlabel("rows in the batch")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("forward and backward [ms]")
+        axes[0, 1].legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="experiments.bench_losses", description=__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("experiments/results/losses")
+    )
+    parser.add_argument("--sizes", type=list[int], default=list(SIZES))
+    parser.add_argument("--cell", type=str | None, help="one measurement, in JSON")
+    options = parser.parse(argv)
+    if options.cell:
+        print(json.dumps(measure(Cell(**json.loads(options.cell)))))
+        return 0
+    import jax
+
+    console = Console(stderr=True, highlight=False)
+    rows: list[dict[str, Any]] = []
+    speed = bandwidth()
+    for cell in cells(options.sizes):
+        found = in_own_process(cell)
+        # Scores and gradient in float32, two labels of a byte: moved once.
+        moved = cell.rows * (4 + 4 + 1 + 1) / speed
+        rows.append(vars(cell) | found | {"times_bandwidth": found["seconds"] / moved})
+        console.print(f"{cell}: {_cell_text(rows[-1])}")
+    device = jax.devices()[0].device_kind
+    note = (
+        f"Forward and backward of PWiseR alone, median. Machine: "
+        f"{machine(('jax', 'torch', 'rax'))}; jax device: {device}, "
+        f"{speed / 1e9:.0f} GB/s measured. Allocator: glibc's as it comes, or with "
+        f"{' '.join(f'{k}={v}' for k, v in KEEP_MEMORY.items())}. In brackets: peak "
+        "memory beyond the inputs and the compiled program, in bytes a row, of the "
+        "first call. Made by `python -m experiments.bench_losses`."
+    )
+    write_results(
+        options.output, rows, tables(rows), title="Cost of the loss", note=note
+    )
+    plot(rows, options.output.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
