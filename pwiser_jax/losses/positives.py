@@ -13,8 +13,8 @@ from pwiser_jax.losses.search import first_rows
 # Positives up to a sixteenth of the rows are packed. Of the published datasets only
 # KuaiRand's long views are more frequent.
 PACKED_SHARE = 16
-# Below this many rows packing costs more than it saves.
-PACKED_FROM = 256
+# Below this many rows packing costs more than it saves: compiling twice, first of all.
+PACKED_FROM = 4096
 
 Sums = tuple[Array, Array]
 

@@ -7,10 +7,10 @@ from pwiser_jax.losses.pairs.types import PairRowSums
 from pwiser_jax.losses.pairwise import Surrogate
 
 # Rows of a device from which on `sorted` is faster than `broadcast`
-# (experiments/bench_losses.py). Not measured on a TPU.
-SORTED_FROM = {"cpu": 1024, "gpu": 4096, "tpu": 4096}
+# (CPU: experiments/bench_losses.py; GPU and TPU: not measured yet, a guess).
+SORTED_FROM = {"cpu": 64, "gpu": 4096, "tpu": 4096}
 # Rows from which on the pairs of the logistic surrogate are formed in tiles.
-BLOCKED_FROM = 2048
+BLOCKED_FROM = 512
 
 
 def fastest(surrogate: Surrogate, rows: int) -> PairRowSums:
