@@ -10,11 +10,10 @@ from pwiser_jax.losses.pairs import Positives
 from pwiser_jax.losses.rows import AxisName
 from pwiser_jax.losses.search import first_rows
 
-# Positives up to a sixteenth of the rows are packed. Of the published datasets only
-# KuaiRand's long views are more frequent.
-PACKED_SHARE = 16
-# Below this many rows packing costs more than it saves: compiling twice, first of all.
-PACKED_FROM = 4096
+# Packs hold a 64th or an 8th of a device's rows, or all. Each size compiles a program
+# of its own, which small batches are not worth.
+PACKS = {64: 65_536, 8: 4096}  # share of the rows: from how many rows on
+
 
 Sums = tuple[Array, Array]
 
@@ -24,9 +23,10 @@ def over_positives(
 ) -> Sums:
     """use(the rows of weight other than 0, of all devices).
 
-    Shapes are static, so there are two programs, and the batch's own count chooses: at
-    most a sixteenth of each device's rows, packed to the front with weight 0 and score
-    0 behind them, or all rows as they are. Devices exchange the pack, not the batch.
+    Shapes are static, so there is a program for each size of pack, and the batch's own
+    count chooses the smallest that holds each device's: packed to the front, with
+    weight 0 and score 0 behind, or else all rows as they are. Devices exchange packs:
+    traffic is that of the conversions, not of the batch.
     """
     size = rows.scores.shape[0]
 
@@ -37,21 +37,22 @@ def over_positives(
             lambda array: jax.lax.all_gather(array, axis_name, tiled=True), rows
         )
 
-    def of_all(rows: Positives) -> Sums:
-        return use(gathered(rows))
+    def packed(capacity: int) -> Callable[[Positives], Sums]:
+        def run(rows: Positives) -> Sums:
+            index = first_rows(rows.weights != 0, capacity)
+            pack = jax.tree.map(
+                lambda array: array.at[index].get(mode="fill", fill_value=0), rows
+            )
+            return use(gathered(pack))
 
-    if size < PACKED_FROM:
-        return of_all(rows)
-    few = size // PACKED_SHARE
+        return run
 
-    def of_few(rows: Positives) -> Sums:
-        index = first_rows(rows.weights != 0, few)
-        pack = jax.tree.map(
-            lambda array: array.at[index].get(mode="fill", fill_value=0), rows
-        )
-        return use(gathered(pack))
-
+    capacities = [size // share for share, least in PACKS.items() if size >= least]
+    programs = [*map(packed, capacities), lambda rows: use(gathered(rows))]
+    if not capacities:
+        return programs[0](rows)
     count = jnp.sum(rows.weights != 0, dtype=jnp.int32)
     if axis_name is not None:
         count = jax.lax.pmax(count, axis_name)
-    return jax.lax.cond(count <= few, of_few, of_all, rows)
+    chosen = sum((count > capacity).astype(jnp.int32) for capacity in capacities)
+    return jax.lax.switch(chosen, programs, rows)
