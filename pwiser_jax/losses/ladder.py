@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from pwiser_jax.losses.bank import ConversionBank
 from pwiser_jax.losses.pairs import Others, Pairs, Positives, pair_form
 from pwiser_jax.losses.pairwise import (
     Gate,
@@ -44,6 +45,7 @@ def ladder_loss(
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
     axis_name: AxisName | None = None,
+    bank: ConversionBank | None = None,
 ) -> Array:
     """Pairwise ranking by levels 0..L, such as exposure, click, cart, order.
 
@@ -63,14 +65,17 @@ def ladder_loss(
         surrogate, gate, normalize, pairs: see `pwiser_loss`; "negatives" divides by
             the weights of the lower level's rows.
         where, weights, segments, axis_name: see `pwiser_jax.losses`.
+        bank: scores of earlier rows of level L, see `conversion_bank`: they take part
+            in every term of L as constants.
 
     Returns:
         f[]; a term without a pair is 0 with gradient 0.
 
     Raises:
         AssertionError: a wrong shape or type; the message names the argument.
-        ValueError: an unknown option; no term, or one with hi <= lo; a level out of
-            range in a row that counts. Levels that are traced give NaN instead.
+        ValueError: an unknown option; no term, or one with hi <= lo; a bank together
+            with segments; a level out of range in a row that counts. Levels that are
+            traced give NaN instead.
 
     >>> import jax.numpy as jnp
     >>> scores, levels = jnp.array([0.9, 0.7, 0.5]), jnp.array([3, 2, 0])
@@ -90,6 +95,7 @@ def ladder_loss(
         weights=weights,
         segments=segments,
         axis_name=axis_name,
+        bank=bank,
     )
     dtype = next(iter(terms.values()))[0].dtype
     factors = term_factors(term_weights, terms, dtype)
@@ -112,6 +118,7 @@ def ladder_terms(
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
     axis_name: AxisName | None = None,
+    bank: ConversionBank | None = None,
 ) -> dict[Term, tuple[Array, Array]]:
     """The numerator and denominator of each term of `ladder_loss`, to log or to add up.
 
@@ -134,6 +141,8 @@ def ladder_terms(
     check_levels(outside & (rows.weights != 0), top)
     group = None if segments is None else rows_like(s, "segments", segments, int)
 
+    if bank is not None and group is not None:
+        raise ValueError("bank: its conversions have no segments; choose one of both")
     form = pair_form(pairs, surrogate, s.shape[0])
     numerators: dict[Term, Array] = {}
     denominators: dict[Term, Array] = {}
@@ -150,9 +159,12 @@ def ladder_terms(
                 start=jnp.zeros_like(s),
             ),
         )
+        past = bank if high == top else None
         sums, pair_weights = over_positives(
             Positives(rows.values, jnp.where(level == high, rows.weights, 0), group),
-            lambda positives, others=others: form(positives, others, surrogate, gate),
+            lambda positives, others=others, past=past: form(
+                _with_bank(positives, past), others, surrogate, gate
+            ),
             axis_name,
         )
         for lo, m in below.items():
@@ -171,3 +183,14 @@ def ladder_terms(
     if normalize == "none":
         denominators = {term: jnp.ones_like(x) for term, x in numerators.items()}
     return {term: (numerators[term], denominators[term]) for term in margin}
+
+
+def _with_bank(positives: Positives, bank: ConversionBank | None) -> Positives:
+    if bank is None:
+        return positives
+    past = jax.lax.stop_gradient(Positives(bank.scores, bank.weights, None))
+    return jax.tree.map(
+        lambda now, then: jnp.concatenate([now, then.astype(now.dtype)]),
+        positives,
+        past,
+    )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from pwiser_jax.losses.bank import ConversionBank
 from pwiser_jax.losses.ladder import ladder_loss
 from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
@@ -26,6 +27,7 @@ def pwiser_loss(
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
     axis_name: AxisName | None = None,
+    bank: ConversionBank | None = None,
 ) -> Array:
     """PWiseR, the pairwise ranking loss of multi-task recommenders.
 
@@ -60,6 +62,8 @@ def pwiser_loss(
         segments: int[B]; numerators and denominators are sums over segments.
         axis_name: mapped axis over whose devices the rows are spread: pairs are
             formed over all of them.
+        bank: scores of earlier conversions, see `conversion_bank`: further rows of C,
+            constants; not with segments.
 
     Returns:
         f[]; a term without a pair is 0 with gradient 0.
@@ -97,6 +101,7 @@ def pwiser_loss(
         weights=weights,
         segments=segments,
         axis_name=axis_name,
+        bank=bank,
     )
 
 
