@@ -9,15 +9,17 @@ from pwiser_jax.data.batches import (
     sequential_batches,
     steps_per_epoch,
 )
-from pwiser_jax.data.prepared import Rows
+from pwiser_jax.data.rows import Rows
 
 
 def make_rows(count: int) -> Rows:
     """Every value of a row tells which row it is of."""
     at = np.arange(count)
     return Rows(
-        categorical=np.stack([at, at + 1], 1).astype(np.int32),
-        numerical=np.stack([at, at / 2, -at], 1).astype(np.float32),
+        inputs={
+            "categorical": np.stack([at, at + 1], 1).astype(np.int32),
+            "numerical": np.stack([at, at / 2, -at], 1).astype(np.float32),
+        },
         labels=np.stack([at % 2, at % 4 == 1], 1).astype(np.int8),
         group=at,
     )
@@ -89,7 +91,7 @@ def test_evaluation_keeps_the_order_of_rows():
 
 def test_rows_without_labels():
     rows = make_rows(3)
-    bare = Rows(rows.categorical, rows.numerical, np.empty((3, 0), np.int8), rows.group)
+    bare = Rows(rows.inputs, np.empty((3, 0), np.int8), rows.group)
     (batch,) = sequential_batches(bare, 4)
     assert batch.labels.shape == (4, 0)
 

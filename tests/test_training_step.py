@@ -38,7 +38,8 @@ def make_batch(rows: int, seed: int = 0, padding: int = 0) -> Batch:
         return np.concatenate([array, filler])
 
     inputs, labels, mask = jax.tree.map(pad, (inputs, labels, mask))
-    return Batch(inputs, labels, mask, np.arange(rows + padding, dtype=np.uint32))
+    places = np.arange(rows + padding, dtype=np.uint32)
+    return Batch(inputs, labels, mask, places, mask.astype(np.float32))
 
 
 def setup(name: str, space: str, lambdas: float = 0.5) -> tuple[Any, Any, Hyper]:

@@ -102,6 +102,16 @@ class Schema:
     def field_sizes(self) -> tuple[int, ...]:
         return tuple(field.size for field in self.categorical)
 
+    @property
+    def embedded(self) -> tuple[CategoricalField | MultiValuedField, ...]:
+        """The fields with ids, in the order in which an embedding table holds them."""
+        return (*self.categorical, *self.multi_valued)
+
+    @property
+    def multi_width(self) -> int:
+        """Columns of all multi-valued fields side by side."""
+        return sum(field.width for field in self.multi_valued)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
