@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pwiser_jax.data.order import EpochOrder
+from pwiser_jax.data.order import BLOCK, WINDOW, EpochOrder
 from pwiser_jax.data.rows import Rows, taken
+
+# What is asked of the disk at once and then held in memory, in file order too.
+AT_ONCE = BLOCK * WINDOW
 
 
 class Batch(NamedTuple):
@@ -118,10 +121,14 @@ def sequential_batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
 
     def batches() -> Iterator[Batch]:
         places = np.arange(batch_size, dtype=np.uint32)
+        asked = 0
         for start in range(0, len(rows), batch_size):
             stop = min(start + batch_size, len(rows))
+            if stop > asked:
+                rows.done()
+                rows.soon(asked, min(asked + AT_ONCE, len(rows)))
+                asked += AT_ONCE
             yield gather(rows, np.arange(start, stop), places)
-            rows.done(start, stop)
 
     return batches()
 
@@ -133,16 +140,14 @@ def _ordered(
     first, offset = order.first_window(start)
     waiting = np.empty(0, np.int64)
     for number, window in enumerate(order.windows(first), first):
-        ranges = order.ranges(number, process, processes)
-        for at in ranges:
+        for at in order.ranges(number, process, processes):
             rows.soon(*at)
         waiting = np.concatenate([waiting, window.rows[offset:]])
         offset = 0
         while len(waiting) >= size:
             yield waiting[:size]
             waiting = waiting[size:]
-        for at in ranges:
-            rows.done(*at)
+        rows.done()
     if len(waiting):
         yield waiting
 

@@ -40,7 +40,6 @@ FORMAT = 1
 MARKER = "cache.json"
 FOLDER = "cache"
 CHUNK = 65_536
-PAGE = mmap.PAGESIZE
 
 
 class CacheWarning(UserWarning):
@@ -111,19 +110,16 @@ class MappedArray:
 
     def soon(self, start: int, stop: int) -> None:
         """Asks for rows to be read from the disk in one go, without waiting."""
-        self._advise(start, stop, "MADV_WILLNEED")
+        if self._map is not None:
+            width = self.array.strides[0]
+            first = (self._offset + start * width) // mmap.PAGESIZE * mmap.PAGESIZE
+            length = self._offset + stop * width - first
+            self._map.madvise(mmap.MADV_WILLNEED, first, length)
 
-    def done(self, start: int, stop: int) -> None:
-        """Gives rows' pages back; they stay in the system's file cache."""
-        self._advise(start, stop, "MADV_DONTNEED")
-
-    def _advise(self, start: int, stop: int, advice: str) -> None:
-        if self._map is None or not hasattr(mmap, advice):
-            return
-        width = self.array.strides[0]
-        first = (self._offset + start * width) // PAGE * PAGE
-        length = min(self._offset + stop * width, len(self._map)) - first
-        self._map.madvise(getattr(mmap, advice), first, length)
+    def done(self) -> None:
+        """Gives all pages back; they stay in the system's file cache."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Pages(Protocol):
 
     def soon(self, start: int, stop: int) -> None: ...
 
-    def done(self, start: int, stop: int) -> None: ...
+    def done(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ class Shared:
     own: Mapping[str, Runs]
     common: Mapping[str, Runs]
     pages: tuple[Pages, ...] = ()
-
-    def done(self) -> None:
-        """Some lines have been read: no page need stay."""
-        for name, pages in zip(self.inputs, self.pages, strict=False):
-            pages.done(0, len(self.inputs[name]))
 
 
 @dataclass(frozen=True)
@@ -125,12 +120,10 @@ class Rows:
         for pages in self.pages:
             pages.soon(start, stop)
 
-    def done(self, start: int, stop: int) -> None:
-        """Rows start .. stop - 1 have been read: their pages need not stay."""
-        for pages in self.pages:
-            pages.done(start, stop)
-        if self.shared is not None:
-            self.shared.done()
+    def done(self) -> None:
+        """What has been read need not stay in this process's memory."""
+        for pages in (*self.pages, *(self.shared.pages if self.shared else ())):
+            pages.done()
 
 
 def taken(array: np.ndarray, index: np.ndarray | slice) -> np.ndarray:
