@@ -15,23 +15,25 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from rich.console import Console
 
 from experiments.measure import (
     KEEP_MEMORY,
     machine,
-    markdown,
     median_seconds,
     peak_bytes,
     reset_peak,
-    write_results,
 )
 from pwiser_jax.config import Parser
+from pwiser_jax.files import write_whole
+from pwiser_jax.reports.tables import to_markdown, write_csv
 
 SIZES = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
 RATES = {"rare": (0.005, 0.03), "half": (0.5, 0.75)}  # conversions; clicks or more
@@ -97,7 +99,7 @@ def batch(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def torch_call(cell: Cell) -> Callable[[], Any]:
-    import torch
+    torch: Any = import_module("torch")
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     scores, clicks, conversions = map(torch.from_numpy, batch(cell))
@@ -124,7 +126,7 @@ def jax_call(cell: Cell) -> Callable[[], Any]:
     from pwiser_jax.losses import bce_loss, pwiser_loss
 
     if cell.engine == "rax":
-        import rax
+        rax: Any = import_module("rax")
 
         def loss(s: Any, clicks: Any, conversions: Any) -> Any:
             levels = clicks.astype(np.float32) + conversions
@@ -198,12 +200,15 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                     key = engine, _kind(engine, surrogate), rates, allocator
                     line = [found.get((*key, size)) for size in sizes]
                     if any(line):
+                        texts = {
+                            f"{n:,}": _cell_text(x)
+                            for n, x in zip(sizes, line, strict=True)
+                        }
                         name = f"{engine}, {allocator} allocator"
-                        lines.append([name, *map(_cell_text, line)])
-            header = ["ms (bytes a row)", *(f"{size:,}" for size in sizes)]
+                        lines.append({"ms (bytes a row)": name, **texts})
             parts.append(
                 f"## {surrogate}, {conversion:.1%} conversions, {click:.0%} clicks\n\n"
-                + markdown(header, lines)
+                + to_markdown(pl.DataFrame(lines))
             )
     return "\n\n".join(parts)
 
@@ -286,9 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "memory beyond the inputs and the compiled program, in bytes a row, of the "
         "first call. Made by `python -m experiments.bench_losses`."
     )
-    write_results(
-        options.output, rows, tables(rows), title="Cost of the loss", note=note
-    )
+    write_csv(pl.DataFrame(rows), options.output.with_suffix(".csv"))
+    text = f"# Cost of the loss\n\n{note}\n\n{tables(rows)}"
+    write_whole(options.output.with_suffix(".md"), text)
     plot(rows, options.output.with_suffix(".png"))
     return 0
 

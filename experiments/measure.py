@@ -1,27 +1,43 @@
-"""What benchmarks share: the machine in words, medians, peak memory, result files."""
+"""What benchmarks share: a machine in a line, a call's or command's time and memory."""
 
-import csv
 import os
 import platform
-import resource
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pwiser_jax.files import write_whole
+PACKAGES = ("numpy", "polars", "jax")
 
 # glibc gives large arrays back to the system and takes them again, page by page, at
 # every call. These settings make it keep them.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "60000000000"}
 
 
-def machine(packages: Sequence[str]) -> str:
-    """Cores, processor, Python and versions, in a line; no name of a host."""
-    parts = [f"{len(os.sched_getaffinity(0))} CPU cores ({_processor()})"]
-    parts.append(f"Python {platform.python_version()}")
+@dataclass(frozen=True)
+class Cost:
+    """Wall-clock seconds and peak resident memory of a command, and what it printed."""
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+
+def machine(packages: Sequence[str] = PACKAGES) -> str:
+    """The machine and the versions that a figure was made with."""
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parts = [
+        f"{cores} CPU cores ({_processor()})",
+        f"{memory:.0f} GiB of memory",
+        platform.system(),
+        f"Python {platform.python_version()}",
+    ]
     for name in packages:
         try:
             parts.append(f"{name} {version(name)}")
@@ -32,11 +48,27 @@ def machine(packages: Sequence[str]) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
     except OSError:
-        return platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
-    return next(names, platform.machine())
+        pass
+    return platform.machine()
+
+
+def run(module: str, *arguments: str) -> Cost:
+    """`python -m module arguments` in a process of its own; its failure is ours."""
+    command: Sequence[str] = [sys.executable, "-m", module, *arguments]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return Cost(time.perf_counter() - started, usage.ru_maxrss / 2**10, output)
 
 
 def median_seconds(
@@ -65,11 +97,8 @@ def reset_peak() -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory that the process has held since `reset_peak`, or ever."""
-    try:
-        return _status("VmHWM")
-    except OSError:
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The most memory that the process has held since `reset_peak`."""
+    return _status("VmHWM")
 
 
 def _status(name: str) -> int:
@@ -77,22 +106,3 @@ def _status(name: str) -> int:
         if line.startswith(name + ":"):
             return 1024 * int(line.split()[1])
     raise OSError(f"/proc/self/status has no {name}")
-
-
-def write_results(
-    stem: Path, rows: Sequence[Mapping[str, Any]], tables: str, *, title: str, note: str
-) -> None:
-    """STEM.csv with every row, and STEM.md with the title, a note and the tables."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_whole(stem.with_suffix(".md"), f"# {title}\n\n{note}\n\n{tables}\n")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table: the first column to the left, the others to the right."""
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -30,11 +30,15 @@ class DataConfig:
         path: a folder written by `prepare`.
         batch_size: rows of a training step, over all devices.
         eval_batch_size: rows of an evaluation step, over all devices.
+        min_conversions: at least so many conversions (rows with the highest label) in
+            each training batch; the cross-entropy weighs them down to what they are in
+            the data. 0: as many as the order of the rows brings.
     """
 
     path: str = ""
     batch_size: int = 2048
     eval_batch_size: int = 8192
+    min_conversions: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,16 @@ class Config:
             "loss.lambdas": min(values, default=0.0),
             "optimizer.l2": self.optimizer.l2,
             "train.seed": self.train.seed,
+            "data.min_conversions": self.data.min_conversions,
         }
         for name, value in not_negative.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
+        if self.data.min_conversions >= self.data.batch_size:
+            raise ValueError(
+                f"data.min_conversions must be below data.batch_size "
+                f"({self.data.batch_size}), got {self.data.min_conversions}"
+            )
         if self.loss.gate == "literal" and self.loss.surrogate != "squared_hinge":
             raise ValueError("loss.gate literal needs loss.surrogate squared_hinge")
 

@@ -3,7 +3,12 @@
 import jax
 import numpy as np
 
-from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.data.schema import (
+    CategoricalField,
+    MultiValuedField,
+    NumericalField,
+    Schema,
+)
 from pwiser_jax.models import ModelConfig
 
 MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
@@ -26,11 +31,16 @@ def tiny(name, **changes):
     return ModelConfig(name=name, **(sizes | changes))
 
 
-def make_schema(sizes=(4, 2), numerical=3, labels=LABELS):
+BRANDS = MultiValuedField("brands", 5, width=3)
+SHOPS = MultiValuedField("shops", 4, width=2, pool="mean")
+
+
+def make_schema(sizes=(4, 2), numerical=3, labels=LABELS, multi_valued=()):
     return Schema(
         categorical=tuple(CategoricalField(f"c{i}", n) for i, n in enumerate(sizes)),
         numerical=tuple(NumericalField(f"n{i}") for i in range(numerical)),
         labels=labels,
+        multi_valued=multi_valued,
     )
 
 
@@ -38,10 +48,21 @@ def make_inputs(schema, batch, seed=0):
     random = np.random.default_rng(seed)
     ids = [random.integers(0, f.rows, batch) for f in schema.categorical]
     numerical = random.normal(size=(batch, len(schema.numerical)))
-    return {
+    inputs = {
         "categorical": np.array(ids, np.int32).reshape(-1, batch).T,
         "numerical": numerical.astype(np.float32),
     }
+    if schema.multi_valued:
+        ids = [
+            random.integers(0, f.rows, (batch, f.width)) for f in schema.multi_valued
+        ]
+        weights = random.uniform(0.1, 3, (batch, schema.multi_width))
+        # Lists of any length, the empty one of every field in row 0.
+        weights *= random.random(weights.shape) < 0.6
+        weights[0] = 0
+        inputs["multi_ids"] = np.concatenate(ids, axis=1).astype(np.int32)
+        inputs["multi_weights"] = weights.astype(np.float32)
+    return inputs
 
 
 def make_variables(model, inputs, seed=0):

@@ -72,6 +72,21 @@ class NumpyModel:
             ids = batch["categorical"][:, i].astype(int)
             fields.append(self.params[name]["table"][start + ids])
             start += field.size + 3
+        column = 0
+        for field in self.schema.multi_valued:
+            pooled = np.zeros((len(batch["categorical"]), self.config.embedding_dim))
+            for row, (ids, weights) in enumerate(
+                zip(batch["multi_ids"], batch["multi_weights"], strict=True)
+            ):
+                for j in range(column, column + field.width):
+                    vector = self.params[name]["table"][start + int(ids[j])]
+                    pooled[row] += weights[j] * vector
+                whole = weights[column : column + field.width].sum()
+                if field.pool == "mean" and whole:
+                    pooled[row] /= whole
+            fields.append(pooled)
+            column += field.width
+            start += field.size + 3
         if self.schema.numerical:
             fields.append(self.linear([name, "numerical"], batch["numerical"]))
         return np.concatenate(fields, axis=1)

@@ -101,7 +101,7 @@ def test_prepared_and_raw_rows_get_the_same_probabilities_in_order(
     assert a.height == raw.height
     assert a.equals(b)
     out = tmp_path / "valid.parquet"
-    source = prepared / "valid.parquet"
+    source = prepared / "valid-00000.parquet"
     assert (
         main(["predict", f"--run={run}", f"--input={source}", f"--output={out}"]) == 0
     )

@@ -71,7 +71,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path):
         write(flat(400_000), tmp_path / name)
     first = contents(tmp_path / "first")
     assert set(first) == {
-        *("train.parquet", "valid.parquet", "test.parquet"),
+        *("train-00000.parquet", "valid-00000.parquet", "test-00000.parquet"),
         *("vocabulary.parquet", "manifest.json"),
     }
     assert first == contents(tmp_path / "second")
@@ -114,7 +114,7 @@ def test_the_encoder_of_a_folder_encodes_as_the_folder_was(tmp_path: Path):
     source = flat()
     write(source, tmp_path / "out")
     encoder = Prepared(tmp_path / "out").encoder
-    stored = pl.read_parquet(tmp_path / "out" / "valid.parquet")
+    stored = pl.read_parquet(tmp_path / "out" / "valid-00000.parquet")
     raw = source.splits["valid"]
     assert encoder.transform(raw).collect().equals(stored)
     features = raw.drop(*LABELS.values(), "day", "p")
@@ -132,7 +132,7 @@ def test_a_vocabulary_can_be_empty_or_absent(tmp_path: Path):
         assert rows.time is None
         raw = flat().splits["test"]
         again = prepared.encoder.transform(raw, first_row=2500).collect()
-        assert again.equals(pl.read_parquet(tmp_path / "out" / "test.parquet"))
+        assert again.equals(pl.read_parquet(tmp_path / "out" / "test-00000.parquet"))
 
 
 def test_the_manifest(tmp_path: Path):
@@ -166,7 +166,7 @@ def test_the_manifest(tmp_path: Path):
     ]
     train = source.splits["train"].collect()
     assert tree["splits"]["train"] == {
-        "files": ["train.parquet"],
+        "files": ["train-00000.parquet"],
         "rows": 2000,
         "labels": {name: int(train[column].sum()) for name, column in LABELS.items()},
     }
@@ -187,7 +187,7 @@ def test_an_empty_test_split_is_a_warning(tmp_path: Path):
     with pytest.warns(DataWarning, match="the test split is empty"):
         write(dataclasses.replace(source, splits=splits), tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert not (tmp_path / "a" / "test.parquet").exists()
+    assert not (tmp_path / "a" / "test-00000.parquet").exists()
     with pytest.raises(UserError, match="has no test rows"):
         Prepared(tmp_path / "a").load("test")
 
@@ -368,7 +368,7 @@ def test_a_full_disk(tmp_path: Path):
 
 def test_a_damaged_folder_says_so(tmp_path: Path):
     write(flat(), tmp_path)
-    valid = tmp_path / "valid.parquet"
+    valid = tmp_path / "valid-00000.parquet"
     whole = valid.read_bytes()
     for damage in (whole[:-9], b"", None):
         if damage is None:
@@ -377,7 +377,7 @@ def test_a_damaged_folder_says_so(tmp_path: Path):
             valid.write_bytes(damage)
         with pytest.raises(UserError, match="the valid rows are missing or damaged"):
             Prepared(tmp_path).load("valid")
-    valid.write_bytes((tmp_path / "test.parquet").read_bytes())
+    valid.write_bytes((tmp_path / "test-00000.parquet").read_bytes())
     pl.read_parquet(valid).head(7).write_parquet(valid)
     with pytest.raises(UserError, match="valid has 7 rows, the manifest says 500"):
         Prepared(tmp_path).load("valid")

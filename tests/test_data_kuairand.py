@@ -26,7 +26,8 @@ from pwiser_jax.data.kuairand import (
     VIDEOS,
     prepare_kuairand,
 )
-from pwiser_jax.data.prepared import DataWarning, Prepared, Rows
+from pwiser_jax.data.prepared import DataWarning, Prepared
+from pwiser_jax.data.rows import Rows
 from pwiser_jax.errors import UserError
 from pwiser_jax.metrics.auc import auc
 
@@ -128,8 +129,10 @@ def all_rows(prepared: Prepared) -> Rows:
     """All splits, which a log in the order of its days keeps in order."""
     parts = [prepared.load(split) for split in ("train", "valid", "test")]
     return Rows(
-        categorical=np.concatenate([part.categorical for part in parts]),
-        numerical=np.concatenate([part.numerical for part in parts]),
+        inputs={
+            name: np.concatenate([part.inputs[name] for part in parts])
+            for name in ("categorical", "numerical")
+        },
         labels=np.concatenate([part.labels for part in parts]),
         group=np.concatenate([part.group for part in parts]),
     )
@@ -316,7 +319,7 @@ def test_the_earlier_log_is_read_where_it_is_there(small, tmp_path):
 def test_an_empty_test_split_is_a_warning(tmp_path):
     with pytest.warns(DataWarning, match="the test split is empty"):
         prepared = prepare(raw_files(), tmp_path, valid_until="2022-05-06")
-    assert not (prepared.folder / "test.parquet").exists()
+    assert not (prepared.folder / "test-00000.parquet").exists()
 
 
 def edit(line: int, column: str, value: Any, file: str = LOG):

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 from models_data import (
+    BRANDS,
     MODELS,
+    SHOPS,
     make_inputs,
     make_schema,
     make_variables,
@@ -22,6 +24,11 @@ CASES = {
     "all fields": ("ctcvr", make_schema()),
     "no numerical field": ("click", make_schema(numerical=0)),
     "no categorical field": ("product", make_schema(sizes=())),
+    "multi-valued": ("ctcvr", make_schema(multi_valued=(BRANDS, SHOPS))),
+    "multi-valued alone": (
+        "ctcvr",
+        make_schema(sizes=(), numerical=0, multi_valued=(SHOPS,)),
+    ),
 }
 
 
@@ -43,6 +50,8 @@ def with_joint(logits, schema, space):
         ("all fields", True),
         ("no numerical field", True),
         ("no categorical field", False),
+        ("multi-valued", True),
+        ("multi-valued alone", False),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)

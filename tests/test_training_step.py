@@ -38,7 +38,8 @@ def make_batch(rows: int, seed: int = 0, padding: int = 0) -> Batch:
         return np.concatenate([array, filler])
 
     inputs, labels, mask = jax.tree.map(pad, (inputs, labels, mask))
-    return Batch(inputs, labels, mask, np.arange(rows + padding, dtype=np.uint32))
+    places = np.arange(rows + padding, dtype=np.uint32)
+    return Batch(inputs, labels, mask, places, mask.astype(np.float32))
 
 
 def setup(name: str, space: str, lambdas: float = 0.5) -> tuple[Any, Any, Hyper]:
@@ -144,6 +145,24 @@ def test_bce_on_conversions_alone_ignores_the_other_rows() -> None:
         [np.mean(np.log1p(np.exp(-z[converted]))) for z in logits.values()]
     )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_rows_weigh_in_the_cross_entropy_and_not_in_the_pairs() -> None:
+    objective, weights = objectives.build(
+        LossConfig(lambdas=0.5), SCHEMA.labels, "ctcvr"
+    )
+    batch = make_batch(40)
+    rng = np.random.default_rng(0)
+    logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
+    w = rng.uniform(0.1, 2, 40).astype(np.float32)
+    _, plain = objective(logits, batch.labels, batch.mask, weights)
+    _, parts = objective(logits, batch.labels, batch.mask, weights, row_weights=w)
+    for at, name in enumerate(("ctr", "ctcvr")):
+        sign = 2 * batch.labels[:, at] - 1
+        each = np.log1p(np.exp(-sign * logits[name]))
+        expected = np.sum(w * each) / w.sum()
+        np.testing.assert_allclose(parts[f"bce/{name}"], expected, rtol=1e-5)
+        np.testing.assert_array_equal(parts[f"pwiser/{name}"], plain[f"pwiser/{name}"])
 
 
 def test_lambda_weighs_each_head_and_tasks_are_averaged() -> None:

@@ -21,7 +21,7 @@ SMALL = ModelConfig(
 )
 
 
-def small_config(data: Path, **changes: Any) -> Config:
+def small_config(data: Path, /, **changes: Any) -> Config:
     """A run of seconds; `changes` are by section, as `train={"seed": 1}`."""
     config = Config(
         data=DataConfig(path=str(data), batch_size=256, eval_batch_size=1024),

@@ -30,6 +30,14 @@ class Split:
 
 
 @dataclass(frozen=True)
+class CommonTable:
+    """The Parquet file of the fields that rows share, and its rows."""
+
+    file: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class SourceFile:
     """A raw file that was read: its name without folders, size and content."""
 
@@ -54,6 +62,7 @@ class Manifest:
         spec: the raw columns, so that further raw rows can be encoded.
         fill: numerical field -> the raw value that stands for a missing one.
         splits: train, valid and test; an empty one has no files.
+        common: the one table of `schema.common`, for all splits; None without any.
         dropped: reason -> rows dropped or put right.
         options: the reader's options.
         sources: the raw files.
@@ -66,6 +75,7 @@ class Manifest:
     spec: FlatSpec
     fill: Mapping[str, float]
     splits: Mapping[str, Split]
+    common: CommonTable | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[SourceFile, ...] = ()
@@ -87,6 +97,8 @@ class Manifest:
             for name in SPLITS
             for split in [tree["splits"][name]]
         }
+        common = tree.get("common")  # earlier versions have no such key
+        tree["common"] = CommonTable(**common) if common else None
         tree["sources"] = tuple(SourceFile(**source) for source in tree["sources"])
         tree["spec"] = _spec(tree["spec"], schema.labels)
         return cls(**tree | {"schema": schema})

@@ -1,28 +1,31 @@
 """Prepared folders: written whole or not at all, and read for training.
 
-A folder holds train.parquet, valid.parquet and test.parquet (none for an empty split),
-vocabulary.parquet and manifest.json.
+A folder holds train-00000.parquet, train-00001.parquet, ..., the same of valid and test
+(none for an empty split), vocabulary.parquet, manifest.json and, where rows share
+fields, common.parquet. Reading adds `cache/`.
 """
 
 import warnings
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from pwiser_jax.data import vocabulary
+from pwiser_jax.data.cache import cached_rows
 from pwiser_jax.data.encode import Encoder, features
 from pwiser_jax.data.flat import SPLITS, FlatTable
 from pwiser_jax.data.folder import new_folder, refuse_existing
+from pwiser_jax.data.frames import frames_of
 from pwiser_jax.data.labels import check_labels
 from pwiser_jax.data.leaks import refuse_copies, refuse_names
 from pwiser_jax.data.manifest import FILE, Manifest, SourceFile, Split, read_manifest
-from pwiser_jax.data.schema import GROUP, TIME, Schema
+from pwiser_jax.data.rows import Rows
+from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 
 ROW_GROUP = 65_536
+SHARD = 8 * ROW_GROUP
 
 
 class DataWarning(UserWarning):
@@ -63,14 +66,7 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
             if counts[name].rows:
                 frame = flat.splits[name]
                 rows = encoder.transform(frame, first_row=first_row, source=name)
-                rows.sink_parquet(
-                    folder / f"{name}.parquet",
-                    compression="zstd",
-                    compression_level=3,
-                    statistics=True,
-                    row_group_size=ROW_GROUP,
-                    maintain_order=True,
-                )
+                write_shards(rows, folder, name)
                 first_row += counts[name].rows
         encoder.save(folder)
         manifest = Manifest(
@@ -94,6 +90,30 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
     return manifest
 
 
+def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
+    """A split's rows as Parquet files of SHARD rows, in groups of ROW_GROUP rows.
+
+    One shard is in memory at a time.
+    """
+    for at, shard in enumerate(frames_of(rows, SHARD)):
+        shard.write_parquet(
+            folder / shard_name(split, at),
+            compression="zstd",
+            compression_level=3,
+            statistics=True,
+            row_group_size=ROW_GROUP,
+        )
+
+
+def shard_name(split: str, at: int) -> str:
+    return f"{split}-{at:05}.parquet"
+
+
+def shard_names(split: str, rows: int) -> tuple[str, ...]:
+    """The files of a split of so many rows."""
+    return tuple(shard_name(split, at) for at in range(-(-rows // SHARD)))
+
+
 def check_output(output: Path, *, overwrite: bool = False) -> None:
     """Raise a UserError where `write` would refuse the folder, before any work."""
     refuse_existing(output, FILE, overwrite)
@@ -108,7 +128,7 @@ def _count(flat: FlatTable, name: str) -> Split:
     sums = (pl.col(column).cast(pl.Int64).sum() for column in labels.values())
     counted = checked.select(pl.len(), *sums).collect(engine="streaming").row(0)
     rows, counts = int(counted[0]), dict(zip(labels, counted[1:], strict=True))
-    return Split((f"{name}.parquet",) if rows else (), rows, counts)
+    return Split(shard_names(name, rows), rows, counts)
 
 
 def _refuse_empty(flat: FlatTable, counts: dict[str, Split]) -> None:
@@ -123,25 +143,6 @@ def _refuse_empty(flat: FlatTable, counts: dict[str, Split]) -> None:
                     f"the {name} split has no row with {label} {value} "
                     f"(column {column!r}, {split.rows} rows); training needs some"
                 )
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a split in memory.
-
-    Shapes: categorical int32[N, F], numerical float32[N, M], labels int8[N, L], group
-    int64[N], time int64[N] or None, extra name -> float64[N].
-    """
-
-    categorical: np.ndarray
-    numerical: np.ndarray
-    labels: np.ndarray
-    group: np.ndarray
-    time: np.ndarray | None = None
-    extra: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.group)
 
 
 class Prepared:
@@ -161,47 +162,15 @@ class Prepared:
         return Encoder.load(self.folder)
 
     def load(self, split: str) -> Rows:
-        """The rows of "train", "valid" or "test"; a UserError where there are none."""
+        """The rows of "train", "valid" or "test", mapped: see `cache`.
+
+        Raises:
+            UserError: there are none, or they are damaged.
+        """
         if split not in SPLITS:
             raise UserError(
                 f"there is no split {split!r}; expected {', '.join(SPLITS)}"
             )
-        expected = self.manifest.splits[split]
-        if not expected.rows:
+        if not self.manifest.splits[split].rows:
             raise UserError(f"{self.folder} has no {split} rows")
-        paths = [self.folder / name for name in expected.files]
-        try:
-            frame = pl.read_parquet(paths)
-        except (OSError, pl.exceptions.PolarsError):
-            raise UserError(
-                f"{self.folder}: the {split} rows are missing or damaged; "
-                "run prepare again"
-            ) from None
-        rows = rows_of(frame, self.schema)
-        if len(rows) != expected.rows:
-            raise UserError(
-                f"{self.folder}: {split} has {len(rows)} rows, the manifest says "
-                f"{expected.rows}; run prepare again"
-            )
-        return rows
-
-
-def rows_of(frame: pl.DataFrame, schema: Schema) -> Rows:
-    """Arrays from prepared columns; without label columns the labels are int8[N, 0]."""
-    labels = [name for name in schema.labels if name in frame.columns]
-    return Rows(
-        categorical=_matrix(frame, [f.name for f in schema.categorical], np.int32),
-        numerical=_matrix(frame, [f.name for f in schema.numerical], np.float32),
-        labels=_matrix(frame, labels, np.int8),
-        group=frame[GROUP].to_numpy(),
-        time=frame[TIME].to_numpy() if TIME in frame.columns else None,
-        extra={n: frame[n].to_numpy() for n in schema.extra if n in frame.columns},
-    )
-
-
-def _matrix(frame: pl.DataFrame, names: list[str], dtype: type) -> np.ndarray:
-    """C order: a batch gathers whole rows."""
-    matrix = np.empty((frame.height, len(names)), dtype)
-    for at, name in enumerate(names):
-        matrix[:, at] = frame[name].to_numpy()
-    return matrix
+        return cached_rows(self.folder, self.manifest, split)

@@ -41,6 +41,8 @@ def build(
         raise ValueError(
             f"model.name must be one of {', '.join(MODELS)}, not {config.name!r}"
         )
-    if not schema.categorical and not schema.numerical:
-        raise ValueError("the schema must have a categorical or a numerical field")
+    if not schema.embedded and not schema.numerical:
+        raise ValueError(
+            "the schema must have a categorical, multi-valued or numerical field"
+        )
     return MODELS[config.name](config, schema, axis_name)

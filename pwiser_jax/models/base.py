@@ -41,6 +41,8 @@ class MultiTaskModel(nn.Module):
 
         Args:
             inputs: "categorical" int[B, F] and "numerical" f32[B, M]; F or M may be 0.
+                With multi-valued fields also "multi_ids" int[B, W] and "multi_weights"
+                f32[B, W], the fields side by side; padding has weight 0.
             train: batch statistics and dropout (rng "dropout"), or running statistics.
             mask: bool[B], False for padding rows, which may hold anything and change
                 no other row; their own logits mean nothing.
@@ -78,9 +80,15 @@ class MultiTaskModel(nn.Module):
             ("categorical", len(self.schema.categorical), jnp.integer),
             ("numerical", len(self.schema.numerical), jnp.floating),
         )
-        for name, fields, kind in expected:
-            message = f"inputs[{name!r}] of a schema with {fields} such fields"
-            _check_array(inputs[name], (batch, fields), kind, message)
+        if self.schema.multi_valued:
+            width = self.schema.multi_width
+            expected += (
+                ("multi_ids", width, jnp.integer),
+                ("multi_weights", width, jnp.floating),
+            )
+        for name, columns, kind in expected:
+            message = f"inputs[{name!r}] of a schema with {columns} such columns"
+            _check_array(inputs[name], (batch, columns), kind, message)
         if mask is not None:
             _check_array(mask, (batch,), bool, "mask")
         if rows is not None:

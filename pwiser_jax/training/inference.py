@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches import Rows, sequential_batches
+from pwiser_jax.data.batches import sequential_batches
+from pwiser_jax.data.rows import Rows
 from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
@@ -26,10 +27,14 @@ RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 def example_inputs(schema: Schema) -> dict[str, Any]:
     """One row of zeros: what a model needs to know the shapes of its inputs."""
-    return {
+    inputs = {
         "categorical": np.zeros((1, len(schema.categorical)), np.int32),
         "numerical": np.zeros((1, len(schema.numerical)), np.float32),
     }
+    if schema.multi_valued:
+        inputs["multi_ids"] = np.zeros((1, schema.multi_width), np.int32)
+        inputs["multi_weights"] = np.zeros((1, schema.multi_width), np.float32)
+    return inputs
 
 
 def new_state(config: Config, schema: Schema) -> TrainState:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import jax
 import numpy as np
 
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches import Rows, epoch_batches, steps_per_epoch
+from pwiser_jax.data.batches import epoch_batches, steps_per_epoch
+from pwiser_jax.data.prefetch import prefetched
 from pwiser_jax.data.prepared import Prepared
+from pwiser_jax.data.rows import Rows
 from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
@@ -23,7 +26,7 @@ from pwiser_jax.training.parallel import device_count, shard_batch, train_progra
 from pwiser_jax.training.progress import Reporter
 from pwiser_jax.training.run import RESULT, open_run, write_json
 from pwiser_jax.training.signals import Interrupted, StopSignals
-from pwiser_jax.training.step import Hyper, TrainState
+from pwiser_jax.training.step import Batch, Hyper, TrainState
 
 # Metrics are read from the devices this often: a CPU backend of several devices can
 # deadlock when a loop runs ahead without ever waiting.
@@ -80,7 +83,9 @@ def train(
         reporter.line(f"{output} is finished already")
         return json.loads((output / RESULT).read_text())
     train_rows, valid_rows = prepared.load("train"), prepared.load("valid")
-    epoch_steps = steps_per_epoch(len(train_rows), config.data.batch_size)
+    epoch_steps = steps_per_epoch(
+        len(train_rows), config.data.batch_size, config.data.min_conversions
+    )
 
     # 2. State: from the last checkpoint, or from the seed.
     last, best = Checkpoints(output, "last"), Checkpoints(output, "best")
@@ -158,30 +163,41 @@ class _Loop:
         epoch = progress.epoch
         done = progress.step - epoch * epoch_steps
         self.reporter.epoch(epoch, epoch_steps, done)
-        devices, size = device_count(), self.config.data.batch_size
+        size = self.config.data.batch_size
         pending: list[Any] = []
         self._clock = time.perf_counter()
-        batches = epoch_batches(
-            rows, size, seed=train.seed, epoch=epoch, start_step=done
-        )
-        for batch in batches:
-            self.state, values = program(self.state, shard_batch(batch, devices), hyper)
-            pending.append(values)
-            progress.step += 1
-            log = progress.step % train.log_every == 0
-            checkpoint = progress.step % train.checkpoint_every == 0
-            out_of_budget = progress.step == budget
-            stop = signals.received is not None or out_of_budget
-            if log or checkpoint or stop or len(pending) == READ_EVERY:
-                self._read(pending, size)
-                pending = []
-            if log:
-                self._log(epoch)
-            if checkpoint or stop:
-                self.save()
-            if stop:
-                raise Interrupted(progress.step, signals.received or 0)
+        with prefetched(self._batches(rows, epoch, done)) as batches:
+            for batch in batches:
+                self.state, values = program(self.state, batch, hyper)
+                pending.append(values)
+                progress.step += 1
+                log = progress.step % train.log_every == 0
+                checkpoint = progress.step % train.checkpoint_every == 0
+                out_of_budget = progress.step == budget
+                stop = signals.received is not None or out_of_budget
+                if log or checkpoint or stop or len(pending) == READ_EVERY:
+                    self._read(pending, size)
+                    pending = []
+                if log:
+                    self._log(epoch)
+                if checkpoint or stop:
+                    self.save()
+                if stop:
+                    raise Interrupted(progress.step, signals.received or 0)
         self._read(pending, size)
+
+    def _batches(self, rows: Rows, epoch: int, start_step: int) -> Iterator[Batch]:
+        """The batches of an epoch from a step on, cut for the devices."""
+        data, devices = self.config.data, device_count()
+        batches = epoch_batches(
+            rows,
+            data.batch_size,
+            seed=self.config.train.seed,
+            epoch=epoch,
+            start_step=start_step,
+            min_conversions=data.min_conversions,
+        )
+        return (shard_batch(batch, devices) for batch in batches)
 
     def _read(self, pending: list[Any], batch_size: int) -> None:
         """Waits for the steps in `pending` and adds their metrics to the window."""

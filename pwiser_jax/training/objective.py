@@ -51,6 +51,7 @@ class Objective:
         mask: jax.Array,
         weights: Weights,
         *,
+        row_weights: jax.Array | None = None,
         axis_name: str | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of a batch and its parts.
@@ -60,6 +61,8 @@ class Objective:
             labels: int[B, L], nested, lowest rung first.
             mask: bool[B], False for padding.
             weights: lambdas and margins.
+            row_weights: f[B], what each row weighs in the cross-entropies; a term of
+                the pair loss stays the mean over its pairs.
             axis_name: the mapped axis that the batch is spread over, if any.
         Returns:
             The scalar loss, and "bce/NAME" and "pwiser/NAME" (before lambda).
@@ -75,6 +78,7 @@ class Objective:
                 logits[task.name],
                 level >= task.rung,
                 where=rows & (level >= task.given),
+                weights=row_weights,
                 axis_name=axis_name,
             )
             parts[f"bce/{task.name}"] = bce

@@ -67,5 +67,5 @@ def split_rows(tree: Any, devices: int) -> Any:
 
 def shard_batch(batch: data.Batch, devices: int) -> Batch:
     """What a step needs of a batch of the data pipeline, cut for the devices."""
-    parts = batch.inputs, batch.labels, batch.mask, batch.rows
+    parts = batch.inputs, batch.labels, batch.mask, batch.rows, batch.weights
     return Batch(*split_rows(parts, devices))

@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     labels: Any
     mask: Any
     rows: Any
+    weights: Any
 
 
 def optimizer(
@@ -89,7 +90,12 @@ def train_step(
                 mutable=["batch_stats"],
             )
             loss, parts = objective(
-                logits, batch.labels, batch.mask, hyper.weights, axis_name=axis_name
+                logits,
+                batch.labels,
+                batch.mask,
+                hyper.weights,
+                row_weights=batch.weights,
+                axis_name=axis_name,
             )
             return loss, (parts, changed.get("batch_stats", {}))
 

@@ -1,0 +1,111 @@
+"""The order of an epoch: as good as a full shuffle, read nearly in sequence.
+
+A split of fewer rows than two windows is permuted as a whole. A larger one is cut into
+blocks of rows that lie side by side. The blocks are permuted; every `window` of them in
+turn make a window, and the last window takes what is left over as well (up to twice as
+much). A window deals its blocks like hands of cards: place i takes the next row, in a
+random order, of block i mod `window`; the last window is permuted as a whole. So a disk
+reads whole blocks, and each row comes once.
+
+What it is as a shuffle. Each block is equally likely to be anywhere in the epoch (but
+the incomplete one at the end of the file, which is always in the last window). Rows of
+one block come within one window of each other. A batch of B rows from a window of k of
+the n blocks has, for any value x of a row, a mean of the variance
+
+    var(block means) / k * (1 - k / n)  +  mean(var within blocks) / B * (1 - B / (k b))
+
+where a full shuffle has var(x) / B * (1 - B / N): what varies from block to block is
+averaged over k = 128 blocks instead of over B rows. A click rate that falls evenly from
+4.7% to 3.2% along a file adds .04 points to the standard deviation of a window's click
+rate; a batch of 2,048 has .43 points by chance. Rows of one user, if they lie side by
+side, meet in one batch with a probability of B / (k b), .8% at B = 2,048, where a full
+shuffle has B / N.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+BLOCK = 2_048
+WINDOW = 128
+
+
+class Window(NamedTuple):
+    """The rows of one window in their order, and where in the file they lie."""
+
+    rows: np.ndarray
+    ranges: list[tuple[int, int]]
+
+
+class EpochOrder:
+    """The order of `rows` rows in one epoch: a function of its arguments alone.
+
+    Args:
+        rows: of the split.
+        seed, epoch: each pair has an order of its own.
+        block: rows that are read together.
+        window: blocks that are shuffled together.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        *,
+        seed: int,
+        epoch: int,
+        block: int = BLOCK,
+        window: int = WINDOW,
+    ) -> None:
+        self.rows, self.block, self.window = rows, block, window
+        self._key = (seed, epoch)
+        self._windows = max(rows // (block * window), 1)
+        blocks = rows // block if self._windows > 1 else 0
+        self._blocks = np.random.default_rng(self._key).permutation(blocks)
+
+    def index(self, start: int, stop: int) -> np.ndarray:
+        """int64: the rows at places start .. stop - 1; what tests look at."""
+        found = [window.rows for window in self.windows(0)]
+        return np.concatenate(found)[start:stop]
+
+    def first_window(self, place: int) -> tuple[int, int]:
+        """The number of the window that holds a place, and the place in it."""
+        size = self.block * self.window
+        number = min(place // size, self._windows - 1)
+        return number, place - number * size
+
+    def windows(self, number: int) -> Iterator[Window]:
+        """The windows from a number on."""
+        for k in range(number, self._windows):
+            yield self._window(k)
+
+    def ranges(
+        self, number: int, process_index: int = 0, process_count: int = 1
+    ) -> list[tuple[int, int]]:
+        """Where the rows of a window lie that are dealt to one of the processes."""
+        if self._windows == 1:
+            return [(0, self.rows)]
+        blocks = self._blocks[number * self.window :]
+        if number < self._windows - 1:
+            blocks = blocks[: self.window]
+            if self.window % process_count == 0:
+                blocks = blocks[process_index::process_count]
+        ranges = [(int(b) * self.block, int(b + 1) * self.block) for b in blocks]
+        rest = self.rows // self.block * self.block
+        if number == self._windows - 1 and rest < self.rows:
+            ranges.append((rest, self.rows))
+        return ranges
+
+    def _window(self, number: int) -> Window:
+        ranges = self.ranges(number)
+        if self._windows == 1:
+            # The same draw as the blocks have in a larger split.
+            order = np.random.default_rng(self._key).permutation(self.rows)
+            return Window(order, ranges)
+        # Not (*key, 0): a seed ending in zeros draws as the one without them.
+        random = np.random.default_rng((*self._key, 1 + number))
+        lying = [np.arange(start, stop) for start, stop in ranges]
+        if number == self._windows - 1:
+            return Window(random.permutation(np.concatenate(lying)), ranges)
+        hands = random.permuted(np.stack(lying), axis=1)
+        return Window(hands.T.reshape(-1), ranges)
