@@ -56,6 +56,9 @@ class LossConfig:
         normalize: what a term is divided by.
         pairs: how pairs are summed.
         bce_rows: rows of the cross-entropy: all, or conversions only (an ablation).
+        bank: scores of so many recent conversions (rows of the highest ranked label)
+            are remembered for each head, and rank above a batch's rows as its own
+            conversions do; 0: none.
     """
 
     lambdas: float | dict[str, float] = 0.0
@@ -66,6 +69,7 @@ class LossConfig:
     normalize: Normalize = "pairs"
     pairs: Pairs = "auto"
     bce_rows: BceRows = "all"
+    bank: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ class Config:
             "optimizer.l2": self.optimizer.l2,
             "train.seed": self.train.seed,
             "data.min_conversions": self.data.min_conversions,
+            "loss.bank": self.loss.bank,
         }
         for name, value in not_negative.items():
             if not value >= 0:

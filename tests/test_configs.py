@@ -1,5 +1,6 @@
 """Every file of configs/ can be read, and its model is built and has a gradient."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from pwiser_jax.config import load_config
+from pwiser_jax.data.funnel import LADDERS
 from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
@@ -22,26 +24,28 @@ MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
 @pytest.mark.parametrize("dataset", ["synthetic", "kuairand", "aliexpress"])
 def test_each_dataset_has_its_eight_configs_and_a_smoke_variant(dataset: str) -> None:
     names = {path.stem for path in (CONFIGS / dataset).glob("*.yaml")}
-    assert names == {f"{m}_{loss}" for m in MODELS for loss in ("bce", "pwiser")} | {
-        "smoke"
-    }
+    pairs = {f"{m}_{loss}" for m in MODELS for loss in ("bce", "pwiser")}
+    assert names == pairs | {"smoke"} | (
+        {"ladder"} if dataset == "synthetic" else set()
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_a_config_builds_its_model(path: Path) -> None:
-    config = load_config(path)
-    module = build(config.model, SCHEMA)
-    inputs = example_inputs(SCHEMA)
+    config, ladder = load_config(path), path.stem == "ladder"
+    schema = replace(SCHEMA, labels=LADDERS[3]) if ladder else SCHEMA
+    module = build(config.model, schema)
+    inputs = example_inputs(schema)
     variables = jax.eval_shape(
         lambda: module.init(jax.random.key(0), inputs, train=False)
     )
     logits = jax.eval_shape(lambda v: module.apply(v, inputs, train=False), variables)
     objective, weights = objectives.build(
-        config.loss, SCHEMA.labels, config.model.cvr_space
+        config.loss, schema.labels, config.model.cvr_space
     )
     assert set(logits) >= {task.name for task in objective.tasks}
     assert set(logits) >= set(objective.ranked)
-    if path.stem != "smoke":
+    if path.stem not in ("smoke", "ladder"):
         model, _, loss = path.stem.rpartition("_")
         assert config.model.name == model
         assert bool(objective.ranked) == (loss == "pwiser")
@@ -56,8 +60,6 @@ def test_the_head_of_a_config_names_its_own_command(path: Path) -> None:
 
 
 def test_a_pair_of_configs_differs_in_lambda_alone() -> None:
-    from dataclasses import replace
-
     for bce in CONFIGS.rglob("*_bce.yaml"):
         plain = load_config(bce)
         pwiser = load_config(bce.with_name(bce.name.replace("_bce", "_pwiser")))

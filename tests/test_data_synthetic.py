@@ -1,5 +1,6 @@
 """The synthetic funnel is what it says: rates, truth, long tails, noise, sessions."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import polars as pl
 import pytest
 from scipy.stats import chi2, rankdata
 
-from pwiser_jax.data.funnel import funnel
+from pwiser_jax.data.funnel import LADDERS, funnel
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.synthetic import CATEGORICAL, NUMERICAL, prepare_synthetic
 from pwiser_jax.errors import UserError
@@ -183,3 +184,19 @@ def test_prepared(tmp_path: Path):
         assert (users == special).any()
     cities = valid.categorical[:, CATEGORICAL.index("city")]
     assert (cities == fields["city"].missing).mean() == pytest.approx(0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("labels", [3, 5])
+def test_more_labels_make_a_ladder(labels: int):
+    log = funnel(ROWS, seed=3, labels=labels, conversion_rate=0.2, click_noise=0.2)
+    names = LADDERS[labels]
+    genuine = log.filter(pl.col("noise_click") == 0)
+    reached = genuine
+    for before, label in pairwise(names):
+        assert log.filter(pl.col(label) > pl.col(before)).is_empty()
+        reached = reached.filter(pl.col(before) == 1)
+        truth = reached[f"true_{label}_given_{before}"]
+        spread = np.sqrt((truth * (1 - truth)).sum())
+        assert abs(reached[label].sum() - truth.sum()) < 4 * spread
+    rate = genuine[names[-1]].sum() / genuine["click"].sum()
+    assert rate == pytest.approx(0.2, rel=0.1)

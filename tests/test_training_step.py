@@ -9,6 +9,7 @@ from training_helpers import SMALL
 
 from pwiser_jax.config import LossConfig
 from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.losses import ConversionBank
 from pwiser_jax.models import build
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.parallel import AXIS, split_rows
@@ -17,6 +18,12 @@ from pwiser_jax.training.step import Batch, Hyper, initial_state, train_step
 SCHEMA = Schema(
     categorical=(CategoricalField("user", 9), CategoricalField("item", 5)),
     numerical=(NumericalField("price"), NumericalField("age")),
+)
+
+
+# Two conversions of the steps before, four places free.
+REMEMBERED = ConversionBank(
+    np.float32([0.3, 0.2, 0, 0, 0, 0]), np.float32([1, 1, 0, 0, 0, 0])
 )
 
 
@@ -45,22 +52,23 @@ def make_batch(rows: int, seed: int = 0, padding: int = 0) -> Batch:
 def setup(name: str, space: str, lambdas: float = 0.5) -> tuple[Any, Any, Hyper]:
     model = SMALL.__class__(**{**SMALL.__dict__, "name": name, "cvr_space": space})
     objective, weights = objectives.build(
-        LossConfig(lambdas=lambdas), SCHEMA.labels, model.cvr_space
+        LossConfig(lambdas=lambdas, bank=6), SCHEMA.labels, model.cvr_space
     )
     hyper = Hyper(seed=3, learning_rate=1e-3, l2=1e-6, weights=weights)
     return model, objective, hyper
 
 
-def start(model: Any, batch: Batch) -> Any:
+def start(model: Any, objective: Any, batch: Batch) -> Any:
     module = build(model, SCHEMA)
-    return jax.jit(lambda: initial_state(module, batch.inputs, 0))()
+    return jax.jit(lambda: initial_state(module, objective, batch.inputs, 0))()
 
 
 def gradients(step: Any, *arguments: Any) -> tuple[Any, Any]:
     """First-step losses and gradients: after one step Adam's first moment is 0.1 g."""
     state, metrics = step(*arguments)
     moment = state.optimizer[1].mu
-    return jax.tree.map(lambda m: np.asarray(m) * 10, moment), metrics
+    banks = {f"bank/{name}": bank.scores for name, bank in state.banks.items()}
+    return jax.tree.map(lambda m: np.asarray(m) * 10, moment), metrics | banks
 
 
 @pytest.mark.parametrize("space", ["ctcvr", "click", "product"])
@@ -70,7 +78,8 @@ def test_four_devices_equal_one(name: str, space: str) -> None:
     batch = make_batch(53, padding=3)
     # The last device holds three rows of padding, the first no conversion.
     batch.labels[:14, 1] = 0
-    state = start(model, batch)
+    state = start(model, objective, batch)
+    state = state._replace(banks=dict.fromkeys(state.banks, REMEMBERED))
     one = jax.jit(train_step(build(model, SCHEMA), objective, None))
     four = jax.pmap(
         train_step(build(model, SCHEMA, axis_name=AXIS), objective, AXIS),
@@ -81,7 +90,8 @@ def test_four_devices_equal_one(name: str, space: str) -> None:
     expected, expected_metrics = gradients(one, state, batch, hyper)
     got, metrics = gradients(four, state, split_rows(batch, 4), hyper)
     for name_, value in expected_metrics.items():
-        np.testing.assert_allclose(metrics[name_], np.full(4, value), rtol=1e-5)
+        for device in range(4):
+            np.testing.assert_allclose(metrics[name_][device], value, rtol=1e-5)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
 
     def same(a: np.ndarray, b: np.ndarray) -> None:
@@ -96,7 +106,7 @@ def test_padding_changes_nothing() -> None:
     step = jax.jit(train_step(build(model, SCHEMA), objective, None))
     plain, padded = make_batch(50), make_batch(50, padding=14)
     padded.inputs["numerical"][50:] = 1e3
-    state = start(model, plain)
+    state = start(model, objective, plain)
     expected, expected_metrics = gradients(step, state, plain, hyper)
     got, metrics = gradients(step, state, padded, hyper)
     for name, value in expected_metrics.items():
@@ -120,10 +130,10 @@ def test_what_a_config_varies_compiles_once() -> None:
 
     program = jax.jit(counted)
     batch = make_batch(32)
-    state = start(model, batch)
+    state = start(model, objective, batch)
     for lambda_, margin, seed, rate in [(0.1, 0.1, 0, 1e-3), (0.7, 0.3, 5, 1e-2)]:
         objective_, weights = objectives.build(
-            LossConfig(lambdas=lambda_, margins={"conversion>click": margin}),
+            LossConfig(lambdas=lambda_, bank=6, margins={"conversion>click": margin}),
             SCHEMA.labels,
             "ctcvr",
         )
@@ -140,7 +150,7 @@ def test_bce_on_conversions_alone_ignores_the_other_rows() -> None:
     converted = batch.labels[:, 1] == 1
     rng = np.random.default_rng(0)
     logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
-    value, _ = objective(logits, batch.labels, batch.mask, weights)
+    value, (_, _) = objective(logits, batch.labels, batch.mask, weights)
     expected = np.mean(
         [np.mean(np.log1p(np.exp(-z[converted]))) for z in logits.values()]
     )
@@ -155,8 +165,8 @@ def test_rows_weigh_in_the_cross_entropy_and_not_in_the_pairs() -> None:
     rng = np.random.default_rng(0)
     logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
     w = rng.uniform(0.1, 2, 40).astype(np.float32)
-    _, plain = objective(logits, batch.labels, batch.mask, weights)
-    _, parts = objective(logits, batch.labels, batch.mask, weights, row_weights=w)
+    _, (plain, _) = objective(logits, batch.labels, batch.mask, weights)
+    _, (parts, _) = objective(logits, batch.labels, batch.mask, weights, row_weights=w)
     for at, name in enumerate(("ctr", "ctcvr")):
         sign = 2 * batch.labels[:, at] - 1
         each = np.log1p(np.exp(-sign * logits[name]))
@@ -172,7 +182,7 @@ def test_lambda_weighs_each_head_and_tasks_are_averaged() -> None:
     objective, weights = objectives.build(
         LossConfig(lambdas={"ctr": 0.25, "ctcvr": 2.0}), SCHEMA.labels, "ctcvr"
     )
-    value, parts = objective(logits, batch.labels, batch.mask, weights)
+    value, (parts, _) = objective(logits, batch.labels, batch.mask, weights)
     ctr = parts["bce/ctr"] + 0.25 * parts["pwiser/ctr"]
     ctcvr = parts["bce/ctcvr"] + 2.0 * parts["pwiser/ctcvr"]
     np.testing.assert_allclose(value, (ctr + ctcvr) / 2, rtol=1e-6)

@@ -8,6 +8,7 @@ whether the visitor sits at a desk. Much of it is interaction, which a linear mo
 the same columns cannot express.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,15 @@ CLICK_SPREAD = 1.2
 CONVERSION_SPREAD = 1.4
 
 
+# Labels by their number, lowest rung first.
+LADDERS = {
+    2: ("click", "conversion"),
+    3: ("click", "cart", "order"),
+    4: ("click", "favourite", "cart", "order"),
+    5: ("click", "favourite", "cart", "order", "review"),
+}
+
+
 class Funnel(NamedTuple):
     """Logits before calibration, float64[N] each."""
 
@@ -46,28 +56,39 @@ def funnel(
     click_noise: float = 0.0,
     users: int = 4_000,
     items: int = 1_000,
+    labels: int = 2,
 ) -> pl.DataFrame:
     """The rows of the funnel, in time order; arguments as in `prepare_synthetic`.
 
     `true_ctr` is the probability of a genuine click and `true_cvr` that of a conversion
-    given one; labels are drawn from these very numbers. `noise_click` is 1 where the
-    click is not genuine.
+    given one, or with more labels true_cart_given_click and so on; labels are drawn
+    from these very numbers. `noise_click` is 1 where the click is not genuine.
+
+    Between click and the last label, what counts for a rung changes step by step from
+    what makes a click to what makes a conversion.
     """
-    _check(rows, users, items, click_rate, conversion_rate, click_noise)
+    _check(rows, users, items, labels, click_rate, conversion_rate, click_noise)
     rng = np.random.default_rng(seed)
     columns, logits = _exposures(rng, rows, users, items)
     ctr = _calibrated(logits.click, click_rate, np.ones(rows), CLICK_SPREAD)
-    cvr = _calibrated(logits.conversion, conversion_rate, ctr, CONVERSION_SPREAD)
-    click = rng.random(rows) < ctr
-    conversion = click & (rng.random(rows) < cvr)
-    noise = _noise(rng, columns["session_id"], click, click_noise)
+    click, *above = LADDERS[labels]
+    reached = {click: rng.random(rows) < ctr}
+    truth, joint = {"true_ctr": ctr}, ctr
+    for step, (before, label) in enumerate(pairwise(LADDERS[labels]), start=1):
+        part = step / len(above)
+        logit = (1 - part) * logits.click + part * logits.conversion
+        rate = conversion_rate ** (1 / len(above))
+        rung = _calibrated(logit, rate, joint, CONVERSION_SPREAD)
+        reached[label] = reached[before] & (rng.random(rows) < rung)
+        joint = joint * rung
+        truth[true_name(label, before, labels)] = rung
+    noise = _noise(rng, columns["session_id"], reached[click], click_noise)
     return pl.DataFrame(
         {
             **columns,
-            "click": (click | noise).astype(np.int8),
-            "conversion": (conversion & ~noise).astype(np.int8),
-            "true_ctr": ctr,
-            "true_cvr": cvr,
+            click: (reached[click] | noise).astype(np.int8),
+            **{label: (reached[label] & ~noise).astype(np.int8) for label in above},
+            **truth,
             "noise_click": noise.astype(np.int8),
         }
     ).with_columns(
@@ -77,10 +98,16 @@ def funnel(
     )
 
 
+def true_name(label: str, before: str, labels: int) -> str:
+    """The column of the probability of a label given the rung before."""
+    return "true_cvr" if labels == 2 else f"true_{label}_given_{before}"
+
+
 def _check(
     rows: int,
     users: int,
     items: int,
+    labels: int,
     click_rate: float,
     conversion_rate: float,
     click_noise: float,
@@ -88,6 +115,8 @@ def _check(
     for name, count in {"rows": rows, "users": users, "items": items}.items():
         if count < 1:
             raise UserError(f"--{name} is {count}; expected 1 or more")
+    if labels not in LADDERS:
+        raise UserError(f"--labels is {labels}; expected 2 to {max(LADDERS)}")
     rates = {"click_rate": click_rate, "conversion_rate": conversion_rate}
     for name, rate in rates.items():
         if not 0 < rate < 1:

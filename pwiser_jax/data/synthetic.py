@@ -1,9 +1,10 @@
 """`prepare synthetic`: the funnel of `funnel.py` as prepared data."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from pwiser_jax.data.flat import FlatSpec, FlatTable
-from pwiser_jax.data.funnel import funnel
+from pwiser_jax.data.funnel import LADDERS, funnel, true_name
 from pwiser_jax.data.manifest import Manifest
 from pwiser_jax.data.prepared import check_output, write
 from pwiser_jax.data.split import split_by_group
@@ -29,10 +30,20 @@ NUMERICAL = (
     "visits",
     "discount",
 )
-TRUTH = ("true_ctr", "true_cvr", "noise_click")
-SPEC = FlatSpec(
-    CATEGORICAL, NUMERICAL, group="session_id", time="second", extra=TRUTH, min_count=2
-)
+
+
+def _spec(labels: int) -> FlatSpec:
+    names = LADDERS[labels]
+    above = (true_name(label, before, labels) for before, label in pairwise(names))
+    return FlatSpec(
+        CATEGORICAL,
+        NUMERICAL,
+        labels={name: name for name in names},
+        group="session_id",
+        time="second",
+        extra=("true_ctr", *above, "noise_click"),
+        min_count=2,
+    )
 
 
 def prepare_synthetic(
@@ -45,6 +56,7 @@ def prepare_synthetic(
     click_noise: float = 0.0,
     users: int = 4_000,
     items: int = 1_000,
+    labels: int = 2,
     valid: float = 0.1,
     test: float = 0.1,
     overwrite: bool = False,
@@ -56,11 +68,13 @@ def prepare_synthetic(
         rows: exposures over all splits.
         seed: the same seed gives the same rows.
         click_rate: genuine clicks over exposures.
-        conversion_rate: conversions over genuine clicks.
+        conversion_rate: rows with the last label over genuine clicks.
         click_noise: share of the observed clicks that are not genuine, half of them
             accidents and half of them bots; they never convert.
         users: number of users.
         items: number of items.
+        labels: 2: click, conversion; 3: click, cart, order; 4: click, favourite, cart,
+            order; 5: a review beyond the order.
         valid: share of the sessions that are kept for validation.
         test: share of the sessions that are kept for the test.
         overwrite: replace a prepared folder.
@@ -74,6 +88,7 @@ def prepare_synthetic(
         "click_noise": click_noise,
         "users": users,
         "items": items,
+        "labels": labels,
         "valid": valid,
         "test": test,
     }
@@ -85,8 +100,9 @@ def prepare_synthetic(
         click_noise=click_noise,
         users=users,
         items=items,
+        labels=labels,
     )
     fractions = {"valid": valid, "test": test}
     splits = split_by_group(frame.lazy(), "session_id", fractions=fractions, seed=seed)
-    flat = FlatTable("synthetic", SPEC, splits, options=options)
+    flat = FlatTable("synthetic", _spec(labels), splits, options=options)
     return write(flat, output, overwrite=overwrite)

@@ -17,8 +17,17 @@ that counts gives NaN. An empty mean is 0 with gradient 0. Wrong shapes, types a
 options are errors that name the argument, when the function is traced.
 """
 
+from pwiser_jax.losses.bank import ConversionBank, conversion_bank, update_bank
 from pwiser_jax.losses.ladder import ladder_loss, ladder_terms
 from pwiser_jax.losses.pointwise import bce_loss
 from pwiser_jax.losses.pwiser import pwiser_loss
 
-__all__ = ["bce_loss", "ladder_loss", "ladder_terms", "pwiser_loss"]
+__all__ = [
+    "ConversionBank",
+    "bce_loss",
+    "conversion_bank",
+    "ladder_loss",
+    "ladder_terms",
+    "pwiser_loss",
+    "update_bank",
+]

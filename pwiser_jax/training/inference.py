@@ -16,7 +16,9 @@ from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.checkpoint import Checkpoints
+from pwiser_jax.training.objective import Objective
 from pwiser_jax.training.parallel import device_count, eval_program, split_rows
 from pwiser_jax.training.step import TrainState, initial_state
 
@@ -39,20 +41,31 @@ def example_inputs(schema: Schema) -> dict[str, Any]:
 
 def new_state(config: Config, schema: Schema) -> TrainState:
     """The state at step 0, drawn from the config's seed."""
-    return _draw_program(config.model, schema)(config.train.seed)
+    program = _draw_program(config.model, schema, _objective(config, schema))
+    return program(config.train.seed)
 
 
 @lru_cache(maxsize=16)
-def _draw_program(model: ModelConfig, schema: Schema) -> Callable[[int], TrainState]:
+def _draw_program(
+    model: ModelConfig, schema: Schema, objective: Objective
+) -> Callable[[int], TrainState]:
     """Kept, as the programs of `parallel` are: runs of other seeds compile nothing."""
-    draw = partial(initial_state, build(model, schema), example_inputs(schema))
+    module, inputs = build(model, schema), example_inputs(schema)
+    draw = partial(initial_state, module, objective, inputs)
     return jax.jit(draw, compiler_options=RUN_ONCE)
 
 
 def state_template(config: Config, schema: Schema) -> TrainState:
     """The shapes and types of a state, without its numbers."""
     module, inputs = build(config.model, schema), example_inputs(schema)
-    return jax.eval_shape(lambda: initial_state(module, inputs, config.train.seed))
+    objective = _objective(config, schema)
+    return jax.eval_shape(
+        lambda: initial_state(module, objective, inputs, config.train.seed)
+    )
+
+
+def _objective(config: Config, schema: Schema) -> Objective:
+    return objectives.build(config.loss, schema.labels, config.model.cvr_space)[0]
 
 
 def load_best(run: Path, config: Config, schema: Schema) -> TrainState:

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 
 from pwiser_jax.config import BceRows, LossConfig, Scores
 from pwiser_jax.errors import UserError
-from pwiser_jax.losses import bce_loss, ladder_loss
+from pwiser_jax.losses import (
+    ConversionBank,
+    bce_loss,
+    conversion_bank,
+    ladder_loss,
+    update_bank,
+)
 from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
 from pwiser_jax.tasks import CvrSpace, Task, heads, trained
@@ -21,6 +27,7 @@ from pwiser_jax.tasks import CvrSpace, Task, heads, trained
 BASE_MARGIN = {"probability": 0.1, "logit": 0.5}
 
 Term = tuple[int, int]
+Banks = Mapping[str, ConversionBank]
 
 
 class Weights(NamedTuple):
@@ -43,6 +50,7 @@ class Objective:
     normalize: Normalize
     pairs: Pairs
     bce_rows: BceRows
+    bank: int
 
     def __call__(
         self,
@@ -51,9 +59,10 @@ class Objective:
         mask: jax.Array,
         weights: Weights,
         *,
+        banks: Banks | None = None,
         row_weights: jax.Array | None = None,
         axis_name: str | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Banks]]:
         """The loss of a batch and its parts.
 
         Args:
@@ -61,11 +70,13 @@ class Objective:
             labels: int[B, L], nested, lowest rung first.
             mask: bool[B], False for padding.
             weights: lambdas and margins.
+            banks: conversions of the steps before, by head: see `empty_banks`.
             row_weights: f[B], what each row weighs in the cross-entropies; a term of
                 the pair loss stays the mean over its pairs.
             axis_name: the mapped axis that the batch is spread over, if any.
         Returns:
-            The scalar loss, and "bce/NAME" and "pwiser/NAME" (before lambda).
+            The scalar loss; its parts "bce/NAME" and "pwiser/NAME" (before lambda);
+            the banks for the next step.
         """
         level = jnp.sum(labels.astype(jnp.int32), axis=-1)
         rows = mask
@@ -84,11 +95,15 @@ class Objective:
             parts[f"bce/{task.name}"] = bce
             total += bce
         # Rows above the highest level of all terms are in none of them.
-        ranked_rows = mask & (level <= max((hi for hi, _ in self.terms), default=0))
+        top = max((hi for hi, _ in self.terms), default=0)
+        ranked_rows = mask & (level <= top)
+        banks = banks or {}
+        renewed: dict[str, ConversionBank] = {}
         for name in self.ranked:
             z = logits[name]
+            scores = jax.nn.sigmoid(z) if self.scores == "probability" else z
             rank = ladder_loss(
-                jax.nn.sigmoid(z) if self.scores == "probability" else z,
+                scores,
                 level,
                 weights.margins,
                 surrogate=self.surrogate,
@@ -97,10 +112,24 @@ class Objective:
                 pairs=self.pairs,
                 where=ranked_rows,
                 axis_name=axis_name,
+                bank=banks.get(name),
             )
+            if name in banks:
+                renewed[name] = update_bank(
+                    banks[name],
+                    scores,
+                    level == top,
+                    where=ranked_rows,
+                    axis_name=axis_name,
+                )
             parts[f"pwiser/{name}"] = rank
             total += weights.lambdas[name] * rank
-        return total / len(self.tasks), parts
+        return total / len(self.tasks), (parts, renewed)
+
+    def empty_banks(self) -> Banks:
+        """A bank for each ranked head, to begin with, where the config has any."""
+        names = self.ranked if self.bank else ()
+        return {name: conversion_bank(self.bank) for name in names}
 
 
 def build(
@@ -140,6 +169,7 @@ def build(
         normalize=config.normalize,
         pairs=config.pairs,
         bce_rows=config.bce_rows,
+        bank=config.bank,
     )
     return objective, Weights({name: lambdas[name] for name in ranked}, margins)
 

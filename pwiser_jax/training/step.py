@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pwiser_jax.training.objective import Objective, Weights
+from pwiser_jax.training.objective import Banks, Objective, Weights
 
 
 class Hyper(NamedTuple):
@@ -27,6 +27,7 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any
     optimizer: optax.OptState
+    banks: Banks
 
 
 class Batch(NamedTuple):
@@ -51,7 +52,10 @@ def optimizer(
 
 
 def initial_state(
-    module: nn.Module, inputs: dict[str, Any], seed: jax.Array | int
+    module: nn.Module,
+    objective: Objective,
+    inputs: dict[str, Any],
+    seed: jax.Array | int,
 ) -> TrainState:
     """Weights drawn from `seed`; only the shapes of `inputs` count."""
     variables = module.init(jax.random.key(seed), inputs, train=False)
@@ -61,6 +65,7 @@ def initial_state(
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         optimizer=optimizer(0.0, 0.0).init(params),
+        banks=objective.empty_banks(),
     )
 
 
@@ -89,19 +94,19 @@ def train_step(
                 rngs={"dropout": dropout},
                 mutable=["batch_stats"],
             )
-            loss, parts = objective(
+            loss, (parts, banks) = objective(
                 logits,
                 batch.labels,
                 batch.mask,
                 hyper.weights,
+                banks=state.banks,
                 row_weights=batch.weights,
                 axis_name=axis_name,
             )
-            return loss, (parts, changed.get("batch_stats", {}))
+            return loss, (parts, banks, changed.get("batch_stats", {}))
 
-        (loss, (parts, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
+        differentiated = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (parts, banks, batch_stats)), grads = differentiated(state.params)
         if axis_name is not None:
             # The losses are global values, and the mean over devices of their
             # gradients is the gradient of the whole batch (see losses).
@@ -114,6 +119,7 @@ def train_step(
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             optimizer=optimizer_state,
+            banks=banks,
         )
         return new_state, {"loss": loss, **parts}
 
