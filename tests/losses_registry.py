@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import reference
-from losses_data import FORMS, SHAPES
+from losses_data import FORM_SURROGATES, FORMS, SHAPES
 
 from pwiser_jax import (
     bce_loss,
@@ -131,7 +131,7 @@ def losses_of_form(form):
     each = {
         f"{surrogate}-{gate}-{form}": pwiser(form, surrogate, gate, over)
         for (surrogate, gate), over in zip(SHAPES, normalize, strict=True)
-        if not (form == "sorted" and surrogate == "logistic")
+        if (form, surrogate) in FORM_SURROGATES
     }
     return {**each, f"ladder-{form}": ladder(form)}
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from losses_data import FORMS, NORMALIZATIONS
 from losses_registry import LADDER, LEVELS, LOSSES, PROGRAMS
 
-from pwiser_jax.losses import ladder_terms
+from pwiser_jax.losses import ladder_terms, positives
 from pwiser_jax.losses.pairs import blocked, tiles
 
 # Two sizes only, so that a loss compiles twice: all rows, and those that are kept.
@@ -25,10 +25,13 @@ GARBAGE = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def several_tiles():
+def as_for_large_batches():
+    """Several tiles, and positives packed where they are few."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocked, "TILE", 8)
         patch.setattr(tiles, "TILE", 8)
+        patch.setattr(positives, "PACKED_FROM", 0)
+        patch.setattr(positives, "PACKED_SHARE", 4)
         yield
 
 

@@ -10,7 +10,6 @@ from pwiser_jax.losses.rows import (
     AxisName,
     counted_rows,
     float_columns,
-    gathered,
     label_rows,
     number,
     rows_like,
@@ -79,16 +78,21 @@ def jrc_loss(
     )
     y = label_rows(columns[0], "labels", labels).astype(columns[0].dtype)
     rows = [counted_rows(column, where, weights) for column in columns]
-    row_weights = gathered(rows[0].weights, axis_name)
-    y = gathered(jnp.where(rows[0].weights != 0, y, 0), axis_name)
-    if segments is None:
-        contexts, count = jnp.zeros(y.shape, int), 1
-    else:
-        group = gathered(rows_like(columns[0], "segments", segments, int), axis_name)
+    y = jnp.where(rows[0].weights != 0, y, 0)
+
+    def gathered(array: Array) -> Array:
+        if axis_name is None:
+            return array
+        return jax.lax.all_gather(array, axis_name, tiled=True)
+
+    y, row_weights = gathered(y), gathered(rows[0].weights)
+    contexts, count = jnp.zeros(y.shape, int), 1
+    if segments is not None:
+        group = gathered(rows_like(columns[0], "segments", segments, int))
         count = len(y)
         contexts = jnp.unique(group, return_inverse=True, size=count)[1]
     costs = [
-        _contrast(gathered(column.values, axis_name), row_weights, contexts, count)
+        _contrast(gathered(column.values), row_weights, contexts, count)
         for column in rows
     ]
     total = jnp.sum(row_weights * (y * costs[1] + (1 - y) * costs[0]))

@@ -10,11 +10,11 @@ from jax.typing import ArrayLike
 from pwiser_jax.losses.pairs.tiles import tile_sums
 from pwiser_jax.losses.pairwise import check_choice
 from pwiser_jax.losses.pointwise import bce_loss
+from pwiser_jax.losses.positives import over_positives
 from pwiser_jax.losses.rows import (
     AxisName,
     counted_rows,
     float_rows,
-    gathered,
     label_rows,
     number,
     rows_like,
@@ -48,8 +48,8 @@ def ranknet_loss(
 
     There is no closed form, so pairs are summed in tiles: O(B H) time and O(B) memory,
     H the rows above the lowest label. Options: see `pwiser_jax.losses`. With
-    `axis_name` scores, labels, weights and segments are gathered on every device, for
-    any row may be above any other; each device then handles its own rows' pairs.
+    `axis_name` those H rows (score, label, weight, segment) are gathered on every
+    device, packed where they are few; each device handles its own rows' pairs.
 
     Args:
         scores: f[B], logits as a rule: the scale is in the loss.
@@ -78,16 +78,18 @@ def ranknet_loss(
     """
     check_choice("normalize", normalize, ("pairs", "none"))
     s = float_rows("scores", scores)
-    y = label_rows(s, "labels", labels)
+    y = jax.lax.stop_gradient(label_rows(s, "labels", labels))
     y = y.astype(int) if y.dtype == bool else y
     counted = counted_rows(s, where, weights, bad=jnp.isnan(y.astype(s.dtype)))
     group = None if segments is None else rows_like(s, "segments", segments, int)
-    own = Rows(counted.values, y, counted.weights, group)
-    everyone = jax.tree.map(lambda array: gathered(array, axis_name), own)
-    costs, pair_weights = tile_sums(
-        lambda tile: _pair_row_sums(tile, own), everyone, _above_lowest(everyone)
+    lower = Rows(counted.values, y, counted.weights, group)
+    above = y > _lowest(lower, axis_name)
+    costs, pair_weights = over_positives(
+        lower._replace(weights=jnp.where(above, counted.weights, 0)),
+        lambda higher: tile_sums(lambda tile: _pair_row_sums(tile, lower), higher),
+        axis_name,
     )
-    # Devices meet here and in `gathered` only: see `ladder_terms`.
+    # Devices meet here and in `over_positives`: see `ladder_terms`.
     sums = jnp.sum(costs) + counted.poison, jnp.sum(pair_weights)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
@@ -127,13 +129,12 @@ def bce_ranknet_loss(
     return share * pointwise + (1 - share) * pairwise
 
 
-def _above_lowest(rows: Rows) -> Array:
-    """Which rows may be the higher one of a pair: not those of the lowest label."""
+def _lowest(rows: Rows, axis_name: AxisName | None) -> Array:
+    """The lowest label of all devices' rows that count: it is above none."""
     y = rows.labels
-    counts = rows.weights != 0
     top = jnp.inf if jnp.issubdtype(y.dtype, jnp.floating) else jnp.iinfo(y.dtype).max
-    lowest = jnp.min(jnp.where(counts, y, top), initial=top)
-    return counts & (y > lowest)
+    lowest = jnp.min(jnp.where(rows.weights != 0, y, top), initial=top)
+    return lowest if axis_name is None else jax.lax.pmin(lowest, axis_name)
 
 
 def _pair_row_sums(higher: Rows, lower: Rows) -> tuple[Array, Array]:

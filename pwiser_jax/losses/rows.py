@@ -119,10 +119,3 @@ def mean_over_rows(
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     return weighted_mean(*sums)
-
-
-def gathered(array: Array, axis_name: AxisName | None) -> Array:
-    """The rows of all devices, in the order of these."""
-    if axis_name is None:
-        return array
-    return jax.lax.all_gather(array, axis_name, tiled=True)

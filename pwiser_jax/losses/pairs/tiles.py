@@ -1,34 +1,39 @@
 """Sums over pairs in tiles of one side, for any cost of a pair, in little memory."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-Rows = TypeVar("Rows")
+
+class Weighted(Protocol):
+    """Arrays with an entry a row; rows that do not take part have weight 0."""
+
+    @property
+    def weights(self) -> Array: ...  # f[P]
+
+
+Rows = TypeVar("Rows", bound=Weighted)
 Sums = TypeVar("Sums")
 
 # Rows in a tile: memory is N times this, and rare positives fill one or a few.
 TILE = 256
 
 
-def tile_sums(pair_sums: Callable[[Rows], Sums], rows: Rows, counts: Array) -> Sums:
+def tile_sums(pair_sums: Callable[[Rows], Sums], rows: Rows) -> Sums:
     """pair_sums(rows), added up over tiles of the rows.
 
-    Rows that do not count (counts, bool[P]) go to the last tiles, and tiles without
-    one that does are skipped: time is that of rows which count, not of P. (Under
-    `vmap` over what says which rows count, nothing is skipped.) `pair_sums` gives 0
-    for rows that are all zeros, which fill the last tile.
+    Tiles without a row that takes part are skipped. (Under `vmap` over what decides
+    that, nothing is skipped.) Rows of zeros fill the last tile.
     """
-    size = max(1, min(TILE, len(counts)))
-    tiles = -(-len(counts) // size)
-    order = jnp.argsort(~counts, stable=True)
+    count = len(rows.weights)
+    size = max(1, min(TILE, count))
+    tiles = -(-count // size)
 
     def tiled(array: Array) -> Array:
-        padding = (0, tiles * size - len(counts))
-        return jnp.pad(array[order], padding).reshape(tiles, size)
+        return jnp.pad(array, (0, tiles * size - count)).reshape(tiles, size)
 
     # Sums over no rows: zeros that vary over the same device axes as the rest, which
     # shard_map asks of a scan's carry and of both branches of a cond.
@@ -37,12 +42,11 @@ def tile_sums(pair_sums: Callable[[Rows], Sums], rows: Rows, counts: Array) -> S
     # The outer checkpoint keeps tiles from being stored for the backward pass, the
     # inner one from being handed from one pass's cond to the other's.
     @jax.checkpoint
-    def sums_of(tile: Rows, some: Array) -> Sums:
+    def sums_of(tile: Rows) -> Sums:
         work = jax.checkpoint(pair_sums)
-        return jax.lax.cond(some, work, lambda _: nothing, tile)
+        return jax.lax.cond(jnp.any(tile.weights != 0), work, lambda _: nothing, tile)
 
-    def step(sums: Sums, tile: tuple[Rows, Array]):
-        return jax.tree.map(jnp.add, sums, sums_of(*tile)), None
+    def step(sums: Sums, tile: Rows):
+        return jax.tree.map(jnp.add, sums, sums_of(tile)), None
 
-    some = jnp.any(tiled(counts), axis=1)
-    return jax.lax.scan(step, nothing, (jax.tree.map(tiled, rows), some))[0]
+    return jax.lax.scan(step, nothing, jax.tree.map(tiled, rows))[0]
