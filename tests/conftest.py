@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Always the same examples, and nothing that depends on time.
 EXAMPLES = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile(
-    "tests", max_examples=25, derandomize=True, database=None, **EXAMPLES
+    "tests", max_examples=20, derandomize=True, database=None, **EXAMPLES
 )
 settings.register_profile("explore", max_examples=500, **EXAMPLES)
 settings.load_profile("tests")

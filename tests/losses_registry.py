@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import reference
-from losses_data import FORM_SURROGATES, FORMS, SHAPES
+from losses_data import FORM_SURROGATES, FORMS, NORMALIZATIONS, SHAPES
 
 from pwiser_jax import (
     bce_loss,
@@ -126,14 +126,13 @@ def ladder(form):
 
 
 def losses_of_form(form):
-    """One loss for each shape of a pair's cost that the form sums, and a ladder."""
-    normalize = ("pairs", "negatives", "none", "pairs")
+    """Each shape of a pair's cost that the form sums; a ladder for the usual one."""
     each = {
-        f"{surrogate}-{gate}-{form}": pwiser(form, surrogate, gate, over)
-        for (surrogate, gate), over in zip(SHAPES, normalize, strict=True)
+        f"{surrogate}-{gate}-{form}": pwiser(form, surrogate, gate, normalize)
+        for (surrogate, gate), normalize in zip(SHAPES[1:], NORMALIZATIONS, strict=True)
         if (form, surrogate) in FORM_SURROGATES
     }
-    return {**each, f"ladder-{form}": ladder(form)}
+    return {f"ladder-{form}": ladder(form), **each}
 
 
 LOSSES = {
