@@ -97,6 +97,36 @@ def test_vmap_equals_a_loop(form):
                 np.testing.assert_allclose(a[k], b, rtol=1e-6, atol=1e-7)
 
 
+def test_vmap_equals_a_loop_without_a_form():
+    """Over all arguments: scores, labels, weights, segments and numbers."""
+    options = [row_options(SIZE, seed) for seed in range(3)]
+    weights, segments = (
+        np.stack([option[name] for option in options])
+        for name in ("weights", "segments")
+    )
+    many = np.stack([scores("logits", SIZE, seed) for seed in range(3)])
+    clicks = np.stack([labels(SIZE, seed)[0] for seed in range(3)])
+    alphas = np.float32([0.1, 0.5, 0.9])
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(s, y, weights, segments, alpha):
+        rows = {"weights": weights, "alpha": alpha}
+        both = jnp.stack([s, -s], axis=1)
+        return (
+            bce_ranknet_loss(s, y, segments=segments, **rows)
+            + 2 * jrc_loss(both, y, segments=segments, **rows)
+            + 3 * focal_bce_loss(s, y, **rows)
+            + 4 * label_constraint_loss(both, weights=weights)
+        )
+
+    together = jax.vmap(loss)(many, clicks, weights, segments, alphas)
+    for k in range(3):
+        one = loss(many[k], clicks[k], weights[k], segments[k], alphas[k])
+        for a, b in zip(together, one, strict=True):
+            np.testing.assert_allclose(a[k], b, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_widened(dtype):
     def beside_zero(s):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from losses_data import labels, row_options, scores
 
-from pwiser_jax import bce_loss, jrc_loss, ladder_loss, pwiser_loss, ranknet_loss
+from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
 from pwiser_jax.losses import ladder_terms
 
 SIZE = 24
@@ -55,16 +55,8 @@ def test_term_weights_as_a_mapping_or_a_matrix():
 
 
 def test_labels_of_any_type():
-    both = np.stack([SCORES, -SCORES], axis=1)
-
-    def losses(dtype):
-        clicks, conversions = CLICKS.astype(dtype), CONVERSIONS.astype(dtype)
-        return [
-            pwiser_loss(SCORES, clicks, conversions),
-            bce_loss(SCORES, clicks),
-            ranknet_loss(SCORES, clicks),
-            jrc_loss(both, clicks),
-        ]
-
     for dtype in (bool, np.int32, np.uint8, np.float32):
-        assert losses(dtype) == losses(np.int8)
+        clicks, conversions = CLICKS.astype(dtype), CONVERSIONS.astype(dtype)
+        value = pwiser_loss(SCORES, clicks, conversions)
+        assert value == pwiser_loss(SCORES, CLICKS, CONVERSIONS)
+        assert bce_loss(SCORES, clicks) == bce_loss(SCORES, CLICKS)
