@@ -34,12 +34,15 @@ class Loss(NamedTuple):
         shifts: whether a common shift of all scores changes nothing.
         denominator: (levels, **row options) -> what the loss divides by, where the
             loss knows segments and has one denominator.
+        on_devices: whether to map it over devices; the ladder of a form stands for
+            the form's other losses, which meet devices in the same lines.
     """
 
     call: Callable
     busy: Callable
     shifts: bool = False
     denominator: Callable | None = None
+    on_devices: bool = True
 
 
 def ungrouped(call):
@@ -115,7 +118,8 @@ def pwiser(form, surrogate, gate, normalize):
         return reference.pwiser_levels(*pwiser_labels(levels))
 
     margins = reference.pwiser_margins(PWISER)
-    return Loss(call, ladder_busy(margins, levels_of, **shape), shifts=True)
+    busy = ladder_busy(margins, levels_of, **shape)
+    return Loss(call, busy, shifts=True, on_devices=False)
 
 
 def ladder(form):

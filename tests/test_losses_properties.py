@@ -230,7 +230,7 @@ def on_devices(name):
         return jax.jit(jax.value_and_grad(mapped)).lower(*shapes).compile()
 
 
-@every_loss()
+@every_loss(lambda loss: loss.on_devices)
 @given(batch=batches())
 def test_four_devices_equal_one(name, batch):
     assert_equal(on_devices(name)(*batch), PROGRAMS[name](*batch))

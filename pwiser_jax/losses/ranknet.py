@@ -137,6 +137,7 @@ def _lowest(rows: Rows, axis_name: AxisName | None) -> Array:
     return lowest if axis_name is None else jax.lax.pmin(lowest, axis_name)
 
 
+@jax.checkpoint
 def _pair_row_sums(higher: Rows, lower: Rows) -> tuple[Array, Array]:
     """For each lower row the sums of costs and of weights over the higher ones."""
     pairs = higher.labels[None, :] > lower.labels[:, None]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pwiser_jax.losses.search import first_rows
+
 
 class Weighted(Protocol):
     """Arrays with an entry a row; rows that do not take part have weight 0."""
@@ -25,26 +27,29 @@ TILE = 256
 def tile_sums(pair_sums: Callable[[Rows], Sums], rows: Rows) -> Sums:
     """pair_sums(rows), added up over tiles of the rows.
 
-    Tiles without a row that takes part are skipped. (Under `vmap` over what decides
-    that, nothing is skipped.) Rows of zeros fill the last tile.
+    Rows of weight 0 go to the end, and tiles without another are skipped: time is that
+    of rows which take part, not of P. (Under `vmap` over weights nothing is skipped.)
+    `pair_sums` is a `jax.checkpoint`, so that its N x TILE arrays are not handed from
+    cond to cond.
     """
     count = len(rows.weights)
     size = max(1, min(TILE, count))
     tiles = -(-count // size)
+    index = first_rows(rows.weights != 0, tiles * size)
 
     def tiled(array: Array) -> Array:
-        return jnp.pad(array, (0, tiles * size - count)).reshape(tiles, size)
+        packed = array.at[index].get(mode="fill", fill_value=0)
+        return packed.reshape(tiles, size)
 
     # Sums over no rows: zeros that vary over the same device axes as the rest, which
     # shard_map asks of a scan's carry and of both branches of a cond.
     nothing = pair_sums(jax.tree.map(lambda array: array[:0], rows))
 
-    # The outer checkpoint keeps tiles from being stored for the backward pass, the
-    # inner one from being handed from one pass's cond to the other's.
+    # The checkpoint keeps tiles from being stored for the backward pass.
     @jax.checkpoint
     def sums_of(tile: Rows) -> Sums:
-        work = jax.checkpoint(pair_sums)
-        return jax.lax.cond(jnp.any(tile.weights != 0), work, lambda _: nothing, tile)
+        some = jnp.any(tile.weights != 0)
+        return jax.lax.cond(some, pair_sums, lambda _: nothing, tile)
 
     def step(sums: Sums, tile: Rows):
         return jax.tree.map(jnp.add, sums, sums_of(tile)), None
