@@ -225,8 +225,7 @@ def on_devices(name):
     ]
     with pytest.MonkeyPatch.context() as patch:
         # Packs of two of a device's six rows where they hold all positives.
-        patch.setattr(positives, "PACKED_FROM", 0)
-        patch.setattr(positives, "PACKED_SHARE", 3)
+        patch.setattr(positives, "PACKS", {3: 0})
         return jax.jit(jax.value_and_grad(mapped)).lower(*shapes).compile()
 
 
