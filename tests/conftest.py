@@ -15,8 +15,17 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Always the same examples, and nothing that depends on time.
+EXAMPLES = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile(
+    "tests", max_examples=20, derandomize=True, database=None, **EXAMPLES
+)
+settings.register_profile("explore", max_examples=500, **EXAMPLES)
+settings.load_profile("tests")
 
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

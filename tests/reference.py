@@ -1,6 +1,7 @@
 """Definitions of the losses in float64 NumPy, as plain loops: slow, obviously right."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -156,3 +157,89 @@ def bce_gradient(logits, labels, *, where=None, weights=None):
             slope = (1 - y) * sigmoid(float(z)) - y * sigmoid(-float(z))
             gradient[i] = w[i] * slope / w.sum()
     return gradient
+
+
+def gradient(loss, x):
+    """The slope of a smooth definition by each entry, to about 1e-9 of the largest."""
+    x = np.asarray(x, np.float64)
+    step = 1e-5 * max(1.0, np.abs(x).max())
+    slopes = np.zeros(x.shape)
+    for entry in np.ndindex(*x.shape):
+        up, down = x.copy(), x.copy()
+        up[entry] += step
+        down[entry] -= step
+        slopes[entry] = (loss(up) - loss(down)) / (2 * step)
+    return slopes
+
+
+def focal_bce_loss(logits, labels, *, gamma=2.0, alpha=None, where=None, weights=None):
+    """Mean of -(1 - p)^gamma log p of the label's probability p, balanced by alpha."""
+    w = row_weights(len(logits), where, weights)
+    of_one, of_zero = (1, 1) if alpha is None else (alpha, 1 - alpha)
+    total = 0.0
+    for i, (z, y) in enumerate(zip(logits, labels, strict=True)):
+        if w[i] != 0:
+            z, y = float(z), float(y)
+            one = sigmoid(-z) ** gamma * softplus(-z)
+            zero = sigmoid(z) ** gamma * softplus(z)
+            total += w[i] * (of_one * y * one + of_zero * (1 - y) * zero)
+    return total / w.sum() if w.sum() else 0.0
+
+
+def ranknet_terms(scores, labels, *, where=None, weights=None, segments=None):
+    """(sum of costs, sum of pair weights) over pairs of a higher and a lower label."""
+    size = len(scores)
+    w = row_weights(size, where, weights)
+    numerator = denominator = 0.0
+    for i in range(size):
+        for j in range(size):
+            if w[i] == 0 or w[j] == 0 or not labels[i] > labels[j]:
+                continue
+            if segments is None or segments[i] == segments[j]:
+                difference = float(scores[i]) - float(scores[j])
+                numerator += w[i] * w[j] * softplus(-difference)
+                denominator += w[i] * w[j]
+    return numerator, denominator
+
+
+def ranknet_loss(scores, labels, *, normalize="pairs", **options):
+    numerator, denominator = ranknet_terms(scores, labels, **options)
+    if normalize == "none":
+        return numerator
+    return numerator / denominator if denominator else 0.0
+
+
+def jrc_loss(logits, labels, *, alpha=0.5, where=None, weights=None, segments=None):
+    """Mean of -log softmax over a row's two logits, and over its context's rows."""
+    size = len(labels)
+    w = row_weights(size, where, weights)
+    f = np.asarray(logits, np.float64)
+    total = 0.0
+    for i in range(size):
+        if w[i] == 0:
+            continue
+        context = [
+            j
+            for j in range(size)
+            if w[j] != 0 and (segments is None or segments[j] == segments[i])
+        ]
+        for label in (0, 1):
+            share = float(labels[i]) if label else 1 - float(labels[i])
+            by_row = softplus(f[i, 1 - label] - f[i, label])
+            top = max(f[j, label] for j in context)
+            among = sum(w[j] * math.exp(f[j, label] - top) for j in context)
+            by_context = top - f[i, label] + math.log(among)
+            total += w[i] * share * (alpha * by_row + (1 - alpha) * by_context)
+    return total / w.sum() if w.sum() else 0.0
+
+
+def label_constraint_loss(probabilities, *, where=None, weights=None):
+    """Mean over rows of what each step's probability exceeds the one before it by."""
+    w = row_weights(len(probabilities), where, weights)
+    total = 0.0
+    for i, row in enumerate(probabilities):
+        if w[i] != 0:
+            steps = [float(p) for p in row]
+            for earlier, later in pairwise(steps):
+                total += w[i] * max(later - earlier, 0.0)
+    return total / w.sum() if w.sum() else 0.0

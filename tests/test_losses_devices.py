@@ -13,7 +13,15 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from losses_data import FORMS
 
-from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
+from pwiser_jax import (
+    bce_loss,
+    bce_ranknet_loss,
+    focal_bce_loss,
+    jrc_loss,
+    label_constraint_loss,
+    ladder_loss,
+    pwiser_loss,
+)
 
 DEVICES, LOCAL = 4, 12
 SIZE = DEVICES * LOCAL
@@ -39,41 +47,57 @@ def batch():
 
 
 def losses(parameters, rows, form, axis_name):
-    """Each loss with its gradient by the parameters, before any collective on these."""
+    """Each loss with its gradient by the parameters, before any collective on these.
+
+    The losses that sum pairs in a form, or, without one, the others.
+    """
     options = {"where": rows["where"], "axis_name": axis_name}
-    pair_options = {"pairs": form, **options}
-    weighted = {"weights": rows["weights"]}
+    weighted = {"weights": rows["weights"], **options}
     grouped = {"segments": rows["segments"], **weighted}
 
+    def outputs(p):
+        return rows["inputs"] @ p["w"] + p["b"][None]
+
     def logits(p):
-        return rows["inputs"] @ p["w"] + p["b"]
+        return outputs(p)[:, 0]
 
     def pwiser(p, **choice):
         return pwiser_loss(
             jax.nn.sigmoid(logits(p)),
             rows["clicks"],
             rows["conversions"],
+            pairs=form,
             **choice,
-            **pair_options,
         )
 
     def ladder(p, **choice):
         margins = {(3, 2): 0.5, (3, 0): 1.0, (2, 1): 0.5}
-        return ladder_loss(
-            logits(p), rows["levels"], margins, **choice, **grouped, **pair_options
-        )
+        return ladder_loss(logits(p), rows["levels"], margins, pairs=form, **choice)
 
-    def bce(p, **choice):
-        return bce_loss(logits(p), rows["clicks"], **choice, **options)
+    def of_clicks(loss, **choice):
+        return lambda p: loss(logits(p), rows["clicks"], **choice)
 
     each = {
-        "pwiser": pwiser,
+        "pwiser": partial(pwiser, **options),
         "pwiser of groups": partial(pwiser, normalize="negatives", **grouped),
-        "ladder, sum": partial(ladder, normalize="none"),
-        "bce": bce,
-        "weighted bce": partial(bce, **weighted),
+        "ladder, sum": partial(ladder, normalize="none", **grouped),
     }
-    return {name: jax.value_and_grad(loss)(parameters) for name, loss in each.items()}
+    others = {
+        "bce": of_clicks(bce_loss, **options),
+        "weighted bce": of_clicks(bce_loss, **weighted),
+        "focal": of_clicks(focal_bce_loss, **weighted),
+        "bce and ranknet": of_clicks(bce_ranknet_loss, **options),
+        "bce and ranknet of groups": of_clicks(bce_ranknet_loss, **grouped),
+        "jrc": lambda p: jrc_loss(outputs(p), rows["clicks"], **options),
+        "jrc of groups": lambda p: jrc_loss(outputs(p), rows["clicks"], **grouped),
+        "label constraint": lambda p: label_constraint_loss(
+            jax.nn.sigmoid(outputs(p)), **weighted
+        ),
+    }
+    return {
+        name: jax.value_and_grad(loss)(parameters)
+        for name, loss in (each if form else others).items()
+    }
 
 
 def local_losses(parameters, rows, form):
@@ -120,7 +144,10 @@ MAPPED = {
     "shard_map": partial(with_shard_map, check_vma=True),
     "shard_map without vma": partial(with_shard_map, check_vma=False),
 }
-PARAMETERS = {"w": np.array([0.5, -1.0, 0.25], np.float32), "b": np.float32(0.1)}
+PARAMETERS = {
+    "w": np.array([[0.5, 0.1], [-1.0, 0.3], [0.25, -0.5]], np.float32),
+    "b": np.array([0.1, -0.1], np.float32),
+}
 
 
 @cache
@@ -128,7 +155,7 @@ def on_one_device(form):
     return jax.jit(partial(losses, form=form, axis_name=None))(PARAMETERS, batch())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, None])
 @pytest.mark.parametrize("mapped", MAPPED.values(), ids=MAPPED.keys())
 def test_four_devices_equal_one(mapped, form):
     rows = batch()

@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from losses_data import FORM_SURROGATES
 
-from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
+from pwiser_jax import (
+    bce_loss,
+    bce_ranknet_loss,
+    focal_bce_loss,
+    jrc_loss,
+    label_constraint_loss,
+    ladder_loss,
+    pwiser_loss,
+    ranknet_loss,
+)
 
 SCORES = np.array([0.9, 0.4, 0.5, 0.1], np.float32)
+COLUMNS = np.stack([SCORES, SCORES[::-1]], axis=1)
 CLICKS = np.array([1, 1, 1, 0])
 CONVERSIONS = np.array([1, 0, 0, 0])
 LADDER = {(1, 0): 0.1}
@@ -26,6 +36,26 @@ def ladder(scores=SCORES, levels=CLICKS, margins=LADDER, **options):
 
 def bce(logits=SCORES, labels=CLICKS, **options):
     return bce_loss(logits, labels, **options)
+
+
+def focal(logits=SCORES, labels=CLICKS, **options):
+    return focal_bce_loss(logits, labels, **options)
+
+
+def ranknet(scores=SCORES, labels=CLICKS, **options):
+    return ranknet_loss(scores, labels, **options)
+
+
+def both(logits=SCORES, labels=CLICKS, **options):
+    return bce_ranknet_loss(logits, labels, **options)
+
+
+def jrc(logits=COLUMNS, labels=CLICKS, **options):
+    return jrc_loss(logits, labels, **options)
+
+
+def constraint(probabilities=COLUMNS, **options):
+    return label_constraint_loss(probabilities, **options)
 
 
 def changed(array, row, value):
@@ -53,12 +83,16 @@ def test_a_bad_score_that_counts_gives_nan(form, surrogate, conversions):
             assert np.isnan(gradient[row])
 
 
-def test_bce_of_a_bad_logit_is_nan():
-    for row in range(4):
+@pytest.mark.parametrize("loss", [bce, focal, ranknet, both, jrc, constraint])
+def test_a_bad_number_that_counts_gives_nan(loss):
+    run = jax.jit(jax.value_and_grad(loss))
+    good = COLUMNS if loss in (jrc, constraint) else SCORES
+    assert np.isfinite(run(good)[0])
+    for entry in np.ndindex(*good.shape):
         for bad in BAD:
-            value, gradient = jax.value_and_grad(bce)(changed(SCORES, row, bad))
+            value, gradient = run(changed(good, entry, bad))
             assert np.isnan(value)
-            assert np.isnan(gradient[row])
+            assert np.isnan(gradient[entry])
 
 
 @pytest.mark.parametrize(
@@ -71,6 +105,17 @@ def test_bce_of_a_bad_logit_is_nan():
         lambda: pwiser(margins=(0.1, NAN)),
         lambda: bce(labels=changed(CLICKS, 3, NAN)),
         lambda: bce(weights=changed(np.ones(4), 3, NAN)),
+        lambda: focal(labels=changed(CLICKS, 3, NAN)),
+        lambda: focal(gamma=NAN),
+        lambda: focal(alpha=NAN),
+        lambda: ranknet(labels=changed(CLICKS, 3, NAN)),
+        lambda: ranknet(weights=changed(np.ones(4), 3, NAN)),
+        lambda: both(labels=changed(CLICKS, 3, NAN)),
+        lambda: both(alpha=NAN),
+        lambda: jrc(labels=changed(CLICKS, 3, NAN)),
+        lambda: jrc(weights=changed(np.ones(4), 3, np.inf)),
+        lambda: jrc(alpha=NAN),
+        lambda: constraint(weights=changed(np.ones(4), 3, NAN)),
         lambda: jax.jit(ladder)(SCORES, np.array([1, 0, 0, 2])),
         lambda: jax.jit(ladder)(SCORES, np.array([1, 0, 0, -1])),
     ],
@@ -88,7 +133,9 @@ def test_bad_values_that_do_not_count_change_nothing():
     }
     assert pwiser(**bad, **options) == pwiser(**options)
     labels, weights = bad["clicks"], bad["weights"]
-    assert bce(labels=labels, weights=weights, **options) == bce(**options)
+    for loss in (bce, focal, ranknet, both, jrc):
+        assert loss(labels=labels, weights=weights, **options) == loss(**options)
+    assert constraint(weights=weights, **options) == constraint(**options)
     levels = np.array([1, 0, 0, 7])
     assert ladder(levels=levels, **options) == ladder(levels=levels % 7, **options)
 
@@ -151,6 +198,29 @@ def test_huge_scores_without_a_pair_are_harmless():
         (AssertionError, "labels", lambda: bce(labels=CLICKS[:2])),
         (AssertionError, "where", lambda: bce(where=CLICKS)),
         (AssertionError, "weights", lambda: bce(weights=SCORES[:2])),
+        (AssertionError, "logits", lambda: focal(logits=COLUMNS)),
+        (AssertionError, "labels", lambda: focal(labels=CLICKS * 1j)),
+        (AssertionError, "gamma", lambda: focal(gamma=SCORES)),
+        (AssertionError, "alpha", lambda: focal(alpha=SCORES)),
+        (AssertionError, "scores", lambda: ranknet(scores=COLUMNS)),
+        (AssertionError, "labels", lambda: ranknet(labels=CLICKS[:2])),
+        (AssertionError, "weights", lambda: ranknet(weights=CLICKS)),
+        (AssertionError, "segments", lambda: ranknet(segments=SCORES)),
+        (ValueError, "normalize", lambda: ranknet(normalize="negatives")),
+        (AssertionError, "logits", lambda: both(logits=CLICKS)),
+        (AssertionError, "segments", lambda: both(segments=CLICKS[:2])),
+        (AssertionError, "alpha", lambda: both(alpha=SCORES)),
+        (AssertionError, "logits", lambda: jrc(logits=SCORES)),
+        (AssertionError, "logits", lambda: jrc(logits=COLUMNS[:, :1])),
+        (AssertionError, "logits", lambda: jrc(logits=COLUMNS.astype(int))),
+        (AssertionError, "labels", lambda: jrc(labels=CLICKS[:2])),
+        (AssertionError, "segments", lambda: jrc(segments=SCORES)),
+        (ValueError, "segments", lambda: jrc(segments=CLICKS * 2**32)),
+        (AssertionError, "alpha", lambda: jrc(alpha=SCORES)),
+        (AssertionError, "probabilities", lambda: constraint(SCORES)),
+        (AssertionError, "probabilities", lambda: constraint(COLUMNS[:, :1])),
+        (AssertionError, "probabilities", lambda: constraint(COLUMNS.astype(int))),
+        (AssertionError, "where", lambda: constraint(where=CLICKS)),
     ],
 )
 def test_errors_name_the_argument(error, name, call):

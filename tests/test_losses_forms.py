@@ -7,7 +7,7 @@ import pytest
 from losses_data import FORM_SURROGATES, SCORES, SHAPES, row_options, scores
 
 from pwiser_jax import pwiser_loss
-from pwiser_jax.losses.pairs import FORMS, Others, Positives, blocked
+from pwiser_jax.losses.pairs import FORMS, Others, Positives, tiles
 
 POSITIVES, OTHERS = 29, 37
 OTHER_FORMS = [form for form in FORMS if form != "broadcast"]
@@ -22,7 +22,7 @@ FORM_SHAPES = [
 @pytest.fixture(autouse=True)
 def several_tiles(monkeypatch):
     """29 positives are four tiles, the last one padded."""
-    monkeypatch.setattr(blocked, "TILE", 8)
+    monkeypatch.setattr(tiles, "TILE", 8)
 
 
 def sides(kind, segments):

@@ -15,7 +15,16 @@ import reference
 from losses_data import FORMS, labels, row_options, scores
 
 import pwiser_jax.losses
-from pwiser_jax import bce_loss, ladder_loss, pwiser_loss
+from pwiser_jax import (
+    bce_loss,
+    bce_ranknet_loss,
+    focal_bce_loss,
+    jrc_loss,
+    label_constraint_loss,
+    ladder_loss,
+    pwiser_loss,
+    ranknet_loss,
+)
 
 SIZE = 16
 SCORES, (CLICKS, CONVERSIONS) = scores("random", SIZE), labels(SIZE)
@@ -39,6 +48,23 @@ def test_new_margins_do_not_compile_again(form):
 
     assert len({float(loss(margins, 2.0)) for margins in MARGINS}) == len(MARGINS)
     assert loss(MARGINS[0], 3.0) != loss(MARGINS[0], 2.0)
+    assert len(traces) == 1
+
+
+def test_new_numbers_do_not_compile_again():
+    traces = []
+
+    @jax.jit
+    def loss(gamma, alpha):
+        traces.append(gamma)
+        return (
+            focal_bce_loss(SCORES, CLICKS, gamma=gamma, alpha=alpha)
+            + bce_ranknet_loss(SCORES, CLICKS, alpha=alpha)
+            + jrc_loss(np.stack([SCORES, -SCORES], axis=1), CLICKS, alpha=alpha)
+        )
+
+    arguments = [(2.0, 0.5), (1.0, 0.5), (2.0, 0.25)]
+    assert len({float(loss(*numbers)) for numbers in arguments}) == len(arguments)
     assert len(traces) == 1
 
 
@@ -71,16 +97,54 @@ def test_vmap_equals_a_loop(form):
                 np.testing.assert_allclose(a[k], b, rtol=1e-6, atol=1e-7)
 
 
+def test_vmap_equals_a_loop_without_a_form():
+    """Over all arguments: scores, labels, weights, segments and numbers."""
+    options = [row_options(SIZE, seed) for seed in range(3)]
+    weights, segments = (
+        np.stack([option[name] for option in options])
+        for name in ("weights", "segments")
+    )
+    many = np.stack([scores("logits", SIZE, seed) for seed in range(3)])
+    clicks = np.stack([labels(SIZE, seed)[0] for seed in range(3)])
+    alphas = np.float32([0.1, 0.5, 0.9])
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(s, y, weights, segments, alpha):
+        rows = {"weights": weights, "alpha": alpha}
+        both = jnp.stack([s, -s], axis=1)
+        return (
+            bce_ranknet_loss(s, y, segments=segments, **rows)
+            + 2 * jrc_loss(both, y, segments=segments, **rows)
+            + 3 * focal_bce_loss(s, y, **rows)
+            + 4 * label_constraint_loss(both, weights=weights)
+        )
+
+    together = jax.vmap(loss)(many, clicks, weights, segments, alphas)
+    for k in range(3):
+        one = loss(many[k], clicks[k], weights[k], segments[k], alphas[k])
+        for a, b in zip(together, one, strict=True):
+            np.testing.assert_allclose(a[k], b, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_widened(dtype):
+    def beside_zero(s):
+        return jnp.stack([jnp.zeros_like(s), s], axis=1)
+
     narrow = jnp.asarray(SCORES, dtype)
     wide = narrow.astype(jnp.float32)
     for loss in (
         lambda s: pwiser_loss(s, CLICKS, CONVERSIONS),
         lambda s: bce_loss(s, CLICKS),
+        lambda s: focal_bce_loss(s, CLICKS),
+        lambda s: ranknet_loss(s, CLICKS),
+        lambda s: jrc_loss(beside_zero(s), CLICKS),
+        lambda s: label_constraint_loss(beside_zero(s)),
     ):
-        value, gradient = jax.value_and_grad(loss)(narrow)
-        expected, wide_gradient = jax.value_and_grad(loss)(wide)
+        run = jax.jit(jax.value_and_grad(loss))
+        value, gradient = run(narrow)
+        expected, wide_gradient = run(wide)
         assert value.dtype == jnp.float32
         assert value == expected
         np.testing.assert_array_equal(gradient, wide_gradient.astype(dtype))
@@ -96,6 +160,13 @@ def test_double_precision_stays():
         np.testing.assert_allclose(value, expected, rtol=1e-13)
         value = bce_loss(s, CLICKS)
         np.testing.assert_allclose(value, reference.bce_loss(s, CLICKS), rtol=1e-13)
+        value = ranknet_loss(s, CLICKS)
+        expected = reference.ranknet_loss(s, CLICKS)
+        np.testing.assert_allclose(value, expected, rtol=1e-13)
+        logits = np.stack([s, -s], axis=1)
+        value = jrc_loss(logits, CLICKS, segments=levels)
+        expected = reference.jrc_loss(logits, CLICKS, segments=levels)
+        np.testing.assert_allclose(value, expected, rtol=1e-13)
         assert pwiser_loss(SCORES, CLICKS, CONVERSIONS).dtype == jnp.float32
 
 
@@ -127,4 +198,4 @@ def test_examples_in_docstrings():
     ]
     results = [doctest.testmod(importlib.import_module(name)) for name in names]
     assert sum(result.failed for result in results) == 0
-    assert sum(result.attempted for result in results) >= 4 * 3
+    assert sum(result.attempted for result in results) >= 9 * 3

@@ -18,16 +18,25 @@ options are errors that name the argument, when the function is traced.
 """
 
 from pwiser_jax.losses.bank import ConversionBank, conversion_bank, update_bank
+from pwiser_jax.losses.constraint import label_constraint_loss
+from pwiser_jax.losses.focal import focal_bce_loss
+from pwiser_jax.losses.jrc import jrc_loss
 from pwiser_jax.losses.ladder import ladder_loss, ladder_terms
 from pwiser_jax.losses.pointwise import bce_loss
 from pwiser_jax.losses.pwiser import pwiser_loss
+from pwiser_jax.losses.ranknet import bce_ranknet_loss, ranknet_loss
 
 __all__ = [
     "ConversionBank",
     "bce_loss",
+    "bce_ranknet_loss",
     "conversion_bank",
+    "focal_bce_loss",
+    "jrc_loss",
+    "label_constraint_loss",
     "ladder_loss",
     "ladder_terms",
     "pwiser_loss",
+    "ranknet_loss",
     "update_bank",
 ]

@@ -10,7 +10,7 @@ from pwiser_jax.losses.rows import (
     counted_rows,
     float_rows,
     label_rows,
-    weighted_mean,
+    mean_over_rows,
 )
 
 
@@ -53,7 +53,4 @@ def bce_loss(
     y = jnp.where(rows.weights != 0, y, 0)
     z = rows.values
     entropy = -y * jax.nn.log_sigmoid(z) - (1 - y) * jax.nn.log_sigmoid(-z)
-    sums = jnp.sum(rows.weights * entropy) + rows.poison, jnp.sum(rows.weights)
-    if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
-    return weighted_mean(*sums)
+    return mean_over_rows(entropy, rows, axis_name)

@@ -1,12 +1,12 @@
 """Positives of a batch, packed and gathered: they are few, and the batch is not."""
 
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pwiser_jax.losses.pairs import Positives
 from pwiser_jax.losses.rows import AxisName
 from pwiser_jax.losses.search import first_rows
 
@@ -18,8 +18,20 @@ PACKS = {64: 65_536, 8: 4096}  # share of the rows: from how many rows on
 Sums = tuple[Array, Array]
 
 
+class Scored(Protocol):
+    """`Positives`, or other arrays with an entry a row."""
+
+    @property
+    def scores(self) -> Array: ...  # f[B]
+    @property
+    def weights(self) -> Array: ...  # f[B]
+
+
+Rows = TypeVar("Rows", bound=Scored)
+
+
 def over_positives(
-    rows: Positives, use: Callable[[Positives], Sums], axis_name: AxisName | None
+    rows: Rows, use: Callable[[Rows], Sums], axis_name: AxisName | None
 ) -> Sums:
     """use(the rows of weight other than 0, of all devices).
 
@@ -30,15 +42,15 @@ def over_positives(
     """
     size = rows.scores.shape[0]
 
-    def gathered(rows: Positives) -> Positives:
+    def gathered(rows: Rows) -> Rows:
         if axis_name is None:
             return rows
         return jax.tree.map(
             lambda array: jax.lax.all_gather(array, axis_name, tiled=True), rows
         )
 
-    def packed(capacity: int) -> Callable[[Positives], Sums]:
-        def run(rows: Positives) -> Sums:
+    def packed(capacity: int) -> Callable[[Rows], Sums]:
+        def run(rows: Rows) -> Sums:
             index = first_rows(rows.weights != 0, capacity)
             pack = jax.tree.map(
                 lambda array: array.at[index].get(mode="fill", fill_value=0), rows

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 AxisName = str | tuple[str, ...]
 
@@ -33,6 +33,24 @@ def float_rows(name: str, values: ArrayLike) -> Array:
     chex.assert_rank(array, 1, custom_message=message)
     chex.assert_type(array, float, custom_message=message)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def float_columns(
+    name: str, values: ArrayLike, columns: str, count: int | None = None
+) -> list[Array]:
+    """Checks f[B, K], K = count or at least 2 `columns`, and gives its K columns."""
+    array = jnp.asarray(values)
+    message = f"{name}: expected {columns} a row"
+    chex.assert_shape(array, (None, count), custom_message=message)
+    chex.assert_axis_dimension_gteq(array, 1, 2, custom_message=message)
+    return [float_rows(name, array[:, k]) for k in range(array.shape[1])]
+
+
+def number(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
+    """Checks that an option, which may be traced, is one number."""
+    result = jnp.asarray(value, dtype)
+    chex.assert_rank(result, 0, custom_message=f"{name}: expected a number")
+    return result
 
 
 def rows_like(values: Array, name: str, array: ArrayLike, kind: type) -> Array:
@@ -91,3 +109,13 @@ def counted_rows(
 def weighted_mean(numerator: Array, denominator: Array) -> Array:
     """numerator / denominator; 0 with gradient 0 where there is nothing to average."""
     return numerator / jnp.where(denominator == 0, 1, denominator)
+
+
+def mean_over_rows(
+    costs: Array, rows: CountedRows, axis_name: AxisName | None
+) -> Array:
+    """The weighted mean of the costs of all devices' rows that count."""
+    sums = jnp.sum(rows.weights * costs) + rows.poison, jnp.sum(rows.weights)
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    return weighted_mean(*sums)
