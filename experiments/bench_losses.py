@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +67,26 @@ class Cell:
         return conversions * (1 - conversions) * self.rows**2
 
 
+# Engines by surrogate, and those measured with both allocators. What a form does for
+# one hinge it does for the other, but for the sorted one; rax has the hinge only.
+ENGINES = {
+    "squared_hinge": ("bce", "auto", "sorted", "broadcast", "blocked", "torch"),
+    "hinge": ("sorted", "torch", "rax"),
+}
+WITH_BOTH = ("bce", "sorted", "torch")
+
+
 def cells(sizes: Sequence[int]) -> Iterator[Cell]:
     """Size by size, engines in turns."""
-    engines = ["bce", "auto", "sorted", "broadcast", "blocked"]
-    engines += [name for name in ("torch", "rax") if find_spec(name)]
-    for rows in sizes:
-        for rates in RATES:
-            for surrogate in ("squared_hinge", "hinge"):
-                for engine in engines:
-                    for allocator in ALLOCATORS:
-                        cell = Cell(engine, surrogate, rows, rates, allocator)
-                        if cell.pairs > MOST_PAIRS.get(engine, np.inf):
-                            continue
-                        if engine == "bce" and surrogate == "hinge":
-                            continue
-                        if engine == "rax" and surrogate != "hinge":
-                            continue
-                        yield cell
+    for rows, rates in product(sizes, RATES):
+        for surrogate, engines in ENGINES.items():
+            for engine, allocator in product(engines, ALLOCATORS):
+                cell = Cell(engine, surrogate, rows, rates, allocator)
+                installed = engine not in ("torch", "rax") or find_spec(engine)
+                wanted = allocator == "usual" or engine in WITH_BOTH
+                few_enough = cell.pairs <= MOST_PAIRS.get(engine, np.inf)
+                if installed and wanted and few_enough:
+                    yield cell
 
 
 def batch(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -181,41 +185,28 @@ def in_own_process(cell: Cell) -> dict[str, float]:
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Times and memory by engine (lines) and rows (columns), a table a setting."""
     sizes = list(dict.fromkeys(row["rows"] for row in rows))
-    found = {
-        (
-            row["engine"],
-            row["surrogate"],
-            row["rates"],
-            row["allocator"],
-            row["rows"],
-        ): row
-        for row in rows
-    }
     parts = []
-    for rates, (conversion, click) in RATES.items():
-        for surrogate in ("squared_hinge", "hinge"):
-            lines = []
-            for engine in dict.fromkeys(row["engine"] for row in rows):
-                for allocator in ALLOCATORS:
-                    key = engine, _kind(engine, surrogate), rates, allocator
-                    line = [found.get((*key, size)) for size in sizes]
-                    if any(line):
-                        texts = {
-                            f"{n:,}": _cell_text(x)
-                            for n, x in zip(sizes, line, strict=True)
-                        }
-                        name = f"{engine}, {allocator} allocator"
-                        lines.append({"ms (bytes a row)": name, **texts})
-            parts.append(
-                f"## {surrogate}, {conversion:.1%} conversions, {click:.0%} clicks\n\n"
-                + to_markdown(pl.DataFrame(lines))
-            )
+    for rates, surrogate in product(RATES, ENGINES):
+        lines: dict[str, dict[int, dict[str, Any]]] = {}
+        for row in rows:
+            if (row["rates"], row["surrogate"]) == (rates, surrogate):
+                name = f"{row['engine']}, {row['allocator']} allocator"
+                lines.setdefault(name, {})[row["rows"]] = row
+        texts = [
+            {
+                "ms (bytes a row)": name,
+                **{f"{n:,}": _cell_text(of.get(n)) for n in sizes},
+            }
+            for name, of in lines.items()
+        ]
+        table = to_markdown(pl.DataFrame(texts))
+        parts.append(f"## {_title(rates, surrogate)}\n\n{table}")
     return "\n\n".join(parts)
 
 
-def _kind(engine: str, surrogate: str) -> str:
-    """The cross-entropy has no surrogate: it is measured once."""
-    return "squared_hinge" if engine == "bce" else surrogate
+def _title(rates: str, surrogate: str) -> str:
+    conversions, clicks = RATES[rates]
+    return f"{surrogate}, {conversions:.1%} conversions, {clicks:.0%} clicks"
 
 
 def _cell_text(row: dict[str, Any] | None) -> str:
@@ -228,34 +219,31 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Time against rows, a panel a setting."""
     import matplotlib.pyplot as plt
 
-    from pwiser_jax.reports.plots import MARKERS, PALETTE, STYLE
+    from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
 
     engines = list(dict.fromkeys(row["engine"] for row in rows))
+    colours = dict(zip(engines, [BLACK, *PALETTE], strict=False))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
-        panels = [(r, s) for r in RATES for s in ("squared_hinge", "hinge")]
+        panels = product(RATES, ENGINES)
         for axis, (rates, surrogate) in zip(axes.flat, panels, strict=True):
             for k, engine in enumerate(engines):
-                kind = _kind(engine, surrogate)
+                setting = engine, surrogate, rates, "usual"
+                names = ("engine", "surrogate", "rates", "allocator")
                 line = [
                     (row["rows"], 1e3 * row["seconds"])
                     for row in rows
-                    if (row["engine"], row["surrogate"], row["rates"], row["allocator"])
-                    == (engine, kind, rates, "usual")
+                    if tuple(row[name] for name in names) == setting
                 ]
                 if line:
-                    axis.loglog(
-                        *zip(*line, strict=True),
-                        color=(["#000000", *PALETTE])[k % (len(PALETTE) + 1)],
-                        marker=MARKERS[k % len(MARKERS)],
-                        label=engine,
-                    )
-            axis.set_title(f"{surrogate}, {RATES[rates][0]:.1%} conversions")
+                    look = {"color": colours[engine], "marker": MARKERS[k % 6]}
+                    axis.loglog(*zip(*line, strict=True), label=engine, **look)
+            axis.set_title(_title(rates, surrogate))
+            axis.legend(fontsize=8)
         for axis in axes[1]:
             axis.set_xlabel("rows in the batch")
         for axis in axes[:, 0]:
             axis.set_ylabel("forward and backward [ms]")
-        axes[0, 1].legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(path, dpi=120)
 

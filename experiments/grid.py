@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pwiser_jax.config import Config, load_config
+from pwiser_jax.config import Config, DataConfig, load_config
 from pwiser_jax.data.manifest import FILE
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.errors import UserError
@@ -43,7 +43,13 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {
     "without_click_only": {"lambdas": 0.1, "margins": {"conversion>click": None}},
     "without_no_click": {"lambdas": 0.1, "margins": {"conversion>exposure": None}},
     "bce_on_conversions": {"lambdas": 0.1, "bce_rows": "conversions"},
+    "bank": {"lambdas": 0.1, "bank": 64},
+    "bce_conversion_aware": {"lambdas": 0.0},
+    "conversion_aware": {"lambdas": 0.1},
 }
+# The losses whose batches hold at least so many conversions: other batches than those
+# of the runs that they are paired with, though of the same rows.
+MIN_CONVERSIONS = {"bce_conversion_aware": 8, "conversion_aware": 8}
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,15 @@ class Grid:
                     changed = replace(
                         config,
                         loss=replace(config.loss, **LOSSES[loss]),
+                        data=_data(config.data, loss),
                         train=replace(config.train, seed=seed),
                     )
                     yield Cell(model, loss, seed, changed)
+
+
+def _data(data: DataConfig, loss: str) -> DataConfig:
+    least = max(data.min_conversions, MIN_CONVERSIONS.get(loss, 0))
+    return replace(data, min_conversions=least)
 
 
 def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:

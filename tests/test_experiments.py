@@ -55,7 +55,7 @@ def test_integration_then_ablation_share_runs(data: Path, tmp_path: Path) -> Non
 
     assert main(ABLATION, arguments(data, tmp_path, "--seeds=1")) == 0
     again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
-    assert len(again) == 4 + 3
+    assert len(again) == 4 + 6
     assert all(again[path] == when for path, when in runs.items())
 
 

@@ -4,6 +4,8 @@ One device has most conversions, one has none, one has no row that counts. Gradi
 those of a model's parameters, as a training step takes them.
 """
 
+import math
+import re
 from functools import cache, partial
 
 import jax
@@ -22,6 +24,7 @@ from pwiser_jax import (
     ladder_loss,
     pwiser_loss,
 )
+from pwiser_jax.losses import positives
 
 DEVICES, LOCAL = 4, 12
 SIZE = DEVICES * LOCAL
@@ -155,9 +158,14 @@ def on_one_device(form):
     return jax.jit(partial(losses, form=form, axis_name=None))(PARAMETERS, batch())
 
 
-@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize(
+    ("form", "packs"), [*((form, {}) for form in (*FORMS, None)), ("sorted", {3: 0})]
+)
 @pytest.mark.parametrize("mapped", MAPPED.values(), ids=MAPPED.keys())
-def test_four_devices_equal_one(mapped, form):
+def test_four_devices_equal_one(mapped, form, packs, monkeypatch):
+    """Also where devices exchange packs of four rows, which hold the positives of some
+    of the ladder's levels and not those of others."""
+    monkeypatch.setattr(positives, "PACKS", packs)
     rows = batch()
     run = mapped(form)
     results = run(PARAMETERS, rows)
@@ -206,3 +214,54 @@ def test_gradient_of_a_mapped_loss(check_vma):
     expected = jax.value_and_grad(loss)(s, *data)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-9)
+
+
+COLLECTIVES = r"= (.*?) (all-gather|reduce-scatter|all-reduce|all-to-all)(?:-start)?\("
+
+
+def exchanged(text):
+    """Bytes of the results of the collectives in some lines of a compiled program."""
+    sizes = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "s8": 1}
+    total = 0
+    for results, _ in re.findall(COLLECTIVES, text):
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results):
+            total += sizes[dtype] * math.prod(map(int, filter(None, shape.split(","))))
+    return total
+
+
+def test_devices_exchange_conversions_and_not_the_batch():
+    """From the compiled program of a batch of 2^20 rows, 2^18 a device."""
+    size = 2**20
+
+    def step(s, clicks, conversions):
+        return jax.value_and_grad(
+            lambda s: pwiser_loss(s, clicks, conversions, axis_name="devices")
+        )(s)
+
+    rows, everywhere = PartitionSpec("devices"), PartitionSpec()
+    mapped = jax.shard_map(
+        step,
+        mesh=Mesh(np.array(jax.devices()[:DEVICES]), ("devices",)),
+        in_specs=rows,
+        out_specs=(everywhere, rows),
+    )
+    scores = jax.ShapeDtypeStruct((size,), jnp.float32)
+    labels = jax.ShapeDtypeStruct((size,), jnp.bool_)
+    text = jax.jit(mapped).lower(scores, labels, labels).compile().as_text()
+    blocks = {
+        match[1]: block
+        for block in re.split(r"\n\n+", text)
+        if (match := re.match(r"(?:ENTRY )?%?([\w.\-]+)", block.strip()))
+    }
+    main = next(block for block in blocks.values() if "ENTRY" in block)
+    # Outside of the choice of a pack: a count, numerators and denominators.
+    assert 0 < exchanged(main) <= 64
+    # Each branch of the choice, forward and backward: one for packs of a 64th of the
+    # rows, one for an 8th, one for all rows.
+    choices = re.findall(r"branch_computations=\{([^}]*)\}", main)
+    assert len(choices) == 2
+    branches = [choice.replace("%", "").split(", ") for choice in choices]
+    for pack, *names in zip((size // 64, size // 8, size), *branches, strict=True):
+        # Score and weight of each row of the pack; the gradient comes back in parts.
+        found = sum(exchanged(blocks[name]) for name in names)
+        assert found == 2 * 4 * pack + 4 * pack // DEVICES
