@@ -67,10 +67,18 @@ class Cell:
         return conversions * (1 - conversions) * self.rows**2
 
 
+# The ladder loss of so many levels, a term for each two: at one size, with few rows on
+# the upper rungs.
+LADDERS = {f"ladder of {levels}": levels for levels in (3, 4, 5, 6)}
+LADDER_ROWS, RUNG = 65_536, 0.4
+
 # Engines by surrogate, and those measured with both allocators. What a form does for
 # one hinge it does for the other, but for the sorted one; rax has the hinge only.
 ENGINES = {
-    "squared_hinge": ("bce", "auto", "sorted", "broadcast", "blocked", "torch"),
+    "squared_hinge": (
+        *("bce", "auto", "sorted", "broadcast", "blocked", "torch"),
+        *LADDERS,
+    ),
     "hinge": ("sorted", "torch", "rax"),
 }
 WITH_BOTH = ("bce", "sorted", "torch")
@@ -84,6 +92,8 @@ def cells(sizes: Sequence[int]) -> Iterator[Cell]:
                 cell = Cell(engine, surrogate, rows, rates, allocator)
                 installed = engine not in ("torch", "rax") or find_spec(engine)
                 wanted = allocator == "usual" or engine in WITH_BOTH
+                if engine in LADDERS:
+                    wanted &= (rows, rates) == (LADDER_ROWS, "rare")
                 few_enough = cell.pairs <= MOST_PAIRS.get(engine, np.inf)
                 if installed and wanted and few_enough:
                     yield cell
@@ -126,8 +136,9 @@ def torch_call(cell: Cell) -> Callable[[], Any]:
 
 def jax_call(cell: Cell) -> Callable[[], Any]:
     import jax
+    import jax.numpy as jnp
 
-    from pwiser_jax.losses import bce_loss, pwiser_loss
+    from pwiser_jax.losses import bce_loss, ladder_loss, pwiser_loss
 
     if cell.engine == "rax":
         rax: Any = import_module("rax")
@@ -139,6 +150,14 @@ def jax_call(cell: Cell) -> Callable[[], Any]:
 
         def loss(s: Any, clicks: Any, conversions: Any) -> Any:
             return bce_loss(s, conversions)
+    elif cell.engine in LADDERS:
+        top = LADDERS[cell.engine] - 1
+        margins = {(hi, lo): 0.1 for hi in range(top + 1) for lo in range(hi)}
+        reached = np.random.default_rng(1).geometric(1 - RUNG, cell.rows)
+
+        def loss(s: Any, clicks: Any, conversions: Any) -> Any:
+            levels = jnp.where(clicks, np.minimum(reached, top), 0)
+            return ladder_loss(s, levels, margins)
     else:
         options: dict[str, Any] = {
             "pairs": cell.engine,
@@ -222,6 +241,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
 
     engines = list(dict.fromkeys(row["engine"] for row in rows))
+    engines = [engine for engine in engines if engine not in LADDERS]
     colours = dict(zip(engines, [BLACK, *PALETTE], strict=False))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
