@@ -62,7 +62,7 @@ class Cell:
     @property
     def pairs(self) -> float:
         conversions = RATES[self.rates][0]
-        if self.engine == "rax":
+        if self.engine in ("rax", "broadcast"):
             return float(self.rows) ** 2
         return conversions * (1 - conversions) * self.rows**2
 
