@@ -126,8 +126,8 @@ def sequential_batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
             stop = min(start + batch_size, len(rows))
             if stop > asked:
                 rows.done()
-                rows.soon(asked, min(asked + AT_ONCE, len(rows)))
-                asked += AT_ONCE
+                asked = max(asked + AT_ONCE, stop)
+                rows.soon(start, min(asked, len(rows)))
             yield gather(rows, np.arange(start, stop), places)
 
     return batches()
