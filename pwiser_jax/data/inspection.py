@@ -21,6 +21,7 @@ from pwiser_jax.errors import UserError
 
 CHUNK = 65_536
 BINS = 100
+BIN_ROWS = 500  # at least: rates of fewer rows are noise
 RESERVED = ("missing", "unseen", "rare")
 
 IdField = CategoricalField | MultiValuedField
@@ -133,7 +134,7 @@ def _scan(prepared: Prepared, split: str) -> pl.LazyFrame:
 def _along_the_file(prepared: Prepared, batch_size: int) -> tuple[Batches, Drift]:
     labels = prepared.schema.labels
     total = prepared.manifest.splits["train"].rows
-    bins = min(BINS, total)
+    bins = max(min(BINS, total // BIN_ROWS), 1)
     ends = np.arange(bins + 1) * total // bins
     found = np.zeros((bins, len(labels)), np.int64)
     whole = total // batch_size

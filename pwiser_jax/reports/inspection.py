@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import polars as pl
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +31,7 @@ def inspect(folder: Path, batch_size: int, output: Path, console: Console) -> No
     found = inspect_folder(folder, batch_size)
     for table in tables(found):
         console.print(table)
+        console.print()
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures(found).items():
@@ -52,7 +52,7 @@ def tables(found: Inspection) -> list[Table]:
 
 
 def _table(title: str, *columns: str, left: Iterable[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in columns:
         justify = "left" if name in left else "right"
         table.add_column(name, justify=justify, no_wrap=True)
@@ -77,7 +77,7 @@ def _splits(found: Inspection) -> Table:
         )
         rows, *reached = (f"{count:,}" for count in counts)
         table.add_row(
-            *(name, rows, bar(split.rows / most, 10), *reached),
+            *(name, rows, bar(split.rows / most, 6), *reached),
             *(f"{rate:.3%}" for rate in rates),
         )
     return table
@@ -87,25 +87,23 @@ def _fields(found: Inspection) -> Table:
     """A line a field: its size, and the shares of its reserved ids by split."""
     names = list(found.splits)
     table = _table(
-        f"Fields: ids, and the share of {' / '.join(RESERVED)} in % by split",
+        f"Fields: ids, and the share of {', '.join(RESERVED)} in % by split",
         *("field", "ids", "", *names),
         left=["field", ""],
     )
     fields = found.fields.filter(pl.col("size").is_not_null()).rows(named=True)
     widest = max((math.log(1 + row["size"]) for row in fields), default=1.0)
     shares = {
-        (row["field"], row["split"]): row for row in found.shares.rows(named=True)
+        (row["field"], row["split"]): [100 * row[kind] for kind in RESERVED]
+        for row in found.shares.rows(named=True)
     }
     for row in fields:
-        name = row["field"]
-        kept = [
-            [100 * shares[name, split][kind] for kind in RESERVED] for split in names
-        ]
+        kept = [shares[row["field"], split] for split in names]
         table.add_row(
-            name + (f" (up to {row['width']})" if row["width"] else ""),
+            row["field"] + (f" (up to {row['width']})" if row["width"] else ""),
             f"{row['size']:,}",
-            bar(math.log(1 + row["size"]) / (widest or 1), 8),
-            *(" / ".join(f"{share:.1f}" for share in own) for own in kept),
+            bar(math.log(1 + row["size"]) / (widest or 1), 6),
+            *(" ".join(f"{share:4.1f}" for share in own) for own in kept),
         )
     numbers = len(found.fields) - len(fields)
     shared = int(found.fields["shared"].sum())

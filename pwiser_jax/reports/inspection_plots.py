@@ -127,7 +127,7 @@ def shares(table: pl.DataFrame) -> Figure:
                 label=kind,
             )
             left += own[kind].to_numpy()
-        panel.set(title=name, xlabel="share of rows")
+        panel.set_title(name)
         if not left.any():
             place = {"ha": "center", "va": "center", "transform": panel.transAxes}
             panel.text(0.5, 0.5, "none", color=GREY, **place)
@@ -138,6 +138,10 @@ def shares(table: pl.DataFrame) -> Figure:
     panels[0].set_xlim(0, None)
     panels[0].invert_yaxis()
     panels[0].set_ylabel("field")
+    figure.supxlabel(
+        "share of rows (unseen and rare of a multi-valued field: of its values)",
+        fontsize=10,
+    )
     handles, texts = panels[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper right", ncols=3)
     return figure
@@ -193,6 +197,7 @@ def drift(found: Inspection) -> Figure:
         panel.set_ylim(0, 1.1 * own.max() or 1)
         panel.yaxis.set_major_formatter(PercentFormatter(1))
         panel.yaxis.set_major_locator(MaxNLocator(4))
+    panels[-1].set_xlim(0, found.drift.ends[-1])
     panels[-1].xaxis.set_major_formatter(FuncFormatter(_short))
     panels[-1].set_xlabel(
         "row of train, in file order (grey: 95% of such bins if rows were shuffled)"
