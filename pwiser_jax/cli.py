@@ -1,4 +1,4 @@
-"""The command line: prepare, train, evaluate, predict.
+"""The command line: prepare, inspect, train, evaluate, predict.
 
 A user's mistake ends in one sentence and exit code 2. Commands import what they need
 when they run, so that help and mistakes are quick.
@@ -63,6 +63,16 @@ def _parser() -> Parser:
         dataset.add_function_arguments(function, as_group=False)
         datasets.add_subcommand(name, dataset, help=about)
 
+    inspect = Parser(description="What a prepared folder holds, with pictures.")
+    inspect.add_argument("folder", type=Path, help="a folder written by prepare")
+    inspect.add_argument(
+        "--batch_size", type=int, default=2048, help="rows of the batches to look at"
+    )
+    inspect.add_argument(
+        "--output", type=Path | None, help="of the PNG files; default: FOLDER/inspect"
+    )
+    commands.add_subcommand("inspect", inspect, help=inspect.description)
+
     train = Parser(description="Train one run, or go on with it.")
     train.add_argument("--config", action="config", help="a YAML file of the options")
     train.add_class_arguments(Config, as_group=False)
@@ -117,6 +127,17 @@ def _prepare(parser: Parser, options: Namespace) -> int:
     return 0
 
 
+def _inspect(parser: Parser, options: Namespace) -> int:
+    from rich.console import Console
+
+    from pwiser_jax.reports.inspection import inspect
+
+    chosen = options.inspect
+    output = chosen.output or chosen.folder / "inspect"
+    inspect(chosen.folder, chosen.batch_size, output, Console())
+    return 0
+
+
 def _train(parser: Parser, options: Namespace) -> int:
     from pwiser_jax.training.evaluate import evaluate_run, summary
     from pwiser_jax.training.loop import train
@@ -158,6 +179,7 @@ def _predict(parser: Parser, options: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Parser, Namespace], int]] = {
     "prepare": _prepare,
+    "inspect": _inspect,
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,

@@ -5,6 +5,8 @@ import gzip
 import random
 import re
 import resource
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from pwiser_jax.data.aliexpress import (
     NUMERICAL,
     prepare_aliexpress,
 )
+from pwiser_jax.data.folder import scratch_folder
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.errors import UserError
 
@@ -193,8 +196,8 @@ def test_every_way_of_packing_gives_the_same_bytes(small, tmp_path):
         assert len(manifest.sources) == (4 if place.name in ("gzipped", "zips") else 1)
 
 
-def test_items_without_a_user_row_are_counted_as_dropped(small, tmp_path):
-    files, _ = small
+def test_items_without_a_user_row_are_counted_as_dropped(tmp_path):
+    files = raw_files(200)
     gone = files["nl_user_train.csv"][5][0]
     fewer = files | {
         "nl_user_train.csv": [k for k in files["nl_user_train.csv"] if k[0] != gone]
@@ -207,6 +210,49 @@ def test_items_without_a_user_row_are_counted_as_dropped(small, tmp_path):
     assert parquet(prepare(tmp_path / "b", mtreclib(fewer)).folder) == parquet(
         prepared.folder
     )
+
+
+def test_many_items_without_a_user_row_are_refused(small, tmp_path):
+    """Whoever gives the users of another country should not lose rows in silence."""
+    files, _ = small
+    users = files["nl_user_train.csv"][2:]
+    source = write_files(tmp_path / "raw", files | {"nl_user_train.csv": users})
+    with pytest.raises(UserError, match=r"item_train\.csv: \d+ of \d+ rows have a"):
+        prepare_aliexpress(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from pwiser_jax.data import aliexpress
+def slowly(*arguments):
+    print("unpacked", flush=True)
+    time.sleep(60)
+aliexpress._scan_raw = slowly
+aliexpress.prepare_aliexpress(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_the_next_run_removes_what_a_killed_one_unpacked(small, tmp_path):
+    files, prepared = small
+    source = write_files(tmp_path / "raw", files)
+    for path in list(source.iterdir()):
+        (source / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "unpacked\n"
+    # A run at the same time leaves the other's files alone.
+    with scratch_folder(tmp_path / "out"):
+        assert len(list(tmp_path.glob(".out.raw-*"))) == 2
+    process.kill()
+    process.communicate()
+    assert len(list(tmp_path.glob(".out.raw-*"))) == 1
+    prepare_aliexpress(source, tmp_path / "out", valid_fraction=0.2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert parquet(tmp_path / "out") == parquet(prepared.folder)
 
 
 def test_ids_beyond_a_fields_size_are_unseen(tmp_path):
@@ -274,6 +320,9 @@ BAD_RAW = {
     f"{ITEM}, line 2, column 'item_3': expected a number": change(ITEM, 2, 3, "x"),
     f"{USER}, line 3, column 'user_1': expected a whole": change(USER, 3, 1, ""),
     f"{USER}, line 6, column 'user_9': expected a number": change(USER, 6, 9, ""),
+    f"{USER}, line 2, column 'user_2': expected a whole number (Int32)": change(
+        USER, 2, 2, 3_000_000_000
+    ),
     f"{ITEM}, line 7: column 'item_49' holds 3; expected": change(ITEM, 7, 49, 3),
     "nl_user_test.csv, line 61: user_1 ": repeat_user,
 }

@@ -17,6 +17,7 @@ import polars as pl
 from pwiser_jax.data.archives import Files, Source, unpack
 from pwiser_jax.data.columns import Reading, refuse_bad
 from pwiser_jax.data.flat import BadLabel, FlatSpec, FlatTable
+from pwiser_jax.data.folder import scratch_folder
 from pwiser_jax.data.labels import check_labels
 from pwiser_jax.data.manifest import Manifest
 from pwiser_jax.data.prepared import check_output, write
@@ -46,6 +47,7 @@ RAW_NAMES = dict(
 )
 
 RAW_INTEGERS = (*RAW_CATEGORICAL, LEVEL)
+LOST_SHARE = 0.01
 KNOWN = "known"
 SEARCH = "search"
 SPEC = FlatSpec(
@@ -87,7 +89,7 @@ def prepare_aliexpress(
     dropped: Counter[str] = Counter()
     read_files: list[Path] = []
     splits: dict[str, pl.LazyFrame] = {}
-    with _scratch(output) as folder:
+    with scratch_folder(output) as folder:
         for split in ("train", "test"):
             if code is None:
                 sources = (files.require(f"{split}.csv"),)
@@ -178,7 +180,13 @@ def _raw_rows(
     level = pl.col(LEVEL)
     reading = Reading(LEVEL, level, ~level.is_between(0, 2), "0, 1 or 2")
     refuse_bad(stored, [reading], lambda row: f"{items}, line {row}")
-    lost = stored.select(pl.col(KNOWN).null_count()).collect().item()
+    counted = stored.select(pl.len(), pl.col(KNOWN).null_count()).collect()
+    total, lost = counted.row(0)
+    if lost > LOST_SHARE * total:
+        raise UserError(
+            f"{items}: {lost:,} of {total:,} rows have a search that {users} does not; "
+            f"up to {LOST_SHARE:.0%} would be left out: is it the file of these items?"
+        )
     frame = stored.filter(pl.col(KNOWN)).select(
         pl.col(ITEM_ID).alias(SEARCH),
         *(pl.col(raw).alias(name) for raw, name in RAW_NAMES.items()),
@@ -222,17 +230,3 @@ def _unpacked(source: Source, folder: Path) -> Iterator[Path]:
     """The source as a plain file that is gone afterwards: these files are large."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         yield unpack(source, Path(place))
-
-
-@contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, so on its disk, removed at the end."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(
-            prefix=f".{output.name}.raw-", dir=output.parent
-        )
-    except OSError as error:
-        raise UserError(f"{output} cannot be made: {error.strerror}") from error
-    with place as folder:
-        yield Path(folder)

@@ -59,6 +59,34 @@ def new_folder(output: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, so on its disk, for what is needed meanwhile.
+
+    It is removed at the end; what killed runs left is removed first.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    output = Path(os.path.realpath(output))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for old in output.parent.glob(f".{_escaped(output.name)}.raw-*"):
+            if _is_free(old):
+                shutil.rmtree(old)
+        folder = output.parent / f".{output.name}.raw-{secrets.token_hex(4)}"
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"{output} cannot be made: {error.strerror}") from error
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(lock)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def refuse_existing(output: Path, marker: str, overwrite: bool) -> None:
     """Raise a UserError where `output` holds what must not be replaced."""
     if output.is_dir():
@@ -86,6 +114,15 @@ def _lock(folder: int) -> bool:
     return True
 
 
+def _is_free(folder: Path) -> bool:
+    """Whether no process that runs is writing the folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _clean(output: Path) -> None:
     """Removes what a killed run left; brings back a folder killed while replaced."""
     for old in output.parent.glob(f".{_escaped(output.name)}.replaced-*"):
@@ -94,12 +131,7 @@ def _clean(output: Path) -> None:
         else:
             old.rename(output)
     for partial in output.parent.glob(f".{_escaped(output.name)}.partial-*"):
-        descriptor = os.open(partial, os.O_RDONLY)
-        try:
-            free = _lock(descriptor)
-        finally:
-            os.close(descriptor)
-        if not free:
+        if not _is_free(partial):
             raise UserError(
                 f"{output} is being written by another process (its unfinished folder "
                 f"is {partial.name}): wait for it, or name another folder"

@@ -46,7 +46,7 @@ STYLE: dict[Any, Any] = {
 Made = ParamSpec("Made")
 
 
-def _styled(make: Callable[Made, Figure]) -> Callable[Made, Figure]:
+def styled(make: Callable[Made, Figure]) -> Callable[Made, Figure]:
     @wraps(make)
     def styled(*args: Made.args, **kwargs: Made.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
@@ -55,7 +55,7 @@ def _styled(make: Callable[Made, Figure]) -> Callable[Made, Figure]:
     return styled
 
 
-@_styled
+@styled
 def differences(
     table: pl.DataFrame, baseline: str = "bce", metric: str = "AUC"
 ) -> Figure:
@@ -118,7 +118,7 @@ def _whisker(
         axes.plot(row["difference"], y, **look)
 
 
-@_styled
+@styled
 def training_curves(
     curves: pl.DataFrame, x: str = "epoch", baseline: str = "bce"
 ) -> Figure:
@@ -170,7 +170,7 @@ def _curve(axes: Axes, rows: pl.DataFrame, x: str, look: dict[str, Any]) -> None
     axes.plot(mean[x], mean["auc"], linewidth=2.4, marker=marker, **look)
 
 
-@_styled
+@styled
 def score_distributions(
     scores: Mapping[str, np.ndarray],
     level: np.ndarray,
@@ -221,7 +221,7 @@ def score_distributions(
     return figure
 
 
-@_styled
+@styled
 def reliability_curves(
     curves: Mapping[str, Mapping[str, Reliability]], baseline: str = "bce"
 ) -> Figure:
