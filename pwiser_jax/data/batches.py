@@ -145,9 +145,15 @@ def _ordered(
     """The order from a place on, `size` rows at a time."""
     first, offset = order.first_window(start)
     waiting = np.empty(0, np.int64)
-    for number, window in enumerate(order.windows(first), first):
+
+    def ask(number: int) -> None:
         for at in order.ranges(number, process, processes):
             rows.soon(*at)
+
+    ask(first)
+    for number, window in enumerate(order.windows(first), first):
+        if number + 1 < order.count:
+            ask(number + 1)
         waiting = np.concatenate([waiting, window.rows[offset:]])
         offset = 0
         while len(waiting) >= size:

@@ -46,6 +46,9 @@ class EpochOrder:
         seed, epoch: each pair has an order of its own.
         block: rows that are read together.
         window: blocks that are shuffled together.
+
+    Attributes:
+        count: the number of windows.
     """
 
     def __init__(
@@ -59,8 +62,8 @@ class EpochOrder:
     ) -> None:
         self.rows, self.block, self.window = rows, block, window
         self._key = (seed, epoch)
-        self._windows = max(rows // (block * window), 1)
-        blocks = rows // block if self._windows > 1 else 0
+        self.count = max(rows // (block * window), 1)
+        blocks = rows // block if self.count > 1 else 0
         self._blocks = np.random.default_rng(self._key).permutation(blocks)
 
     def index(self, start: int, stop: int) -> np.ndarray:
@@ -71,41 +74,41 @@ class EpochOrder:
     def first_window(self, place: int) -> tuple[int, int]:
         """The number of the window that holds a place, and the place in it."""
         size = self.block * self.window
-        number = min(place // size, self._windows - 1)
+        number = min(place // size, self.count - 1)
         return number, place - number * size
 
     def windows(self, number: int) -> Iterator[Window]:
         """The windows from a number on."""
-        for k in range(number, self._windows):
+        for k in range(number, self.count):
             yield self._window(k)
 
     def ranges(
         self, number: int, process_index: int = 0, process_count: int = 1
     ) -> list[tuple[int, int]]:
         """Where the rows of a window lie that are dealt to one of the processes."""
-        if self._windows == 1:
+        if self.count == 1:
             return [(0, self.rows)]
         blocks = self._blocks[number * self.window :]
-        if number < self._windows - 1:
+        if number < self.count - 1:
             blocks = blocks[: self.window]
             if self.window % process_count == 0:
                 blocks = blocks[process_index::process_count]
         ranges = [(int(b) * self.block, int(b + 1) * self.block) for b in blocks]
         rest = self.rows // self.block * self.block
-        if number == self._windows - 1 and rest < self.rows:
+        if number == self.count - 1 and rest < self.rows:
             ranges.append((rest, self.rows))
         return ranges
 
     def _window(self, number: int) -> Window:
         ranges = self.ranges(number)
-        if self._windows == 1:
+        if self.count == 1:
             # The same draw as the blocks have in a larger split.
             order = np.random.default_rng(self._key).permutation(self.rows)
             return Window(order, ranges)
         # Not (*key, 0): a seed ending in zeros draws as the one without them.
         random = np.random.default_rng((*self._key, 1 + number))
         lying = [np.arange(start, stop) for start, stop in ranges]
-        if number == self._windows - 1:
+        if number == self.count - 1:
             return Window(random.permutation(np.concatenate(lying)), ranges)
         hands = random.permuted(np.stack(lying), axis=1)
         return Window(hands.T.reshape(-1), ranges)
