@@ -36,7 +36,7 @@ from pwiser_jax.config import Parser
 from pwiser_jax.files import write_whole
 from pwiser_jax.reports.tables import to_markdown, write_csv
 
-SIZES = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
+SIZES = (1024, 4096, 16_384, 65_536, 1_048_576)
 RATES = {"rare": (0.005, 0.03), "half": (0.5, 0.75)}  # conversions; clicks or more
 ALLOCATORS: dict[str, dict[str, str]] = {"usual": {}, "kept": KEEP_MEMORY}
 MARGINS = (0.1, 0.2)
@@ -186,18 +186,20 @@ def measure(cell: Cell) -> dict[str, float]:
     before = reset_peak()
     call()
     memory = peak_bytes() - before
-    return {"seconds": median_seconds(call), "bytes_per_row": memory / cell.rows}
+    return {"seconds": median_seconds(call, budget=0.5), "bytes_per_row": memory / cell.rows}
 
 
-def in_own_process(cell: Cell) -> dict[str, float]:
+def in_own_process(cell: Cell) -> dict[str, float | None]:
+    """The measures of a cell; None where it dies, as it does for want of memory."""
     command = [sys.executable, "-m", "experiments.bench_losses", "--cell"]
     done = subprocess.run(
         [*command, json.dumps(vars(cell))],
         env=os.environ | ALLOCATORS[cell.allocator],
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
+    if done.returncode:
+        return {"seconds": None, "bytes_per_row": None}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -231,6 +233,8 @@ def _title(rates: str, surrogate: str) -> str:
 def _cell_text(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
+    if row["seconds"] is None:
+        return "died"
     return f"{1e3 * row['seconds']:.3g} ({row['bytes_per_row']:.0f})"
 
 
@@ -253,7 +257,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 line = [
                     (row["rows"], 1e3 * row["seconds"])
                     for row in rows
-                    if tuple(row[name] for name in names) == setting
+                    if tuple(row[name] for name in names) == setting and row["seconds"]
                 ]
                 if line:
                     look = {"color": colours[engine], "marker": MARKERS[k % 6]}
@@ -288,7 +292,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = in_own_process(cell)
         # Scores and gradient in float32, two labels of a byte: moved once.
         moved = cell.rows * (4 + 4 + 1 + 1) / speed
-        rows.append(vars(cell) | found | {"times_bandwidth": found["seconds"] / moved})
+        seconds = found["seconds"]
+        share = {"times_bandwidth": seconds and seconds / moved}
+        rows.append(vars(cell) | found | share)
         console.print(f"{cell}: {_cell_text(rows[-1])}")
     device = jax.devices()[0].device_kind
     note = (
@@ -297,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{speed / 1e9:.0f} GB/s measured. Allocator: glibc's as it comes, or with "
         f"{' '.join(f'{k}={v}' for k, v in KEEP_MEMORY.items())}. In brackets: peak "
         "memory beyond the inputs and the compiled program, in bytes a row, of the "
-        "first call. Made by `python -m experiments.bench_losses`."
+        'first call; "died": killed, for want of memory as a rule. Made by `python -m experiments.bench_losses`.'
     )
     write_csv(pl.DataFrame(rows), options.output.with_suffix(".csv"))
     text = f"# Cost of the loss\n\n{note}\n\n{tables(rows)}"
