@@ -303,7 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{speed / 1e9:.0f} GB/s measured. Allocator: glibc's as it comes, or with "
         f"{' '.join(f'{k}={v}' for k, v in KEEP_MEMORY.items())}. In brackets: peak "
         "memory beyond the inputs and the compiled program, in bytes a row, of the "
-        'first call; "died": killed, for want of memory as a rule. Made by `python -m experiments.bench_losses`.'
+        'first call; "died": killed, for want of memory as a rule. '
+        "Made by `python -m experiments.bench_losses`."
     )
     write_csv(pl.DataFrame(rows), options.output.with_suffix(".csv"))
     text = f"# Cost of the loss\n\n{note}\n\n{tables(rows)}"
