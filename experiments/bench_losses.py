@@ -186,7 +186,10 @@ def measure(cell: Cell) -> dict[str, float]:
     before = reset_peak()
     call()
     memory = peak_bytes() - before
-    return {"seconds": median_seconds(call, budget=0.5), "bytes_per_row": memory / cell.rows}
+    return {
+        "seconds": median_seconds(call, budget=0.5),
+        "bytes_per_row": memory / cell.rows,
+    }
 
 
 def in_own_process(cell: Cell) -> dict[str, float | None]:
