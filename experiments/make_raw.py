@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.raw_aliccp import make_aliccp
 from experiments.raw_aliexpress import RATES, make_aliexpress
 from pwiser_jax.config import Parser
 
@@ -21,7 +22,14 @@ def _parser() -> Parser:
     datasets = parser.add_subcommands(required=True, dest="dataset")
     aliexpress = Parser(description="{cc}_{user,item}_{train,test}.csv")
     aliexpress.add_argument("--country", choices=list(RATES), default="nl")
-    for name, dataset in {"aliexpress": aliexpress}.items():
+    aliccp = Parser(description="{sample_skeleton,common_features}_{train,test}.csv")
+    aliccp.add_argument(
+        "--lines", type=int | None, help="common lines of train; default: in proportion"
+    )
+    aliccp.add_argument(
+        "--test_rows", type=int | None, help="default: in proportion to the published"
+    )
+    for name, dataset in {"aliexpress": aliexpress, "aliccp": aliccp}.items():
         dataset.add_argument("--output", type=Path, required=True, help="a folder")
         dataset.add_argument("--rows", type=int, default=100_000, help="of train")
         dataset.add_argument("--seed", type=int, default=0)
@@ -36,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.rows < 1:
         parser.error(f"--rows is {chosen.rows}; expected 1 or more")
     chosen.output.mkdir(parents=True, exist_ok=True)
-    make_aliexpress(
-        chosen.output, chosen.rows, country=chosen.country, seed=chosen.seed
-    )
+    makers = {"aliexpress": make_aliexpress, "aliccp": make_aliccp}
+    given = {key: value for key, value in vars(chosen).items() if key != "output"}
+    makers[options.dataset](chosen.output, **given)
     for path in sorted(chosen.output.iterdir()):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
