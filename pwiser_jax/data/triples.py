@@ -30,6 +30,7 @@ INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 ID_DIGITS = 10
 NAME = re.compile(rb"[0-9A-Za-z_]+")
+NAME_AND_MARK = re.compile(NAME.pattern + b"\x02")
 VALUE = re.compile(rb"[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?")
 
 NEWLINE, COMMA, ITEM, ID, WEIGHT = b"\n,\x01\x02\x03"
@@ -60,7 +61,7 @@ class Triples:
         field: uint8[T], its number among the known names.
         id: int64[T].
         weight: float32[T].
-        unknown: triples with a field that is not known.
+        unknown: int64[], places of triples whose field is not known.
     """
 
     words: "Words"
@@ -70,7 +71,7 @@ class Triples:
     field: np.ndarray
     id: np.ndarray
     weight: np.ndarray
-    unknown: int
+    unknown: np.ndarray
 
     def content(self) -> np.ndarray:
         """uint64[L], equal for lines with the same wanted triples in any order."""
@@ -80,6 +81,15 @@ class Triples:
         np.cumsum(key, out=total[1:])
         stops = np.searchsorted(self.line, np.arange(len(self.counts)), side="right")
         return np.diff(total[stops], prepend=U(0))
+
+    def first_unknown(self) -> tuple[int, str] | None:
+        """Line and name of the first field that is not known."""
+        if not len(self.unknown):
+            return None
+        place = int(self.unknown[0])
+        line = int(np.searchsorted(self.columns[:, -1], place, side="right")) - 1
+        name, _, _ = self.words.text[place : place + 100].tobytes().partition(b"\x02")
+        return line, name.decode()
 
 
 class Names:
@@ -114,7 +124,7 @@ class Names:
         self.lengths = np.array([len(name) for name in known])
         self.wanted = np.zeros(256, bool)
         self.wanted[: len(known)] = [name in wanted for name in known]
-        self.known = dict(zip((text[:-1] for text in texts), range(len(known))))
+        self.known = {text[:-1]: number for number, text in enumerate(texts)}
 
     def _slots(self, words: np.ndarray, factor: np.uint64) -> np.ndarray:
         """The first four characters decide."""
@@ -186,7 +196,7 @@ def parse(text: np.ndarray, columns: int, names: Names) -> Triples:
         field=field,
         id=ids,
         weight=words.weights(id_begin + length + 1, stop[wanted]),
-        unknown=len(unknown),
+        unknown=begin[unknown],
     )
 
 
@@ -201,15 +211,12 @@ def _check_names(
 ) -> None:
     """Unknown names must be names; few of them differ, if they are short."""
     mark, place = _first(heads, ID)
-    short = heads & (mark - U(1) >> U(7))
-    texts = {
-        word.to_bytes(8, "little").rstrip(b"\0")
-        for word in set(short[place < 8].tolist())
-    }
-    for at in np.flatnonzero(place == 8):
-        name, _, _ = words.text[begin[at] : stop[at]].tobytes().partition(b"\x02")
-        texts.add(name)
-    check(all(NAME.fullmatch(name) for name in texts))
+    short = (heads & ((mark << U(1)) - U(1)))[place < 8]
+    texts = [word.to_bytes(8, "little") for word in set(short.tolist())]
+    texts += [
+        words.text[begin[at] : stop[at]].tobytes() for at in np.flatnonzero(place == 8)
+    ]
+    check(all(NAME_AND_MARK.match(text) for text in texts))
     check(begin + place < stop)
 
 
@@ -280,10 +287,10 @@ class Words:
         word = self.after(begin)
         mark, place = _first(word, ord("."))
         pointed = place < short
-        # The digits move together: those before the point up by one character.
+        # What is after the point moves one character down, onto it.
         below = mark - U(1) >> U(7)
-        joined = (word & below) << U(8) | word & ~(below << U(8) | U(255))
-        digits = np.where(pointed, joined >> U(8), word)
+        joined = word & below | (word >> U(8)) & ~below
+        digits = np.where(pointed, joined, word)
         value, bad = _spelled(digits, short - pointed)
         after = np.where(pointed, short - place - 1, 0)
         found = (value / POWERS[after]).astype(np.float32)
