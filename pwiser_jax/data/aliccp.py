@@ -119,9 +119,10 @@ def prepare_aliccp(
         new_folder(output, marker=FILE, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         ThreadPoolExecutor(2) as threads,
+        ThreadPoolExecutor(1) as beside,
     ):
         paths = tuple(dict.fromkeys(file.path for file in files.values()))
-        digests = [threads.submit(SourceFile.of, path) for path in paths]
+        digests = [beside.submit(SourceFile.of, path) for path in paths]
         reader = RawReader(
             threads, with_lists=fields == 23, width=max_values, strict=strict
         )

@@ -16,7 +16,13 @@ import numpy as np
 from pwiser_jax.data.archives import Source
 from pwiser_jax.data.hashing import GOLDEN, mix
 from pwiser_jax.data.id_tables import MISSING
-from pwiser_jax.data.lines import Column, blocks, find_bad, in_order
+from pwiser_jax.data.lines import (
+    Column,
+    blocks,
+    find_bad,
+    in_order,
+    keep_freed_memory,
+)
 from pwiser_jax.data.ragged import Ragged
 from pwiser_jax.data.triples import Names, OddBlock, Triples, check, parse
 from pwiser_jax.errors import UserError
@@ -127,6 +133,7 @@ class RawReader:
     def __init__(
         self, pool: Executor, *, with_lists: bool, width: int, strict: bool
     ) -> None:
+        keep_freed_memory()
         self._pool, self.width, self._strict = pool, width, strict
         self.user_lists = USER_LISTS if with_lists else ()
         self.item_lists = ITEM_LISTS if with_lists else ()

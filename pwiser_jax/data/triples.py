@@ -192,7 +192,9 @@ def parse(text: np.ndarray, columns: int, names: Names) -> Triples:
         words=words,
         columns=starts,
         counts=counts,
-        line=np.repeat(np.arange(len(counts)), counts)[wanted],
+        line=np.repeat(
+            np.arange(len(counts)), np.diff(np.searchsorted(wanted, last), prepend=0)
+        ),
         field=field,
         id=ids,
         weight=words.weights(id_begin + length + 1, stop[wanted]),
