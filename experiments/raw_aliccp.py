@@ -28,7 +28,7 @@ BLOCK_LINES = 4_000
 
 @dataclass(frozen=True)
 class Field:
-    """Ids first .. first + size - 1: `share` of lines have one, or all `mean` values."""
+    """Ids first .. first + size - 1; `share` of lines have one, or all `mean`."""
 
     name: str
     first: int

@@ -249,9 +249,9 @@ class _Skeletons:
             )
             if bad.any() and self.on_bad_label == "error":
                 raise UserError(
-                    f"{source}, line {first + int(bad.argmax())}: 'conversion' is 1 but "
-                    "'click' is 0, a conversion without a click; choose --on-bad-label "
-                    "drop or nest to go on without such rows"
+                    f"{source}, line {first + int(bad.argmax())}: 'conversion' is 1 "
+                    "but 'click' is 0, a conversion without a click; choose "
+                    "--on-bad-label drop or nest to go on without such rows"
                 )
             without = line < 0
             if without.any():
@@ -269,9 +269,9 @@ class _Skeletons:
         if lost > MOST_LOST * total["rows"]:
             raise UserError(
                 f"{source}: {lost:,} of {total['rows']:,} rows name a "
-                f"common_feature_index that {self.files['common_features', half]} lacks, "
-                f"the first of them in line {first_lost}; up to {MOST_LOST:.0%} are "
-                "dropped"
+                "common_feature_index that "
+                f"{self.files['common_features', half]} lacks, the first of them in "
+                f"line {first_lost}; up to {MOST_LOST:.0%} are dropped"
             )
         for name, rest in pieces.items():
             yield from ((name, piece) for piece in rest.rest())
@@ -282,7 +282,7 @@ class _Skeletons:
         ]
         self.dropped["rows_without_common_line_dropped"] += lost
         hashes = np.sort(np.concatenate(contents))
-        repeats = np.count_nonzero(hashes[1:] == hashes[:-1])
+        repeats = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
         self.counted["rows_that_repeat_another"] += repeats
 
     def _columns(self, block: SkeletonRows, line: np.ndarray) -> Columns:

@@ -223,7 +223,7 @@ def _features(
     single = np.full(lines * singles, MISSING, np.int32)
     weight = np.zeros(lines * singles, np.float32)
     single[cell] = ids
-    repeated = len(cell) - np.count_nonzero(single != MISSING)
+    repeated = len(cell) - int(np.count_nonzero(single != MISSING))
     if repeated:
         # Of several values the heaviest, and of these the smallest id, is set last.
         order = np.lexsort((-ids, weights, cell))

@@ -1,4 +1,4 @@
-"""Vocabularies of fields whose values are numbers: how often each occurs, its own id."""
+"""Vocabularies of fields whose values are numbers: how often they occur, their ids."""
 
 from dataclasses import dataclass
 
