@@ -178,7 +178,7 @@ def sentences(lines: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench_prepare", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
-    options = Options(**vars(parser.parse(argv)))
+    options = Options(**vars(parser.instantiate(parser.parse(argv))))
     console = Console(stderr=True, highlight=False)
     options.work.mkdir(parents=True, exist_ok=True)
     lines = measure(options, console)

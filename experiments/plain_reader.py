@@ -36,9 +36,10 @@ def features(text: str, single: set[str], lists: set[str]) -> Values:
 def read(source: Path, fields: int) -> int:
     """Reads all rows; the number of them."""
     with_lists = fields == 23
-    user_lists = set(USER_LISTS if with_lists else ())
-    item_lists = set(ITEM_LISTS if with_lists else ())
-    user, item = set(USER_SINGLE), set(ITEM_SINGLE)
+    user: set[str] = set(USER_SINGLE)
+    item: set[str] = set(ITEM_SINGLE)
+    user_lists: set[str] = set(USER_LISTS if with_lists else ())
+    item_lists: set[str] = set(ITEM_LISTS if with_lists else ())
     counts = {name: Counter() for name in user | item | user_lists | item_lists}
     halves = {}
     for half in ("train", "test"):

@@ -220,4 +220,4 @@ class _Maker:
 def _effect(ids: np.ndarray) -> np.ndarray:
     """About normal, standard deviation 0.5, the same for the same id."""
     parts = [hash_integers(ids, seed) * 2.0**-64 for seed in (20, 21, 22)]
-    return sum(parts) - 1.5
+    return np.sum(parts, axis=0) - 1.5

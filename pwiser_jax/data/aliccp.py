@@ -47,7 +47,7 @@ from pwiser_jax.data.prepared import (
     write_shard,
 )
 from pwiser_jax.data.schema import COMMON, Pool
-from pwiser_jax.data.spill import Columns, Pieces, Spill, select
+from pwiser_jax.data.spill import Columns, Pieces, Spill, array, select
 from pwiser_jax.data.split import check_fractions
 from pwiser_jax.errors import UserError
 
@@ -302,7 +302,7 @@ class _Skeletons:
         if half == "test":
             yield from (("test", piece) for piece in pieces["test"].add(columns))
             return
-        valid = self.common.valid[columns[COMMON]]
+        valid = self.common.valid[array(columns, COMMON)]
         for name, mask in {"train": ~valid, "valid": valid}.items():
             if mask.any():
                 own = columns if mask.all() else select(columns, mask)

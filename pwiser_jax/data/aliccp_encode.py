@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import polars as pl
@@ -32,7 +31,7 @@ from pwiser_jax.data.schema import (
     Pool,
     Schema,
 )
-from pwiser_jax.data.spill import Columns
+from pwiser_jax.data.spill import Columns, array, ragged_of
 
 LABELS = ("click", "conversion")
 SINGLE = "single"
@@ -50,14 +49,14 @@ class TrainCounts:
         self.moments = [Moments() for _ in WEIGHTED]
 
     def add(self, columns: Columns) -> None:
-        line, single = _array(columns, COMMON), _array(columns, SINGLE)
+        line, single = array(columns, COMMON), array(columns, SINGLE)
         self.rows_of_line += np.bincount(line, minlength=len(self.rows_of_line))
         for counts, ids in zip(self.single, single.T, strict=True):
             counts.add(np.ascontiguousarray(ids))
         for name, counts in self.lists.items():
-            counts.add(_ragged(columns, name).ids)
+            counts.add(ragged_of(columns, name).ids)
         if VALUE in columns:
-            values = _array(columns, VALUE).astype(np.float64)
+            values = array(columns, VALUE).astype(np.float64)
             for start in range(0, len(values), BLOCK):
                 for k, moments in enumerate(self.moments):
                     moments.add(values[start : start + BLOCK, k])
@@ -94,7 +93,7 @@ class AliccpEncoder:
             found[name].add(ids, counts.rows_of_line)
         for first, lists in common.lists():
             for name in reader.user_lists:
-                ragged = _ragged(lists, name)
+                ragged = ragged_of(lists, name)
                 found[name].add(ragged.ids, counts.rows_of_line[first + ragged.row])
         tables = {name: IdTable.of(own, min_count) for name, own in found.items()}
         schema = Schema(
@@ -124,16 +123,16 @@ class AliccpEncoder:
 
     def rows(self, columns: Columns, group: np.ndarray) -> pl.DataFrame:
         """The prepared columns of rows; `group` is by common line."""
-        single = _array(columns, SINGLE)
+        single = array(columns, SINGLE)
         frame = {
             name: self._encoders[name](single[:, k])
             for k, name in enumerate(ITEM_SINGLE)
         }
         for k, field in enumerate(self.schema.numerical):
-            value = _array(columns, VALUE)[:, k].astype(np.float64)
+            value = array(columns, VALUE)[:, k].astype(np.float64)
             frame[field.name] = ((value - field.mean) / field.scale).astype(np.float32)
-        line = _array(columns, COMMON)
-        frame |= {name: _array(columns, name) for name in LABELS}
+        line = array(columns, COMMON)
+        frame |= {name: array(columns, name) for name in LABELS}
         frame |= {GROUP: group[line], COMMON: line}
         own = [f.name for f in self.schema.multi_valued if f.name in columns]
         return pl.DataFrame(frame).with_columns(self._lists(columns, own))
@@ -171,7 +170,7 @@ class AliccpEncoder:
     def _lists(self, columns: Columns, names: Sequence[str]) -> list[pl.Series]:
         found = []
         for name in names:
-            raw = _ragged(columns, name)
+            raw = ragged_of(columns, name)
             ids = self._encoders[name](raw.ids)
             lists = Ragged(raw.counts, ids, raw.weights).merged().lists()
             found += [
@@ -183,11 +182,3 @@ class AliccpEncoder:
         fields = (*self.schema.categorical, *self.schema.multi_valued)
         values = {name: table.values for name, table in self.tables.items()}
         vocabulary.write_vocabularies(folder, fields, values)
-
-
-def _array(columns: Columns, name: str) -> np.ndarray:
-    return cast(np.ndarray, columns[name])
-
-
-def _ragged(columns: Columns, name: str) -> Ragged:
-    return cast(Ragged, columns[name])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -9,6 +10,14 @@ from pwiser_jax.data.ragged import Ragged
 
 Columns = Mapping[str, np.ndarray | Ragged]
 PARTS = ("counts", "ids", "weights")
+
+
+def array(columns: Columns, name: str) -> np.ndarray:
+    return cast(np.ndarray, columns[name])
+
+
+def ragged_of(columns: Columns, name: str) -> Ragged:
+    return cast(Ragged, columns[name])
 
 
 def height(columns: Columns) -> int:
@@ -25,9 +34,9 @@ def concat(parts: Sequence[Columns]) -> Columns:
     if len(parts) == 1:
         return first
     return {
-        name: Ragged.concat([part[name] for part in parts])  # pyright: ignore
+        name: Ragged.concat([ragged_of(part, name) for part in parts])
         if isinstance(column, Ragged)
-        else np.concatenate([part[name] for part in parts])  # pyright: ignore
+        else np.concatenate([array(part, name) for part in parts])
         for name, column in first.items()
     }
 
