@@ -101,6 +101,7 @@ def _parser() -> Parser:
 
 
 def _preparers() -> dict[str, Callable[..., Any]]:
+    from pwiser_jax.data.aliccp import prepare_aliccp
     from pwiser_jax.data.aliexpress import prepare_aliexpress
     from pwiser_jax.data.kuairand import prepare_kuairand
     from pwiser_jax.data.synthetic import prepare_synthetic
@@ -110,6 +111,7 @@ def _preparers() -> dict[str, Callable[..., Any]]:
         "synthetic": prepare_synthetic,
         "kuairand": prepare_kuairand,
         "aliexpress": prepare_aliexpress,
+        "aliccp": prepare_aliccp,
         "table": prepare_table,
     }
 
@@ -124,6 +126,8 @@ def _prepare(parser: Parser, options: Namespace) -> int:
         print(f"{name}: {split.rows:,} rows, {labels}")
     for reason, count in manifest.dropped.items():
         print(f"{reason.replace('_', ' ')}: {count:,} rows")
+    for what, count in manifest.options.get("counted", {}).items():
+        print(f"{what.replace('_', ' ')}: {count:,}")
     return 0
 
 

@@ -151,7 +151,7 @@ class Config:
             raise ValueError("loss.gate literal needs loss.surrogate squared_hinge")
 
 
-FLAGS = ("--overwrite",)
+FLAGS = ("--overwrite", "--strict", "--log_counts")
 
 
 class Parser(ArgumentParser):

@@ -21,7 +21,7 @@ SCHEMA = Schema((CategoricalField("user", 5),), (NumericalField("price"),))
 MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
 
 
-@pytest.mark.parametrize("dataset", ["synthetic", "kuairand", "aliexpress"])
+@pytest.mark.parametrize("dataset", ["synthetic", "kuairand", "aliexpress", "aliccp"])
 def test_each_dataset_has_its_eight_configs_and_a_smoke_variant(dataset: str) -> None:
     names = {path.stem for path in (CONFIGS / dataset).glob("*.yaml")}
     pairs = {f"{m}_{loss}" for m in MODELS for loss in ("bce", "pwiser")}

@@ -1,7 +1,8 @@
-"""Find raw files as publishers pack them: plain, gzipped, in a zip, zip in a zip."""
+"""Find raw files as publishers pack them: plain, gzipped, in a tar, in zips of zips."""
 
 import gzip
 import shutil
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,15 +14,17 @@ from typing import IO, cast
 from pwiser_jax.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+TARS = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A raw file: `path` itself, or a member of that zip.
+    """A raw file: `path` itself, or a member of that zip or tar.
 
     Args:
         path: a file of the disk.
-        members: the way into the zip; two names if a zip lies in the zip.
+        members: the way into the zip; two names if a zip lies in the zip. In a tar, a
+            file's name without folders: a tar is not listed, only read through.
     """
 
     path: Path
@@ -49,6 +52,9 @@ class Source:
         with ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(self.path.open("rb"))
             for member in self.members:
+                if is_tar(self.path):
+                    file = stack.enter_context(_in_tar(file, member))
+                    continue
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 file = stack.enter_context(archive.open(member))
             if self._last.endswith(".gz"):
@@ -99,6 +105,40 @@ class Files:
         return source
 
 
+def is_tar(path: Path) -> bool:
+    return path.name.endswith(TARS)
+
+
+@contextmanager
+def _in_tar(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
+    """A member as it streams past; folders in the tar do not matter."""
+    with tarfile.open(fileobj=file, mode="r|*", bufsize=CHUNK_BYTES) as archive:
+        for member in archive:
+            if PurePosixPath(member.name).name == name:
+                content = archive.extractfile(member)
+                if content is not None:
+                    yield content
+                    return
+    raise UserError(f"{getattr(file, 'name', 'the tar file')}: no file {name} in it")
+
+
+@contextmanager
+def refuse_broken(source: Source) -> Iterator[None]:
+    """A UserError for what Python says of packed files that cannot be unpacked."""
+    try:
+        yield
+    except (
+        EOFError,
+        gzip.BadGzipFile,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(f"{source}: broken or cut short ({error})") from error
+    except (NotImplementedError, RuntimeError) as error:  # unknown method, encrypted
+        raise UserError(f"{source}: cannot be unpacked ({error})") from error
+
+
 def unpack(source: Source, folder: Path) -> Path:
     """A plain file of the source's bytes: itself, or unpacked into `folder`.
 
@@ -111,12 +151,12 @@ def unpack(source: Source, folder: Path) -> Path:
         return source.path
     target = folder / source.name
     try:
-        with source.open() as packed, target.open("xb") as plain:
+        with (
+            refuse_broken(source),
+            source.open() as packed,
+            target.open("xb") as plain,
+        ):
             shutil.copyfileobj(packed, plain, CHUNK_BYTES)
-    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{source}: broken or cut short ({error})") from error
-    except (NotImplementedError, RuntimeError) as error:  # unknown method, encrypted
-        raise UserError(f"{source}: cannot be unpacked ({error})") from error
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{source}: not unpacked to {folder}: {reason}") from error

@@ -78,4 +78,9 @@ def group_hash(column: pl.Series, seed: int = 0) -> np.ndarray:
 
 def group_fraction(column: pl.Series, seed: int = 0) -> np.ndarray:
     """float64[N] in [0, 1) from a group column: equal values give equal numbers."""
-    return (group_hash(column, seed) >> np.uint64(11)) * 2.0**-53
+    return fraction(group_hash(column, seed))
+
+
+def fraction(hashes: np.ndarray) -> np.ndarray:
+    """float64[N] in [0, 1) from uint64[N]."""
+    return (hashes >> np.uint64(11)) * 2.0**-53

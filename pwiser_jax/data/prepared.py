@@ -6,6 +6,7 @@ fields, common.parquet. Reading adds `cache/`.
 """
 
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import polars as pl
 from pwiser_jax.data import vocabulary
 from pwiser_jax.data.cache import cached_rows
 from pwiser_jax.data.encode import Encoder, features
-from pwiser_jax.data.flat import SPLITS, FlatTable
+from pwiser_jax.data.flat import SPLITS, FlatSpec, FlatTable
 from pwiser_jax.data.folder import new_folder, refuse_existing
 from pwiser_jax.data.frames import frames_of
 from pwiser_jax.data.labels import check_labels
@@ -54,7 +55,7 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
     refuse_names(flat.spec)
     with new_folder(output, marker=FILE, overwrite=overwrite) as folder:
         counts = {name: _count(flat, name) for name in SPLITS}
-        _refuse_empty(flat, counts)
+        refuse_empty(flat.spec, counts)
         train = flat.splits["train"]
         encoder = Encoder.fit(train, flat.spec, "train")
         readings = features(train, flat.spec, "train")
@@ -96,13 +97,18 @@ def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
     One shard is in memory at a time.
     """
     for at, shard in enumerate(frames_of(rows, SHARD)):
-        shard.write_parquet(
-            folder / shard_name(split, at),
-            compression="zstd",
-            compression_level=3,
-            statistics=True,
-            row_group_size=ROW_GROUP,
-        )
+        write_shard(shard, folder, split, at)
+
+
+def write_shard(shard: pl.DataFrame, folder: Path, split: str, at: int) -> None:
+    """The shard number `at` of a split."""
+    shard.write_parquet(
+        folder / shard_name(split, at),
+        compression="zstd",
+        compression_level=3,
+        statistics=True,
+        row_group_size=ROW_GROUP,
+    )
 
 
 def shard_name(split: str, at: int) -> str:
@@ -131,12 +137,13 @@ def _count(flat: FlatTable, name: str) -> Split:
     return Split(shard_names(name, rows), rows, counts)
 
 
-def _refuse_empty(flat: FlatTable, counts: dict[str, Split]) -> None:
+def refuse_empty(spec: FlatSpec, counts: Mapping[str, Split]) -> None:
+    """Raise a UserError where train or valid could not be learned from."""
     for name in ("train", "valid"):
         split = counts[name]
         if not split.rows:
             raise UserError(f"the {name} split has no rows; training needs some")
-        for label, column in flat.spec.labels.items():
+        for label, column in spec.labels.items():
             if split.labels[label] in (0, split.rows):
                 value = 0 if split.labels[label] else 1
                 raise UserError(

@@ -43,7 +43,7 @@ def split_by_group(
     Returns:
         "train" and one frame for each named fraction.
     """
-    _check_fractions(fractions)
+    check_fractions(fractions)
     dtype = require(frame, [group], source)[group]
     key = group_key(group, dtype)
     refuse_bad(frame, [key], source)
@@ -62,7 +62,8 @@ def split_by_group(
     return {"train": frame.filter(at >= low), **splits}
 
 
-def _check_fractions(fractions: Mapping[str, float]) -> None:
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raise a UserError for shares of groups that leave no rows or none for train."""
     for name, fraction in fractions.items():
         if name not in ("valid", "test"):
             raise UserError(f"a fraction is given for {name!r}; expected valid or test")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pwiser_jax.data.schema import CategoricalField
+from pwiser_jax.data.schema import CategoricalField, MultiValuedField
 from pwiser_jax.errors import UserError
 
 FILE = "vocabulary.parquet"
@@ -73,7 +73,9 @@ def encode_own_ids(field: CategoricalField, value: pl.Expr) -> pl.Expr:
 
 
 def write_vocabularies(
-    folder: Path, fields: Sequence[CategoricalField], values: Mapping[str, pl.Series]
+    folder: Path,
+    fields: Sequence[CategoricalField | MultiValuedField],
+    values: Mapping[str, pl.Series],
 ) -> None:
     """vocabulary.parquet: columns field, value and id; fields in the schema's order."""
     tables = [
