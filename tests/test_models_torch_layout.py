@@ -39,7 +39,7 @@ def logits(name):
 def test_equals_the_layout_s_own_forward_pass(name):
     config = sized(name)
     expected = NumpyMtreclib(config, SCHEMA, random_state(config, SCHEMA))
-    assert np.std(expected.logits(INPUTS), axis=1).min() > 0.01
+    assert np.std(expected.logits(INPUTS), axis=1).min() > 0.05
     np.testing.assert_allclose(
         logits(name), expected.logits(INPUTS), rtol=1e-5, atol=1e-5
     )
