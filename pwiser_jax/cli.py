@@ -118,7 +118,9 @@ def _preparers() -> dict[str, Callable[..., Any]]:
 
 def _prepare(parser: Parser, options: Namespace) -> int:
     chosen = options.prepare
-    manifest = _preparers()[chosen.dataset](**vars(chosen[chosen.dataset]))
+    # Not vars(): an option with the name of a method ("items") has another key there.
+    given = chosen[chosen.dataset].as_dict()
+    manifest = _preparers()[chosen.dataset](**given)
     for name, split in manifest.splits.items():
         labels = ", ".join(
             f"{count:,} {label}s" for label, count in split.labels.items()

@@ -181,6 +181,22 @@ def test_options_may_have_dashes_and_flags_need_no_value(
     assert main([*prepare, "--overwrite"]) == 0
 
 
+def test_the_synthetic_funnel_is_prepared_with_every_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "funnel"
+    options = ["--rows=2000", "--users=50", "--items=20", "--labels=3"]
+    rates = ["--click-rate=0.4", "--conversion-rate=0.4"]
+    prepare = ["prepare", "synthetic", *options, *rates]
+    assert main([*prepare, f"--output={output}"]) == 0
+    assert "orders" in capsys.readouterr().out
+    assert json.loads((output / "manifest.json").read_text())["options"]["items"] == 20
+    wrong = tmp_path / "wrong"
+    assert main(["prepare", "synthetic", "--labels=9", f"--output={wrong}"]) == 2
+    assert capsys.readouterr().err == "pwiser: error: --labels is 9; expected 2 to 5\n"
+    assert list(tmp_path.iterdir()) == [output]
+
+
 def test_the_console_command_and_the_module_are_the_same() -> None:
     command = [sys.executable, "-m", "pwiser_jax", "--version"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
