@@ -53,7 +53,7 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
             while not whole:
                 # Read into its place: these bytes are too many to be copied twice.
                 text = np.empty(PAD + len(rest) + size + PAD, np.uint8)
-                view = memoryview(text)
+                view = text.data
                 view[: PAD + len(rest)] = EDGE + rest
                 stop = PAD + len(rest)
                 read = _fill(file, view[stop : stop + size])
