@@ -8,6 +8,7 @@ disk of the published 85 M rows are a straight line through two measured sizes o
 published proportions.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ class Options:
     """Options of the benchmark.
 
     Args:
-        work: a folder for the generated files; what is there is used again.
+        work: a folder for the generated files and what has been measured; both are
+            used again.
         output: the folder of prepare.csv and prepare.md.
         rows: train rows of the files in the published proportions, two sizes.
         plain_rows: train rows that plain Python reads too, with a common line for ten.
@@ -84,7 +86,15 @@ def rows_of(folder: Path) -> int:
 
 
 def measured(raw: Raw, folder: Path, how: str, fields: int, work: Path) -> Any:
-    """A line of the table."""
+    """A line of the table; one that was measured before is not measured again."""
+    path = work / f"{folder.name}-{how}-{fields}.json"
+    if not path.is_file():
+        line = measure_one(raw, folder, how, fields, work)
+        write_whole(path, json.dumps(line))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def measure_one(raw: Raw, folder: Path, how: str, fields: int, work: Path) -> Any:
     prepared = work / "prepared"
     if how == "plain Python":
         cost = run("experiments.plain_reader", str(folder), str(fields))

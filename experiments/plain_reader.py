@@ -2,9 +2,9 @@
 
     python -m experiments.plain_reader SOURCE 18
 
-It does what scripts for this dataset do: splits lines, makes a dict of each, joins the
-common features by a dict, counts ids, and encodes train and test into lists of numbers.
-It writes nothing and checks nothing.
+It does what scripts for this dataset do, step by step: split each line, make a dict of
+its features, join the dict of its common line, count the ids of train's rows, encode
+all rows into lists of numbers. It writes nothing and checks nothing.
 """
 
 import sys
@@ -35,69 +35,48 @@ def features(text: str, single: set[str], lists: set[str]) -> Values:
 
 def read(source: Path, fields: int) -> int:
     """Reads all rows; the number of them."""
-    with_lists = fields == 23
-    user: set[str] = set(USER_SINGLE)
-    item: set[str] = set(ITEM_SINGLE)
-    user_lists: set[str] = set(USER_LISTS if with_lists else ())
-    item_lists: set[str] = set(ITEM_LISTS if with_lists else ())
-    counts = {name: Counter() for name in user | item | user_lists | item_lists}
+    single: set[str] = {*USER_SINGLE, *ITEM_SINGLE}
+    lists: set[str] = {*USER_LISTS, *ITEM_LISTS} if fields == 23 else set()
     halves = {}
     for half in ("train", "test"):
-        common, rows, times = {}, [], Counter()
+        common = {}
         with (source / f"common_features_{half}.csv").open() as file:
             for line in file:
                 key, _, text = line.rstrip("\n").split(",")
-                common[key] = features(text, user, user_lists)
+                common[key] = features(text, single, lists)
+        rows = []
         with (source / f"sample_skeleton_{half}.csv").open() as file:
             for line in file:
                 _, click, bought, key, _, text = line.rstrip("\n").split(",")
-                own = features(text, item, item_lists)
-                rows.append((click, bought, key, own))
-                if half == "train":
-                    times[key] += 1
-                    for name, value in own.items():
-                        if name in item:
-                            counts[name][value] += 1
-                        else:
-                            counts[name].update(id_ for _, id_ in value)
-        # What a line holds counts once for each of its rows.
-        for key, count in times.items():
-            for name, value in common[key].items():
-                for id_ in [value] if name in user else [i for _, i in value]:
-                    counts[name][id_] += count
-        halves[half] = common, rows
-    ids = {
-        name: {
-            id_: at
-            for at, id_ in enumerate(
-                sorted(i for i, n in own.items() if n >= MIN_COUNT)
-            )
-        }
-        for name, own in counts.items()
-    }
+                row = common[key] | features(text, single, lists)
+                rows.append((int(click), int(bought), row))
+        halves[half] = rows
+    counts = {name: Counter() for name in single | lists}
+    for _, _, row in halves["train"]:
+        for name in single & row.keys():
+            counts[name][row[name]] += 1
+        for name in lists & row.keys():
+            counts[name].update(id_ for _, id_ in row[name])
+    ids: dict[str, dict[str, int]] = {}
+    for name, own in counts.items():
+        kept = sorted(id_ for id_, count in own.items() if count >= MIN_COUNT)
+        ids[name] = {id_: at for at, id_ in enumerate(kept)}
     done = 0
-    for common, rows in halves.values():
-        shared = {
-            key: [_encoded(own.get(name), ids[name]) for name in (*user, *user_lists)]
-            for key, own in common.items()
-        }
+    for rows in halves.values():
         encoded = [
             (
-                int(click),
-                int(bought),
-                shared[key],
-                [_encoded(own.get(name), ids[name]) for name in (*item, *item_lists)],
+                click,
+                bought,
+                [ids[name].get(row.get(name), -1) for name in single],
+                [
+                    [(ids[name].get(id_, -1), -weight) for weight, id_ in row[name]]
+                    for name in lists & row.keys()
+                ],
             )
-            for click, bought, key, own in rows
+            for click, bought, row in rows
         ]
         done += len(encoded)
     return done
-
-
-def _encoded(value: Any, ids: dict[str, int]) -> Any:
-    if isinstance(value, list):
-        return [(ids.get(id_, -1), -weight) for weight, id_ in value]
-    return ids.get(value, -1)
 
 
 if __name__ == "__main__":

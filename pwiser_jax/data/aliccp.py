@@ -9,8 +9,9 @@ numbers for each common line, and the vocabularies.
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -119,10 +120,8 @@ def prepare_aliccp(
         new_folder(output, marker=FILE, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         ThreadPoolExecutor(2) as threads,
-        ThreadPoolExecutor(1) as beside,
+        _digests(tuple(file.path for file in files.values())) as digests,
     ):
-        paths = tuple(dict.fromkeys(file.path for file in files.values()))
-        digests = [beside.submit(SourceFile.of, path) for path in paths]
         reader = RawReader(
             threads, with_lists=fields == 23, width=max_values, strict=strict
         )
@@ -186,6 +185,19 @@ def prepare_aliccp(
     for half in HALVES:
         _compare(half, job.totals[half] | {"common_lines": common.lines[half]})
     return manifest
+
+
+@contextmanager
+def _digests(paths: Sequence[Path]) -> Iterator[list[Future[SourceFile]]]:
+    """What the manifest says of raw files, found while these are read.
+
+    After an error those that are not begun are left out.
+    """
+    thread = ThreadPoolExecutor(1)
+    try:
+        yield [thread.submit(SourceFile.of, path) for path in dict.fromkeys(paths)]
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def find_source(place: Path, kind: str, half: str) -> Source:

@@ -22,6 +22,7 @@ from pwiser_jax.data.lines import (
     find_bad,
     in_order,
     keep_freed_memory,
+    with_unix_ends,
 )
 from pwiser_jax.data.ragged import Ragged
 from pwiser_jax.data.triples import Names, OddBlock, Triples, check, parse
@@ -209,6 +210,9 @@ def _parsed(
         triples = parse(text, len(columns), names)
         return read(triples), triples.first_unknown()
     except OddBlock:
+        unix = with_unix_ends(text)
+        if len(unix) < len(text):
+            return _parsed(unix, read, columns, names)
         return _Bad(text)
 
 

@@ -9,34 +9,65 @@ from pwiser_jax.data.schema import CategoricalField, MultiValuedField
 
 MISSING = -1
 MERGE_AT = 4_000_000
-SPARSE = 16
-"""A dense table may have so many places for each value, beside a few millions."""
+MOST_PLACES = 1 << 25
+"""An array of all places between the extremes may be so long."""
+
+SCHEMA = {"id": pl.Int32, "count": pl.Int64}
 
 
 class IdCounts:
-    """How often each id has been seen; ids are int32, 0 or more, or MISSING."""
+    """How often each id has been seen; ids are int32, 0 or more, or MISSING.
+
+    Ids that lie close to each other are counted in an array of all places between the
+    extremes; where these are too many, in a table.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[pl.DataFrame] = []
+        self._low = 0
+        self._dense = np.zeros(0, np.int64)
+        self._sparse: list[pl.DataFrame] = []
 
     def add(self, ids: np.ndarray, times: np.ndarray | None = None) -> None:
         """Takes in int32[N], each once or int64[N] times."""
-        part = pl.DataFrame({"id": ids}).filter(pl.col("id") != MISSING)
-        if times is None:
-            self._parts.append(part.group_by("id").agg(pl.len().cast(pl.Int64)))
-        else:
-            part = pl.DataFrame({"id": ids, "len": times}).filter(
-                (pl.col("id") != MISSING) & (pl.col("len") > 0)
-            )
-            self._parts.append(part.group_by("id").agg(pl.col("len").sum()))
-        if sum(part.height for part in self._parts[1:]) > MERGE_AT:
-            self._parts = [self.table()]
+        there = ids != MISSING
+        ids = ids[there]
+        if not len(ids):
+            return
+        times = None if times is None else times[there]
+        low, high = int(ids.min()), int(ids.max())
+        if len(self._dense):
+            low = min(low, self._low)
+            high = max(high, self._low + len(self._dense) - 1)
+        if high - low > MOST_PLACES:
+            self._add_sparse(ids, times)
+            return
+        if low < self._low or high >= self._low + len(self._dense):
+            grown = np.zeros(high - low + 1, np.int64)
+            start = self._low - low if len(self._dense) else 0
+            grown[start : start + len(self._dense)] = self._dense
+            self._low, self._dense = low, grown
+        first = int(ids.min())
+        counts = np.bincount(ids - first, times)
+        self._dense[first - self._low :][: len(counts)] += counts.astype(np.int64)
 
-    def table(self) -> pl.DataFrame:
-        """Columns id and len, ids ascending."""
-        empty = pl.DataFrame(schema={"id": pl.Int32, "len": pl.Int64})
-        whole = pl.concat([empty, *self._parts])
-        return whole.group_by("id").agg(pl.col("len").sum()).sort("id")
+    def _add_sparse(self, ids: np.ndarray, times: np.ndarray | None) -> None:
+        columns = {"id": ids, "count": np.ones_like(ids) if times is None else times}
+        part = pl.DataFrame(columns, schema=SCHEMA, strict=False)
+        self._sparse.append(part.group_by("id").agg(pl.col("count").sum()))
+        if sum(part.height for part in self._sparse[1:]) > MERGE_AT:
+            whole = pl.concat(self._sparse)
+            self._sparse = [whole.group_by("id").agg(pl.col("count").sum())]
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32[V] ids in ascending order, int64[V] how often each was seen."""
+        place = np.flatnonzero(self._dense)
+        ids, counts = (place + self._low).astype(np.int32), self._dense[place]
+        if self._sparse:
+            own = pl.DataFrame({"id": ids, "count": counts}, schema=SCHEMA)
+            whole = pl.concat([own, *self._sparse]).group_by("id")
+            merged = whole.agg(pl.col("count").sum()).sort("id")
+            ids, counts = merged["id"].to_numpy(), merged["count"].to_numpy()
+        return ids[counts > 0], counts[counts > 0]
 
 
 @dataclass(frozen=True)
@@ -54,11 +85,9 @@ class IdTable:
     @classmethod
     def of(cls, counts: IdCounts, min_count: int) -> "IdTable":
         """Kept are ids that were seen `min_count` times or more."""
-        table = counts.table()
-        often = table["len"] >= min_count
-        return cls(
-            table["id"].filter(often).to_numpy(), table["id"].filter(~often).to_numpy()
-        )
+        ids, times = counts.table()
+        often = times >= min_count
+        return cls(ids[often], ids[~often])
 
     @property
     def values(self) -> pl.Series:
@@ -81,7 +110,7 @@ class IdEncoder:
         own[: field.size] = np.arange(field.size)
         self._low = int(known.min()) if len(known) else 0
         span = int(known.max()) - self._low + 1 if len(known) else 0
-        self._dense = span <= SPARSE * len(known) + MERGE_AT
+        self._dense = span <= MOST_PLACES
         if self._dense:
             self._own = np.full(span + 1, field.unseen, np.int32)
             self._own[known - self._low] = own

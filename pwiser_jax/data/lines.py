@@ -41,7 +41,7 @@ class Column:
 def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
     """The lines of a file, about `size` bytes at a time, as `triples.parse` wants them.
 
-    Windows line ends become Unix ones. The last line may lack its end.
+    The last line may lack its end.
 
     Raises:
         UserError: the file cannot be read, is empty, or has a line beyond all bounds.
@@ -49,28 +49,26 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
     rest, offset = b"", 0
     try:
         with refuse_broken(source), source.open() as file:
-            while True:
+            whole = False
+            while not whole:
                 # Read into its place: these bytes are too many to be copied twice.
-                text = bytearray(PAD + len(rest) + size + PAD)
-                text[:PAD] = EDGE
-                text[PAD : PAD + len(rest)] = rest
+                text = np.empty(PAD + len(rest) + size + PAD, np.uint8)
+                view = text.data
+                view[: PAD + len(rest)] = EDGE + rest
                 stop = PAD + len(rest)
-                with memoryview(text) as view:
-                    read = _fill(file, view[stop : stop + size])
-                stop += read
-                whole = read < size
-                cut = stop if whole else text.rfind(b"\n", 0, stop) + 1
-                rest = bytes(text[cut:stop]) if cut > PAD else bytes(text[PAD:stop])
-                if cut > PAD:
-                    offset += cut - PAD
-                    yield _padded(text, cut)
-                if whole:
-                    break
+                read = _fill(file, view[stop : stop + size])
+                stop, whole = stop + read, read < size
+                cut = stop if whole else _line_end(view[PAD:stop]) + PAD
+                rest = bytes(view[cut:stop])
                 if len(rest) > LONGEST_LINE:
                     raise UserError(
                         f"{source}: no line ends in the {len(rest):,} bytes after byte "
                         f"{offset:,}; expected lines of text"
                     )
+                if cut > PAD:
+                    offset += cut - PAD
+                    view[cut : cut + PAD] = EDGE
+                    yield text[: cut + PAD]
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{source} cannot be read: {reason}") from error
@@ -99,12 +97,19 @@ def _fill(file: IO[bytes], view: memoryview) -> int:
     return done
 
 
-def _padded(text: bytearray, stop: int) -> np.ndarray:
-    text[stop : stop + PAD] = EDGE
-    if text.find(b"\r", 0, stop) >= 0:
-        text = text[:stop].replace(b"\r\n", b"\n") + EDGE
-        stop = len(text) - PAD
-    return np.frombuffer(text, np.uint8)[: stop + PAD]
+def _line_end(text: memoryview) -> int:
+    """Just after the last line end, 0 without one."""
+    part = 1 << 16
+    for stop in range(len(text), 0, -part):
+        found = bytes(text[max(stop - part, 0) : stop]).rfind(b"\n")
+        if found >= 0:
+            return max(stop - part, 0) + found + 1
+    return 0
+
+
+def with_unix_ends(text: np.ndarray) -> np.ndarray:
+    """The block with Unix line ends in place of Windows ones."""
+    return np.frombuffer(text.tobytes().replace(b"\r\n", b"\n"), np.uint8)
 
 
 def in_order(

@@ -175,29 +175,32 @@ def parse(text: np.ndarray, columns: int, names: Names) -> Triples:
     inner[opening] = False
     begin[inner] = items + 1
     begin[opening] = features[filled]
-    stop = np.empty_like(begin)
-    stop[:-1] = begin[1:] - 1
-    stop[last[filled] - 1] = ends[filled]
+
+    def end(at: np.ndarray, line: np.ndarray) -> np.ndarray:
+        """Where triples of these lines end: before the next one, or with the line."""
+        after = begin[np.minimum(at + 1, len(begin) - 1)] - 1
+        return np.where(at + 1 == last[line], ends[line], after)
 
     words = Words(text)
     heads = words.after(begin)
     field = names.numbers(heads)
     unknown = np.flatnonzero(field == UNKNOWN)
-    _check_names(words, heads[unknown], begin[unknown], stop[unknown])
+    line = np.searchsorted(last, unknown, side="right")
+    _check_names(words, heads[unknown], begin[unknown], end(unknown, line))
     wanted = np.flatnonzero(names.wanted[field])
     field = field[wanted]
+    until = np.searchsorted(wanted, last)
+    line = np.repeat(np.arange(len(counts)), np.diff(until, prepend=0))
     id_begin = begin[wanted] + names.lengths[field] + 1
     ids, length = words.ids(id_begin)
     return Triples(
         words=words,
         columns=starts,
         counts=counts,
-        line=np.repeat(
-            np.arange(len(counts)), np.diff(np.searchsorted(wanted, last), prepend=0)
-        ),
+        line=line,
         field=field,
         id=ids,
-        weight=words.weights(id_begin + length + 1, stop[wanted]),
+        weight=words.weights(id_begin + length + 1, end(wanted, line)),
         unknown=begin[unknown],
     )
 
