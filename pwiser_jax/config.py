@@ -149,6 +149,11 @@ class Config:
             )
         if self.loss.gate == "literal" and self.loss.surrogate != "squared_hinge":
             raise ValueError("loss.gate literal needs loss.surrogate squared_hinge")
+        if self.loss.pairs == "sorted" and self.loss.surrogate == "logistic":
+            raise ValueError(
+                "loss.pairs sorted is for hinges; loss.surrogate logistic needs auto, "
+                "blocked or broadcast"
+            )
 
 
 FLAGS = ("--overwrite", "--strict", "--log_counts")

@@ -75,6 +75,9 @@ def test_a_pair_of_configs_differs_in_lambda_alone() -> None:
         ("train: {epochs: many}", "train.epochs"),
         ("train: {epochs: 0}", "train.epochs"),
         ("loss: {gate: literal, surrogate: hinge}", "loss.gate"),
+        ("loss: {pairs: sorted, surrogate: logistic}", "loss.pairs"),
+        ("loss: {bank: -1}", "loss.bank"),
+        ("data: {min_conversions: 2048}", "data.min_conversions"),
         ("model: [", "bad.yaml"),
     ],
 )
