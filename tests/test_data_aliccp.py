@@ -453,7 +453,7 @@ def test_real_common_lines(real_rows: Path) -> None:
             own.setdefault(name, []).append((int(id_), float(np.float32(value))))
         assert sum(map(len, own.values())) == int(count)
         assert {name for name in own if len(own[name]) > 1} == set(USER_LISTS)
-        single = block.features.single[at].tolist()
+        single = block.features.single[:, at].tolist()
         assert single == [own[name][0][0] for name in USER]
         for name in USER_LISTS:
             found = block.features.lists[name][at : at + 1]

@@ -115,7 +115,7 @@ def test_mutated_lines(kind: str, lists: bool) -> None:
                 own[name].append((weight, id_))
             for k, name in enumerate(single):
                 best = max(own[name], key=lambda x: (x[0], -x[1]), default=(0.0, -1))
-                cell = block.features.weight[at, k], block.features.single[at, k]
+                cell = block.features.weight[k, at], block.features.single[k, at]
                 assert cell == best, (text, name)
             for name in several if lists else []:
                 own_list = block.features.lists[name][at : at + 1]

@@ -23,9 +23,7 @@ from pwiser_jax.data import vocabulary
 from pwiser_jax.data.aliccp_common import CommonFeatures
 from pwiser_jax.data.aliccp_encode import (
     LABELS,
-    SINGLE,
-    VALUE,
-    WEIGHTED_AT,
+    VALUES,
     AliccpEncoder,
     TrainCounts,
 )
@@ -38,6 +36,7 @@ from pwiser_jax.data.aliccp_raw import (
 from pwiser_jax.data.archives import TARS, Files, Source, is_tar
 from pwiser_jax.data.flat import SPLITS, BadLabel, FlatSpec
 from pwiser_jax.data.folder import new_folder
+from pwiser_jax.data.lines import in_order
 from pwiser_jax.data.manifest import FILE, CommonTable, Manifest, SourceFile, Split
 from pwiser_jax.data.prepared import (
     SHARD,
@@ -47,8 +46,9 @@ from pwiser_jax.data.prepared import (
     shard_name,
     write_shard,
 )
+from pwiser_jax.data.ragged import Ragged
 from pwiser_jax.data.schema import COMMON, Pool
-from pwiser_jax.data.spill import Columns, Pieces, Spill, array, select
+from pwiser_jax.data.spill import Columns, Pieces, Spill, array, height, select
 from pwiser_jax.data.split import check_fractions
 from pwiser_jax.errors import UserError
 
@@ -298,14 +298,15 @@ class _Skeletons:
         self.counted["rows_that_repeat_another"] += repeats
 
     def _columns(self, block: SkeletonRows, line: np.ndarray) -> Columns:
-        columns = {
+        columns: dict[str, np.ndarray | Ragged] = {
             COMMON: line,
             "click": block.click,
             "conversion": block.conversion & block.click,
-            SINGLE: block.features.single,
         }
+        columns |= dict(zip(ITEM_SINGLE, block.features.single, strict=True))
         if self.log_counts:
-            columns[VALUE] = block.features.weight[:, WEIGHTED_AT]
+            weights = dict(zip(ITEM_SINGLE, block.features.weight, strict=True))
+            columns |= {value: weights[name] for name, value in VALUES.items()}
         return columns | block.features.lists
 
     def _pieces(
@@ -327,17 +328,27 @@ def _write(
     common: CommonFeatures,
     folder: Path,
 ) -> dict[str, Split]:
-    """Writes the shards of all splits."""
+    """Writes the shards of all splits, beside what reads the next ones."""
     splits = {name: Split((), 0, dict.fromkeys(LABELS, 0)) for name in SPLITS}
-    for name, piece in pieces:
-        frame = encoder.rows(piece, common.group)
-        split = splits[name]
-        write_shard(frame, folder, name, len(split.files))
-        splits[name] = Split(
-            (*split.files, shard_name(name, len(split.files))),
-            split.rows + frame.height,
-            {label: n + int(frame[label].sum()) for label, n in split.labels.items()},
-        )
+
+    def numbered() -> Iterator[tuple[str, int, Columns]]:
+        for name, piece in pieces:
+            split = splits[name]
+            at = len(split.files)
+            splits[name] = Split(
+                (*split.files, shard_name(name, at)),
+                split.rows + height(piece),
+                {k: n + int(array(piece, k).sum()) for k, n in split.labels.items()},
+            )
+            yield name, at, piece
+
+    def write(item: tuple[str, int, Columns]) -> None:
+        name, at, piece = item
+        write_shard(encoder.rows(piece, common.group), folder, name, at)
+
+    with ThreadPoolExecutor(2) as threads:
+        for _ in in_order(threads, write, numbered()):
+            pass
     return splits
 
 

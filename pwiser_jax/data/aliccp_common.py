@@ -58,7 +58,7 @@ class CommonFeatures:
             self.counted["values_of_single_fields_beyond_one"] += features.repeated
             self.counted["features_of_unknown_fields"] += features.unknown
         self._index = [np.concatenate(self._index)]
-        self._single = [np.concatenate(self._single)]
+        self._single = [np.concatenate(self._single, axis=1)]
         self.lines[half] = self._count - start
         index = self._index[0][start:]
         self._find[half] = self._unique(index, np.concatenate(contents), start, source)
@@ -85,8 +85,7 @@ class CommonFeatures:
         return ordered[first], (order[first] + start).astype(np.int32)
 
     def _users(self, start: int) -> None:
-        index, single = self._index[0][start:], self._single[0][start:]
-        user = single[:, USER]
+        index, user = self._index[0][start:], self.single[USER, start:]
         hashes = np.where(
             user == MISSING,
             hash_integers(index, seed=1),
@@ -109,7 +108,7 @@ class CommonFeatures:
 
     @property
     def single(self) -> np.ndarray:
-        """int32[lines, S], raw ids of the single-valued fields."""
+        """int32[S, lines], raw ids of the single-valued fields."""
         return self._single[0]
 
     def lists(self) -> Iterator[tuple[int, Columns]]:

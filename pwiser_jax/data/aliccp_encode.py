@@ -1,8 +1,6 @@
 """Raw ids of Ali-CCP to prepared columns: vocabularies and scales of train's rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from pwiser_jax.data.aliccp_raw import (
     RawReader,
 )
 from pwiser_jax.data.frames import resized
-from pwiser_jax.data.id_tables import IdCounts, IdEncoder, IdTable
+from pwiser_jax.data.id_tables import IdCounts, IdTable
 from pwiser_jax.data.moments import BLOCK, Moments
 from pwiser_jax.data.prepared import ROW_GROUP
 from pwiser_jax.data.ragged import Ragged
@@ -34,9 +32,8 @@ from pwiser_jax.data.schema import (
 from pwiser_jax.data.spill import Columns, array, ragged_of
 
 LABELS = ("click", "conversion")
-SINGLE = "single"
-VALUE = "value"
-WEIGHTED_AT = [ITEM_SINGLE.index(name) for name in WEIGHTED]
+VALUES = {name: f"D{name}" for name in WEIGHTED}
+"""Fields whose values can be numerical fields, and their names then."""
 
 
 class TrainCounts:
@@ -44,25 +41,24 @@ class TrainCounts:
 
     def __init__(self, lines: int, lists: Sequence[str]) -> None:
         self.rows_of_line = np.zeros(lines, np.int64)
-        self.single = [IdCounts() for _ in ITEM_SINGLE]
+        self.single: dict[str, IdCounts] = {name: IdCounts() for name in ITEM_SINGLE}
         self.lists = {name: IdCounts() for name in lists}
-        self.moments = [Moments() for _ in WEIGHTED]
+        self.moments = {name: Moments() for name in VALUES.values()}
 
     def add(self, columns: Columns) -> None:
-        line, single = array(columns, COMMON), array(columns, SINGLE)
+        line = array(columns, COMMON)
         self.rows_of_line += np.bincount(line, minlength=len(self.rows_of_line))
-        for counts, ids in zip(self.single, single.T, strict=True):
-            counts.add(np.ascontiguousarray(ids))
+        for name, counts in self.single.items():
+            counts.add(array(columns, name))
         for name, counts in self.lists.items():
             counts.add(ragged_of(columns, name).ids)
-        if VALUE in columns:
-            values = array(columns, VALUE).astype(np.float64)
-            for start in range(0, len(values), BLOCK):
-                for k, moments in enumerate(self.moments):
-                    moments.add(values[start : start + BLOCK, k])
+        for name, moments in self.moments.items():
+            if name in columns:
+                values = array(columns, name).astype(np.float64)
+                for start in range(0, len(values), BLOCK):
+                    moments.add(values[start : start + BLOCK])
 
 
-@dataclass(frozen=True)
 class AliccpEncoder:
     """Raw columns to prepared ones.
 
@@ -71,8 +67,10 @@ class AliccpEncoder:
         tables: field -> its ids in train.
     """
 
-    schema: Schema
-    tables: Mapping[str, IdTable]
+    def __init__(self, schema: Schema, tables: Mapping[str, IdTable]) -> None:
+        self.schema, self._tables = schema, tables
+        fields = (*schema.categorical, *schema.multi_valued)
+        self._encoders = {f.name: tables[f.name].encoder(f) for f in fields}
 
     @classmethod
     def fit(
@@ -86,11 +84,10 @@ class AliccpEncoder:
         with_values: bool,
     ) -> "AliccpEncoder":
         """An id counts once for each row of train, also where its line is shared."""
-        found = dict(zip(ITEM_SINGLE, counts.single, strict=True)) | counts.lists
+        found = counts.single | counts.lists
         found |= {name: IdCounts() for name in (*USER_SINGLE, *reader.user_lists)}
         for k, name in enumerate(USER_SINGLE):
-            ids = np.ascontiguousarray(common.single[:, k])
-            found[name].add(ids, counts.rows_of_line)
+            found[name].add(common.single[k], counts.rows_of_line)
         for first, lists in common.lists():
             for name in reader.user_lists:
                 ragged = ragged_of(lists, name)
@@ -102,8 +99,8 @@ class AliccpEncoder:
                 for name in (*USER_SINGLE, *ITEM_SINGLE)
             ),
             numerical=tuple(
-                NumericalField(f"D{name}", moments.mean, moments.scale)
-                for name, moments in zip(WEIGHTED, counts.moments, strict=True)
+                NumericalField(name, moments.mean, moments.scale)
+                for name, moments in counts.moments.items()
             )
             if with_values
             else (),
@@ -116,20 +113,13 @@ class AliccpEncoder:
         )
         return cls(schema, tables)
 
-    @cached_property
-    def _encoders(self) -> dict[str, IdEncoder]:
-        fields = (*self.schema.categorical, *self.schema.multi_valued)
-        return {f.name: IdEncoder(self.tables[f.name], f) for f in fields}
-
     def rows(self, columns: Columns, group: np.ndarray) -> pl.DataFrame:
         """The prepared columns of rows; `group` is by common line."""
-        single = array(columns, SINGLE)
         frame = {
-            name: self._encoders[name](single[:, k])
-            for k, name in enumerate(ITEM_SINGLE)
+            name: self._encoders[name](array(columns, name)) for name in ITEM_SINGLE
         }
-        for k, field in enumerate(self.schema.numerical):
-            value = array(columns, VALUE)[:, k].astype(np.float64)
+        for field in self.schema.numerical:
+            value = array(columns, field.name).astype(np.float64)
             frame[field.name] = ((value - field.mean) / field.scale).astype(np.float32)
         line = array(columns, COMMON)
         frame |= {name: array(columns, name) for name in LABELS}
@@ -155,7 +145,7 @@ class AliccpEncoder:
     def _common_frames(self, common: CommonFeatures) -> Iterator[pl.DataFrame]:
         single = pl.DataFrame(
             {
-                name: self._encoders[name](common.single[:, k])
+                name: self._encoders[name](common.single[k])
                 for k, name in enumerate(USER_SINGLE)
             }
         )
@@ -180,5 +170,5 @@ class AliccpEncoder:
 
     def save(self, folder: Path) -> None:
         fields = (*self.schema.categorical, *self.schema.multi_valued)
-        values = {name: table.values for name, table in self.tables.items()}
+        values = {name: table.values for name, table in self._tables.items()}
         vocabulary.write_vocabularies(folder, fields, values)

@@ -57,8 +57,8 @@ class Features:
     """The features of L lines.
 
     Args:
-        single: int32[L, S] raw ids of the single-valued fields, MISSING without one.
-        weight: float32[L, S], 0 without one.
+        single: int32[S, L] raw ids of the single-valued fields, MISSING without one.
+        weight: float32[S, L], 0 without one.
         lists: multi-valued field -> its heaviest values.
         content: uint64[L], equal for lines with the same features in any order.
         repeated: single-valued fields that had a further value in their line.
@@ -73,7 +73,7 @@ class Features:
     unknown: int
 
     def __len__(self) -> int:
-        return len(self.single)
+        return len(self.content)
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _features(
     """Fields 0 .. singles - 1 are single-valued, those of `lists` follow."""
     lines = len(triples.counts)
     one = np.flatnonzero(triples.field < singles) if lists else slice(None)
-    cell = triples.line[one] * singles + triples.field[one]
+    cell = triples.field[one] * np.int64(lines) + triples.line[one]
     ids, weights = triples.id[one].astype(np.int32), triples.weight[one]
     single = np.full(lines * singles, MISSING, np.int32)
     weight = np.zeros(lines * singles, np.float32)
@@ -235,8 +235,8 @@ def _features(
         single[cell] = ids
     weight[cell] = weights
     return Features(
-        single.reshape(lines, singles),
-        weight.reshape(lines, singles),
+        single.reshape(singles, lines),
+        weight.reshape(singles, lines),
         {
             name: _list(triples, singles + at, width, lines)
             for at, name in enumerate(lists)

@@ -48,7 +48,9 @@ class IdCounts:
             self._low, self._dense = low, grown
         first = int(ids.min())
         counts = np.bincount(ids - first, times)
-        self._dense[first - self._low :][: len(counts)] += counts.astype(np.int64)
+        self._dense[first - self._low :][: len(counts)] += counts.astype(
+            np.int64, copy=False
+        )
 
     def _add_sparse(self, ids: np.ndarray, times: np.ndarray | None) -> None:
         columns = {"id": ids, "count": np.ones_like(ids) if times is None else times}
