@@ -84,7 +84,7 @@ class AliccpEncoder:
         with_values: bool,
     ) -> "AliccpEncoder":
         """An id counts once for each row of train, also where its line is shared."""
-        found: dict[str, IdCounts] = {**counts.single, **counts.lists}
+        found = counts.single | counts.lists
         found |= {name: IdCounts() for name in (*USER_SINGLE, *reader.user_lists)}
         for k, name in enumerate(USER_SINGLE):
             found[name].add(common.single[k], counts.rows_of_line)
