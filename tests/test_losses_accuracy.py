@@ -163,6 +163,15 @@ def test_sums_of_a_bin_lose_nothing(scale):
     np.testing.assert_array_equal(again, sums)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_sums_in_double_precision_beyond_single_ranges(scale):
+    with jax.enable_x64(True):
+        values = np.random.default_rng(0).random(64) * scale
+        bins = np.arange(64) % 3
+        sums = binned_sums(jnp.asarray(values), jnp.asarray(bins), 3)
+        np.testing.assert_allclose(sums, np.bincount(bins, values), rtol=1e-13)
+
+
 def test_sums_of_bins_do_not_hide_bad_values():
     for bad in (np.nan, np.inf):
         values = jnp.array([1.0, bad, 2.0])

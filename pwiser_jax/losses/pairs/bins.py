@@ -22,7 +22,8 @@ def binned_sums(values: Array, bins: Array, length: int) -> Array:
     largest = jnp.max(jnp.abs(values), initial=0)
     unit = jnp.frexp(largest)[1]  # |values| < 2^unit
     # By powers of 2 within the range of floats: 2^unit itself may be out of it.
-    up, down = _power(unit // 2), _power(unit - unit // 2)
+    one = jnp.ones((), values.dtype)
+    up, down = jnp.ldexp(one, unit // 2), jnp.ldexp(one, unit - unit // 2)
     fractions = values / up / down
     total = jnp.zeros((), values.dtype)
     for limb in reversed(range(limbs)):  # from the smallest on
@@ -35,7 +36,3 @@ def binned_sums(values: Array, bins: Array, length: int) -> Array:
         sums = sums.at[bins].add(part.astype(jnp.int32), mode="promise_in_bounds")
         total += sums.astype(values.dtype) / finer
     return total * up * down + 0 * largest
-
-
-def _power(exponent: Array) -> Array:
-    return jnp.ldexp(jnp.ones((), jnp.float32), exponent)
