@@ -1,4 +1,4 @@
-"""A grid of runs, paired by seed: models x losses x seeds on one prepared dataset.
+"""Runs on one prepared dataset: a list of cells, or a grid of them paired by seed.
 
 A run's folder, RUNS/DATASET-HASH/MODEL-LOSS-SEED-HASH, is named by what makes its
 numbers (the hashes are of the data's manifest and of the configuration). So a run that
@@ -8,7 +8,7 @@ exists is not run again, by this experiment or another, and a killed one goes on
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,24 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {
 MIN_CONVERSIONS = {"bce_conversion_aware": 8, "conversion_aware": 8}
 
 
+Tag = str | int | float
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid."""
+    """One run.
+
+    Args:
+        model, loss, seed: what it is called in tables; no number depends on them.
+        config: what is run; its `data.path` gives way to that of the experiment.
+        tags: further columns of its results, such as a rate of noise.
+    """
 
     model: str
     loss: str
     seed: int
     config: Config
+    tags: Mapping[str, Tag] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -83,8 +93,7 @@ class Grid:
             raise UserError("the grid is empty: it needs a model, a loss and a seed")
         base = {
             model: load_config(
-                self.configs / f"{model}_bce.yaml",
-                (f"--data.path={self.data}", *self.overrides),
+                self.configs / f"{model}_bce.yaml", tuple(self.overrides)
             )
             for model in self.models
         }
@@ -107,23 +116,34 @@ def _data(data: DataConfig, loss: str) -> DataConfig:
 
 
 def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
+    """`run_cells` of a grid."""
+    return run_cells(list(grid.cells()), grid.data, runs, split)
+
+
+def run_cells(
+    cells: Sequence[Cell], data: Path, runs: Path, split: str
+) -> pl.DataFrame:
     """Trains and evaluates what is missing; returns all results in long form.
 
     Args:
-        grid: which runs.
+        cells: which runs.
+        data: the prepared folder that all are run on.
         runs: the folder of run folders.
         split: the split that is measured: "valid" or "test".
     Returns:
-        A row a run and task: dataset, model, loss, seed, split, task, auc, log_loss,
-        best_epoch, run, config_hash.
+        A row a cell and task, in order: dataset, model, loss, seed, the cells' tags
+        (null where a cell lacks one), split, task, auc, log_loss, best_epoch, run,
+        config_hash.
     Raises:
-        UserError: no such data or configs, an empty grid, or a run that failed.
+        UserError: no such data, no cell, or a run that failed.
     """
-    prepared = Prepared(grid.data)
+    if not cells:
+        raise UserError("there is nothing to run: no cell")
+    prepared = Prepared(data)
     names = [task.name for task in measured(prepared.schema.labels)]
-    cells = list(grid.cells())
+    tags = dict.fromkeys(name for cell in cells for name in cell.tags)
     dataset = prepared.manifest.dataset
-    manifest = (grid.data / FILE).read_bytes()
+    manifest = (data / FILE).read_bytes()
     series = f"{dataset}-{hashlib.sha256(manifest).hexdigest()[:8]}"
     rows: list[dict[str, Any]] = []
     console = Console(stderr=True, highlight=False)
@@ -139,7 +159,10 @@ def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
         for cell in cells:
             bar.update(task, description=f"{cell.model} {cell.loss} seed {cell.seed}")
             folder = f"{series}/{cell.name}"
-            result = train(cell.config, runs / folder, Silent())
+            config = replace(
+                cell.config, data=replace(cell.config.data, path=str(data))
+            )
+            result = train(config, runs / folder, Silent())
             report = _evaluation(runs / folder, split)
             for name in names:
                 rows.append(
@@ -148,6 +171,7 @@ def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
                         "model": cell.model,
                         "loss": cell.loss,
                         "seed": cell.seed,
+                        **{tag: cell.tags.get(tag) for tag in tags},
                         "split": split,
                         "task": name,
                         "auc": report[name]["auc"]["value"],
@@ -158,7 +182,7 @@ def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
                     }
                 )
             bar.advance(task)
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def _evaluation(run: Path, split: str) -> dict[str, Any]:

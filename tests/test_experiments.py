@@ -1,6 +1,8 @@
 """The experiment scripts, on a few rows: paired, resumable, nothing run twice."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -10,6 +12,7 @@ from experiments.ablation import ABLATION
 from experiments.compare import main
 from experiments.integration import INTEGRATION
 from pwiser_jax.data.synthetic import prepare_synthetic
+from pwiser_jax.errors import UserError
 from pwiser_jax.training.metrics import read_metrics
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "synthetic"
@@ -83,7 +86,7 @@ def test_a_killed_experiment_goes_on_where_it_stopped(
 ) -> None:
     real, calls = grids.train, []
 
-    def dies_in_the_second(*args: object, **options: object) -> object:
+    def dies_in_the_second(*args: Any, **options: Any) -> Any:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -120,3 +123,23 @@ def test_a_mistake_gets_one_sentence(
     error = capsys.readouterr().err.strip()
     assert word in error
     assert len(error.splitlines()) == 1
+
+
+def test_cells_of_any_kind_have_their_tags_as_columns(
+    data: Path, tmp_path: Path
+) -> None:
+    overrides = ("--train.epochs=1", "--model.bottom=[4]")
+    grid = grids.Grid(CONFIGS, data, ["shared_bottom"], ["bce"], 1, overrides)
+    (cell,) = grid.cells()
+    tagged = [
+        replace(cell, tags={"noise": 0.1, "day": 3}),
+        replace(cell, tags={"noise": 0, "who": "me"}),
+    ]
+    results = grids.run_cells(tagged, data, tmp_path, "valid")
+    ctr = results.filter(pl.col("task") == "ctr")
+    assert ctr["noise"].to_list() == [0.1, 0.0]
+    assert ctr["day"].to_list() == [3, None]
+    assert ctr["who"].to_list() == [None, "me"]
+    assert ctr["run"].n_unique() == 1
+    with pytest.raises(UserError, match="no cell"):
+        grids.run_cells([], data, tmp_path, "valid")
