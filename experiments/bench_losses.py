@@ -32,8 +32,8 @@ from experiments.measure import (
     peak_bytes,
     reset_peak,
 )
-from pwiser_jax.config import Parser
 from pwiser_jax.files import write_whole
+from pwiser_jax.options import Parser
 from pwiser_jax.reports.tables import to_markdown, write_csv
 
 SIZES = (1024, 4096, 16_384, 65_536, 1_048_576)

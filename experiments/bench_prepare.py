@@ -22,8 +22,8 @@ from rich.console import Console
 from experiments.make_raw import main as make_raw
 from experiments.measure import machine, run
 from experiments.raw_aliccp import TEST_ROWS, TRAIN_ROWS
-from pwiser_jax.config import Parser
 from pwiser_jax.files import write_whole
+from pwiser_jax.options import Parser
 from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
 
 FIELDS = (18, 23)

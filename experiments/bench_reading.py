@@ -23,13 +23,14 @@ import polars as pl
 from rich.console import Console
 
 from experiments.measure import machine, run
-from pwiser_jax.config import Config, DataConfig, LossConfig, Parser
+from pwiser_jax.config import Config, DataConfig, LossConfig
 from pwiser_jax.data.batches import Batch, epoch_batches, sequential_batches
 from pwiser_jax.data.prefetch import prefetched
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.rows import Rows
 from pwiser_jax.files import write_whole
 from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.options import Parser
 from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
 
 BATCH_SIZES = (2_048, 65_536)

@@ -11,11 +11,11 @@ import polars as pl
 from rich.console import Console
 
 from experiments.grid import MODELS, Grid, run_grid
-from pwiser_jax.config import Parser
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import level_name
 from pwiser_jax.files import write_whole
+from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Picture, Report, Section, TableBlock
 from pwiser_jax.reports.plots import differences, score_distributions, training_curves
 from pwiser_jax.reports.tables import (

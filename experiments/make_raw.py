@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.raw_aliccp import make_aliccp
 from experiments.raw_aliexpress import RATES, make_aliexpress
-from pwiser_jax.config import Parser
+from pwiser_jax.options import Parser
 
 
 def _parser() -> Parser:

@@ -1,7 +1,7 @@
 """The command line: prepare, inspect, train, evaluate, predict.
 
 A user's mistake ends in one sentence and exit code 2. Commands import what they need
-when they run, so that help and mistakes are quick.
+when they are called: help and mistakes are quick, and `prepare` does without jax.
 """
 
 import signal
@@ -13,8 +13,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pwiser_jax.config import Config, Parser, make_config
 from pwiser_jax.errors import UserError
+from pwiser_jax.options import Parser
 from pwiser_jax.version import __version__
 
 
@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(warnings.showwarning)
-            parser = _parser()
-            options = parser.parse(argv)
+            given = sys.argv[1:] if argv is None else argv
+            parser = _parser(given)
+            options = parser.parse(given)
             return _COMMANDS[options.command](parser, options)
     except UserError as error:
         print(f"pwiser: error: {error}", file=sys.stderr)
@@ -46,7 +47,9 @@ def _show_warning(default: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _parser() -> Parser:
+def _parser(argv: Sequence[str]) -> Parser:
+    """The options of all commands; only those that `argv` names get all of theirs."""
+    named = [word for word in argv if not word.startswith("-")][:2]
     parser = Parser(
         prog="pwiser",
         description="PWiseR: pairwise ranking for multi-task recommenders.",
@@ -60,7 +63,8 @@ def _parser() -> Parser:
     for name, function in _preparers().items():
         about = (function.__doc__ or "").split("\n\n")[0]
         dataset = Parser(description=about)
-        dataset.add_function_arguments(function, as_group=False)
+        if named == ["prepare", name]:
+            dataset.add_function_arguments(function, as_group=False)
         datasets.add_subcommand(name, dataset, help=about)
 
     inspect = Parser(description="What a prepared folder holds, with pictures.")
@@ -74,8 +78,13 @@ def _parser() -> Parser:
     commands.add_subcommand("inspect", inspect, help=inspect.description)
 
     train = Parser(description="Train one run, or go on with it.")
-    train.add_argument("--config", action="config", help="a YAML file of the options")
-    train.add_class_arguments(Config, as_group=False)
+    if named[:1] == ["train"]:
+        from pwiser_jax.config import Config
+
+        train.add_argument(
+            "--config", action="config", help="a YAML file of the options"
+        )
+        train.add_class_arguments(Config, as_group=False)
     train.add_argument("--output", type=Path, required=True, help="the run's folder")
     commands.add_subcommand("train", train, help=train.description)
 
@@ -145,6 +154,7 @@ def _inspect(parser: Parser, options: Namespace) -> int:
 
 
 def _train(parser: Parser, options: Namespace) -> int:
+    from pwiser_jax.config import make_config
     from pwiser_jax.training.evaluate import evaluate_run, summary
     from pwiser_jax.training.loop import train
     from pwiser_jax.training.progress import ProgressBar

@@ -185,7 +185,7 @@ def test_the_synthetic_funnel_is_prepared_with_every_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "funnel"
-    options = ["--rows=2000", "--users=50", "--items=20", "--labels=3"]
+    options = ["--rows=10000", "--users=50", "--items=20", "--labels=3"]
     rates = ["--click-rate=0.4", "--conversion-rate=0.4"]
     prepare = ["prepare", "synthetic", *options, *rates]
     assert main([*prepare, f"--output={output}"]) == 0
@@ -195,6 +195,26 @@ def test_the_synthetic_funnel_is_prepared_with_every_option(
     assert main(["prepare", "synthetic", "--labels=9", f"--output={wrong}"]) == 2
     assert capsys.readouterr().err == "pwiser: error: --labels is 9; expected 2 to 5\n"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_preparing_and_inspecting_do_without_jax(tmp_path: Path) -> None:
+    program = """
+import sys
+from pwiser_jax.cli import main
+code = main(sys.argv[1:])
+print(code, sorted({"jax", "flax"} & sys.modules.keys()))
+"""
+    prepared = str(tmp_path / "prepared")
+    prepare = ["prepare", "synthetic", f"--output={prepared}", "--rows=10000"]
+    for command in (prepare, ["inspect", prepared]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == "0 []"
 
 
 def test_the_console_command_and_the_module_are_the_same() -> None:

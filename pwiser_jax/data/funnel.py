@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy.optimize import brentq
-from scipy.special import expit
 
 from pwiser_jax.errors import UserError
 
@@ -223,6 +221,10 @@ def _calibrated(
 
     Scaled first, so that every shop is as hard to predict, whatever its best sellers.
     """
+    # Here, as SciPy's import takes longer than most of what other readers do.
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
     logits = (logits - logits.mean()) / (logits.std() + 1e-9) * spread
 
     def excess(shift: float) -> float:

@@ -1,0 +1,37 @@
+"""Command lines: a parser whose errors are one sentence."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+FLAGS = ("--overwrite", "--strict", "--log_counts")
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one sentence on stderr and exit code 2.
+
+    Options may be written with dashes, `--min-count`, as well as with underscores, and
+    a flag needs no value.
+    """
+
+    def parse(self, args: Sequence[str] | None = None) -> Namespace:
+        """`parse_args`, of these spellings too."""
+        given = sys.argv[1:] if args is None else args
+        return self.parse_args([_spelled(text) for text in given])
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _spelled(text: str) -> str:
+    """As jsonargparse wants it: underscores in an option's name, a value for a flag."""
+    if not text.startswith("--"):
+        return text
+    name, equals, value = text[2:].partition("=")
+    option = "--" + name.replace("-", "_")
+    return (
+        f"{option}=true" if option in FLAGS and not equals else option + equals + value
+    )
