@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import special, stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as reference_log_loss
 
 from pwiser_jax.metrics import (
@@ -10,6 +11,7 @@ from pwiser_jax.metrics import (
     log_loss,
     log_loss_from_logits,
     predicted_over_observed,
+    refit,
     reliability,
 )
 
@@ -120,3 +122,43 @@ def test_what_is_no_probability_is_refused(p):
 def test_no_bins_are_refused():
     with pytest.raises(ValueError, match="bins must be at least 1"):
         reliability([0, 1], [0.1, 0.2], bins=0)
+
+
+@pytest.mark.parametrize(("scale", "level"), [(1, 0), (0.3, 2), (4, -9), (-2, 1)])
+def test_refit_agrees_with_unpenalised_logistic_regression(drawn, scale, level):
+    labels, z = (values[:5_000] for values in drawn)
+    z = (z - level) / scale
+    found = refit(labels, z)
+    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(z[:, None], labels)
+    assert found.slope == pytest.approx(reference.coef_[0, 0], rel=1e-3)
+    assert found.shift == pytest.approx(reference.intercept_[0], rel=1e-3)
+    # At the minimum the sums agree; no neighbour is better.
+    least = log_loss_from_logits(labels, found(z))
+    assert special.expit(found(z)).sum() == pytest.approx(labels.sum(), rel=1e-9)
+    for step in (0.999, 1.001):
+        assert log_loss_from_logits(labels, found(z) * step) > least
+
+
+def test_refit_undoes_a_distortion_of_scale_and_level(drawn):
+    labels, z = drawn
+    half = len(z) // 2
+    distorted = 2.5 * z - 1
+    found = refit(labels[:half], distorted[:half])
+    assert found.slope == pytest.approx(0.4, abs=0.01)
+    assert found.shift == pytest.approx(0.4, abs=0.05)
+    new, p = labels[half:], special.expit(found(distorted[half:]))
+    before = expected_calibration_error(new, special.expit(distorted[half:]))
+    assert expected_calibration_error(new, p) < 0.1 * before
+
+
+def test_refit_has_no_answer_where_no_slope_is_the_best():
+    for labels, z in (
+        ([1, 1], [0.0, 1.0]),
+        ([0, 1], [2.0, 2.0]),
+        ([0, 0, 1, 1], [0.0, 1.0, 1.0, 2.0]),
+        ([1, 1, 0], [0.0, 1.0, 2.0]),
+        ([], []),
+    ):
+        assert np.isnan([refit(labels, z).slope, refit(labels, z).shift]).all()
+    with pytest.raises(ValueError, match="row 1"):
+        refit([0, 1, 0], [0.0, np.inf, 1.0])

@@ -1,4 +1,4 @@
-"""Metrics over NumPy arrays: ranking, calibration, intervals. No other part is needed.
+"""Metrics over NumPy arrays: ranking, calibration, statistics. No other part is needed.
 
 Labels are 0 or 1; what is not defined for the rows given is NaN, never an error.
 """
@@ -10,31 +10,53 @@ from pwiser_jax.metrics.auc import (
     auc_interval,
     grouped_auc,
 )
+from pwiser_jax.metrics.bootstrap import bootstrap_auc_difference
 from pwiser_jax.metrics.calibration import (
+    Refit,
     Reliability,
     expected_calibration_error,
     log_loss,
     log_loss_from_logits,
     predicted_over_observed,
+    refit,
     reliability,
 )
 from pwiser_jax.metrics.checks import group_codes
-from pwiser_jax.metrics.significance import Interval, mean_interval, paired_interval
+from pwiser_jax.metrics.harmony import Discordance, discordance, order_agreement
+from pwiser_jax.metrics.significance import (
+    Interval,
+    holm,
+    mean_interval,
+    paired_interval,
+    paired_test,
+    seeds_needed,
+    wilcoxon_test,
+)
 
 __all__ = [
+    "Discordance",
     "GroupedAuc",
     "Interval",
+    "Refit",
     "Reliability",
     "auc",
     "auc_difference",
     "auc_interval",
+    "bootstrap_auc_difference",
+    "discordance",
     "expected_calibration_error",
     "group_codes",
     "grouped_auc",
+    "holm",
     "log_loss",
     "log_loss_from_logits",
     "mean_interval",
+    "order_agreement",
     "paired_interval",
+    "paired_test",
     "predicted_over_observed",
+    "refit",
     "reliability",
+    "seeds_needed",
+    "wilcoxon_test",
 ]
