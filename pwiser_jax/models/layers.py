@@ -76,12 +76,19 @@ class Tower(nn.Module):
         return Linear(1, name="out")(x)[:, 0]
 
 
-def mix(gate: jax.Array, *groups: jax.Array) -> jax.Array:
+class Mix(nn.Module):
     """Σ_e softmax(gate)_e expert_e: [B, D] from gate [B, E] and groups of [E_g, B, D].
 
-    The gate's columns run over the groups in order: E = Σ_g E_g.
+    The gate's columns run over the groups in order: E = Σ_g E_g. The weights f[B, E]
+    are sown into "intermediates" as "gate", for whoever wants to watch them.
     """
-    ends = np.cumsum([len(experts) for experts in groups])
-    weights = jnp.split(nn.softmax(gate), ends[:-1], axis=1)
-    pairs = zip(weights, groups, strict=True)
-    return reduce(add, (jnp.einsum("be,ebd->bd", w, experts) for w, experts in pairs))
+
+    @nn.compact
+    def __call__(self, gate: jax.Array, *groups: jax.Array) -> jax.Array:
+        ends = np.cumsum([len(experts) for experts in groups])
+        softmax = nn.softmax(gate)
+        self.sow("intermediates", "gate", softmax)
+        weights = jnp.split(softmax, ends[:-1], axis=1)
+        pairs = zip(weights, groups, strict=True)
+        mixed = (jnp.einsum("be,ebd->bd", w, experts) for w, experts in pairs)
+        return reduce(add, mixed)

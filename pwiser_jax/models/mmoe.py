@@ -2,7 +2,7 @@
 
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.embedding import Embedding
-from pwiser_jax.models.layers import Blocks, Linear, mix
+from pwiser_jax.models.layers import Blocks, Linear, Mix
 
 
 class MMoE(MultiTaskModel):
@@ -18,7 +18,10 @@ class MMoE(MultiTaskModel):
         z = embed(inputs, context)
         experts = Blocks(sizes.expert, sizes.dropout, sizes.experts, name="experts")
         expert_outputs = experts(z, context)
+        gates = {
+            head: Linear(sizes.experts, name=f"gate_{head}")(z) for head in self.heads
+        }
         return {
-            head: mix(Linear(sizes.experts, name=f"gate_{head}")(z), expert_outputs)
-            for head in self.heads
+            head: Mix(name=f"mix_{head}")(gate, expert_outputs)
+            for head, gate in gates.items()
         }

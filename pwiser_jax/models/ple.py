@@ -6,7 +6,7 @@ from flax import linen as nn
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.embedding import Embedding
-from pwiser_jax.models.layers import Blocks, Linear, mix
+from pwiser_jax.models.layers import Blocks, Linear, Mix
 
 
 class PLE(MultiTaskModel):
@@ -68,14 +68,15 @@ class ExtractionLevel(nn.Module):
         }
         of_all = experts("shared_experts", self.shared_experts, shared)
 
-        def gated(name: str, x: jax.Array, *groups: jax.Array) -> jax.Array:
+        def gated(gate: str, mix: str, x: jax.Array, *groups: jax.Array) -> jax.Array:
             count = sum(len(group) for group in groups)
-            return mix(Linear(count, name=name)(x), *groups)
+            return Mix(name=mix)(Linear(count, name=gate)(x), *groups)
 
         mixed = {
-            task: gated(f"gate_{task}", x, of_task[task], of_all)
+            task: gated(f"gate_{task}", f"mix_{task}", x, of_task[task], of_all)
             for task, x in tasks.items()
         }
         if self.last:
             return mixed, shared
-        return mixed, gated("shared_gate", shared, *of_task.values(), of_all)
+        everything = (*of_task.values(), of_all)
+        return mixed, gated("shared_gate", "shared_mix", shared, *everything)
