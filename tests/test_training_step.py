@@ -189,6 +189,67 @@ def test_lambda_weighs_each_head_and_tasks_are_averaged() -> None:
     assert parts["pwiser/ctr"] > 0
 
 
+PARTS_OF_A_UNION = {
+    "bce": LossConfig(),
+    "both": LossConfig(lambdas=0.3),
+    "one_head": LossConfig(lambdas={"ctcvr": 2.0}, margins={"conversion>click": 0.4}),
+    "one_term": LossConfig(lambdas=0.3, margins={"conversion>exposure": None}),
+    "lower_rung": LossConfig(
+        lambdas=0.3,
+        margins={
+            "click>exposure": 0.2,
+            "conversion>click": None,
+            "conversion>exposure": None,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("without_conversions", [False, True])
+def test_a_union_of_objectives_is_each_of_them(without_conversions: bool) -> None:
+    batch = make_batch(40)
+    if without_conversions:
+        batch.labels[:, 1] = 0
+    rng = np.random.default_rng(2)
+    logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
+    built = [
+        objectives.build(loss, SCHEMA.labels, "ctcvr")
+        for loss in PARTS_OF_A_UNION.values()
+    ]
+    whole, all_weights = objectives.union(built)
+    assert objectives.union(built[:1]) == (built[0][0], [built[0][1]])
+
+    def value_and_gradient(objective: Any, weights: Any) -> Any:
+        def loss(logits: Any) -> Any:
+            value, (parts, _) = objective(logits, batch.labels, batch.mask, weights)
+            return value, parts
+
+        return jax.value_and_grad(loss, has_aux=True)(logits)
+
+    for (objective, own), weights in zip(built, all_weights, strict=True):
+        (expected, parts), gradient = value_and_gradient(objective, own)
+        (got, got_parts), got_gradient = value_and_gradient(whole, weights)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+        for name, part in parts.items():
+            np.testing.assert_allclose(got_parts[name], part, rtol=1e-6)
+        largest = max(float(np.abs(x).max()) for x in gradient.values())
+        for name, x in gradient.items():
+            np.testing.assert_allclose(got_gradient[name], x, atol=1e-6 * largest)
+
+
+def test_what_cannot_be_one_objective_is_refused() -> None:
+    def built(**options: Any) -> Any:
+        return objectives.build(LossConfig(**options), SCHEMA.labels, "ctcvr")
+
+    lower = PARTS_OF_A_UNION["lower_rung"].margins
+    for a, b in [
+        (built(lambdas=1.0), built(lambdas=1.0, gate="literal")),
+        (built(lambdas=1.0, bank=4), built(lambdas=1.0, bank=4, margins=lower)),
+    ]:
+        with pytest.raises(ValueError, match="no union"):
+            objectives.union([a, b])
+
+
 @pytest.mark.parametrize(
     ("loss", "word"),
     [

@@ -4,8 +4,8 @@ An `Objective` holds what is compiled in (which tasks, heads and terms exist, an
 forms); `Weights` holds the numbers, which are traced: changing one compiles nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -31,10 +31,14 @@ Banks = Mapping[str, ConversionBank]
 
 
 class Weights(NamedTuple):
-    """The traced numbers of an objective: lambda by head, margin by term."""
+    """The traced numbers of an objective: lambda by head, margin and weight by term.
+
+    A head of lambda 0 and a term of weight 0 are computed and count for nothing.
+    """
 
     lambdas: Mapping[str, jax.Array | float]
     margins: Mapping[Term, jax.Array | float]
+    terms: Mapping[Term, jax.Array | float]
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Objective:
             logits: f[B] by name.
             labels: int[B, L], nested, lowest rung first.
             mask: bool[B], False for padding.
-            weights: lambdas and margins.
+            weights: lambdas, margins and weights of terms.
             banks: conversions of the steps before, by head: see `empty_banks`.
             row_weights: f[B], what each row weighs in the cross-entropies; a term of
                 the pair loss stays the mean over its pairs.
@@ -110,6 +114,7 @@ class Objective:
                 gate=self.gate,
                 normalize=self.normalize,
                 pairs=self.pairs,
+                term_weights=weights.terms,
                 where=ranked_rows,
                 axis_name=axis_name,
                 bank=banks.get(name),
@@ -171,7 +176,39 @@ def build(
         bce_rows=config.bce_rows,
         bank=config.bank,
     )
-    return objective, Weights({name: lambdas[name] for name in ranked}, margins)
+    by_head = {name: lambdas[name] for name in ranked}
+    return objective, Weights(by_head, margins, dict.fromkeys(margins, 1.0))
+
+
+def union(
+    built: Sequence[tuple[Objective, Weights]],
+) -> tuple[Objective, list[Weights]]:
+    """One objective that is each of several, and the weights that make it so.
+
+    It has the heads and terms of all; those that one of them lacks get lambda 0 or
+    weight 0 there.
+
+    Raises:
+        ValueError: they differ in more than heads, terms and numbers, or have banks and
+            other top levels: a bank holds the rows of the highest level.
+    """
+    objectives = [objective for objective, _ in built]
+    ranked = dict.fromkeys(name for o in objectives for name in o.ranked)
+    terms = sorted({term for o in objectives for term in o.terms})
+    whole = replace(objectives[0], ranked=tuple(ranked), terms=tuple(terms))
+    tops = {max(o.terms)[0] for o in objectives if o.terms}
+    for objective in objectives:
+        same = replace(objective, ranked=whole.ranked, terms=whole.terms) == whole
+        if not same or (whole.bank and len(tops) > 1):
+            raise ValueError(f"no union of {whole} and {objective}")
+    return whole, [
+        Weights(
+            lambdas={name: weights.lambdas.get(name, 0.0) for name in ranked},
+            margins={term: weights.margins.get(term, 0.0) for term in terms},
+            terms={term: weights.terms.get(term, 0.0) for term in terms},
+        )
+        for _, weights in built
+    ]
 
 
 def _margins(config: LossConfig, labels: tuple[str, ...]) -> dict[Term, float]:
