@@ -93,7 +93,13 @@ class TrainConfig:
         epochs: passes over the training rows, at most.
         patience: stop after this many evaluations without a better validation AUC.
         log_every: steps between two lines of metrics.jsonl.
-        checkpoint_every: steps between two checkpoints; one follows each epoch as well.
+        checkpoint_every: steps between two checkpoints, which are written while
+            training goes on (one that is due while another is being written is left
+            out); one follows each epoch as well.
+        max_steps_without_checkpoint: a kill loses at most the work of so many steps:
+            the loop waits for the checkpoint that is being written rather than go
+            further. Half as many between two checkpoints, where checkpoint_every is
+            more than that. Unset: twice checkpoint_every.
     """
 
     seed: int = 0
@@ -101,6 +107,18 @@ class TrainConfig:
     patience: int = 2
     log_every: int = 50
     checkpoint_every: int = 1000
+    max_steps_without_checkpoint: int | None = None
+
+    @property
+    def most_steps_lost(self) -> int:
+        """`max_steps_without_checkpoint`, resolved."""
+        most = self.max_steps_without_checkpoint
+        return 2 * self.checkpoint_every if most is None else most
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """`checkpoint_every`, or half of `most_steps_lost` where that is less."""
+        return min(self.checkpoint_every, max(1, self.most_steps_lost // 2))
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,7 @@ class Config:
             "train.patience": self.train.patience,
             "train.log_every": self.train.log_every,
             "train.checkpoint_every": self.train.checkpoint_every,
+            "train.max_steps_without_checkpoint": self.train.most_steps_lost,
         }
         for name, value in positive.items():
             if not value > 0:

@@ -71,6 +71,12 @@ def gradients(step: Any, *arguments: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda m: np.asarray(m) * 10, moment), metrics | banks
 
 
+def same_metric(name: str, got: Any, expected: Any) -> None:
+    # Where a gradient is rounding alone, Adam's first step is as large as elsewhere.
+    rtol = 1e-3 if name == "norm/update" else 1e-5
+    np.testing.assert_allclose(got, expected, rtol=rtol, err_msg=name)
+
+
 @pytest.mark.parametrize("space", ["ctcvr", "click", "product"])
 @pytest.mark.parametrize("name", ["single_task", "shared_bottom", "mmoe", "ple"])
 def test_four_devices_equal_one(name: str, space: str) -> None:
@@ -91,7 +97,7 @@ def test_four_devices_equal_one(name: str, space: str) -> None:
     got, metrics = gradients(four, state, split_rows(batch, 4), hyper)
     for name_, value in expected_metrics.items():
         for device in range(4):
-            np.testing.assert_allclose(metrics[name_][device], value, rtol=1e-5)
+            same_metric(name_, metrics[name_][device], value)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
 
     def same(a: np.ndarray, b: np.ndarray) -> None:
@@ -110,7 +116,7 @@ def test_padding_changes_nothing() -> None:
     expected, expected_metrics = gradients(step, state, plain, hyper)
     got, metrics = gradients(step, state, padded, hyper)
     for name, value in expected_metrics.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+        same_metric(name, metrics[name], value)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6),
         expected,

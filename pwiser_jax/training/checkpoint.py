@@ -2,11 +2,14 @@
 
 A run folder holds two series: `checkpoints/last`, the newest two, to go on from, and
 `checkpoints/best`, the one with the best validation AUC. A checkpoint is the train
-state and a small JSON tree of the loop's own state (position, early stopping). Orbax
-writes into a temporary folder and renames it: a kill leaves whole checkpoints only.
+state (parameters, batch statistics, optimizer, bank, step) and a small JSON tree of the
+loop's own state (position, early stopping). There is no random state: what is random
+in a step depends on the seed and the step alone. Orbax writes into a temporary folder
+and renames it: a kill leaves whole checkpoints only.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +35,20 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, loop: dict[str, Any]) -> None:
-        """Writes `state` and the loop's state; returns when both are on disk."""
-        # A copy: the next step gives the buffers of `state` away.
-        host = jax.tree.map(np.array, jax.device_get(state))
-        self._checkpointer.save(
-            step, host, custom_metadata=loop, force=True, overwrite=True
-        )
+        """Writes `state` and the loop's state; returns when both are on disk.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            self._checkpointer.save(
+                step, state, custom_metadata=loop, force=True, overwrite=True
+            )
+        except Exception as error:  # orbax raises many kinds
+            raise UserError(
+                f"the checkpoint {self._folder / str(step)} cannot be written: "
+                f"{_reason(error)}"
+            ) from error
 
     def restore(
         self, template: Any, warn: Callable[[str], None]
@@ -68,10 +79,8 @@ class Checkpoints:
                 if not isinstance(loop, dict):
                     raise ValueError("its metadata is missing")
             except Exception as error:  # orbax raises many kinds on damage
-                reason = (
-                    str(error).strip().splitlines()[0] if str(error).strip() else ""
-                )
-                warn(f"the checkpoint {self._folder / str(step)} is damaged: {reason}")
+                path = self._folder / str(step)
+                warn(f"the checkpoint {path} is damaged: {_reason(error)}")
                 continue
             return state, loop
         if steps:
@@ -80,3 +89,60 @@ class Checkpoints:
 
     def close(self) -> None:
         self._checkpointer.close()
+
+
+class BackgroundSaves:
+    """Saves in a thread, one at a time, while training goes on.
+
+    Args:
+        finished: the step up to which work is on disk.
+    """
+
+    def __init__(self, finished: int) -> None:
+        self.finished = finished
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._job: tuple[int, Future[None]] | None = None
+
+    def save(
+        self, step: int, state: Any, loop: dict[str, Any], *series: Checkpoints
+    ) -> None:
+        """Begins a save into each series in turn; returns once `state` is copied.
+
+        Raises:
+            UserError: the save before this one failed.
+        """
+        self.wait()
+        # A copy: the next step gives the buffers of `state` away.
+        host = jax.tree.map(np.array, jax.device_get(state))
+
+        def write() -> None:
+            for checkpoints in series:
+                checkpoints.save(step, host, loop)
+
+        self._job = step, self._pool.submit(write)
+
+    def in_flight(self) -> bool:
+        """Whether a save has still to be waited for. Raises as `wait`."""
+        if self._job is not None and self._job[1].done():
+            self.wait()
+        return self._job is not None
+
+    def wait(self) -> None:
+        """Until the save in flight, if any, is on disk.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._job is not None:
+            (step, future), self._job = self._job, None
+            future.result()
+            self.finished = step
+
+    def close(self) -> None:
+        """As `wait`, without a word of how it went: for the end after an error."""
+        self._pool.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -19,14 +19,16 @@ from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
 from pwiser_jax.training import objective as objectives
-from pwiser_jax.training.checkpoint import Checkpoints
+from pwiser_jax.training.checkpoint import BackgroundSaves, Checkpoints
 from pwiser_jax.training.inference import new_state, predict_logits, state_template
-from pwiser_jax.training.metrics import MetricsWriter
+from pwiser_jax.training.metrics import TIMING, MetricsWriter
+from pwiser_jax.training.observe import is_observation, numbers
 from pwiser_jax.training.parallel import device_count, shard_batch, train_program
 from pwiser_jax.training.progress import Reporter
 from pwiser_jax.training.run import RESULT, open_run, write_json
 from pwiser_jax.training.signals import Interrupted, StopSignals
 from pwiser_jax.training.step import Batch, Hyper, TrainState
+from pwiser_jax.training.stopwatch import Stopwatch
 
 # Metrics are read from the devices this often: a CPU backend of several devices can
 # deadlock when a loop runs ahead without ever waiting.
@@ -96,15 +98,17 @@ def train(
         state, progress = found[0], Progress(**found[1])
         reporter.line(f"going on from the checkpoint at step {progress.step}")
     metrics = MetricsWriter(output, progress.step)
+    saves = BackgroundSaves(progress.step)
 
     # 3. Epochs.
-    loop = _Loop(config, schema, reporter, metrics, last, best, progress, state)
+    loop = _Loop(config, schema, reporter, metrics, last, best, saves, progress, state)
     program = train_program(config.model, schema, objective)
     hyper = Hyper(
         seed=config.train.seed,
         learning_rate=config.optimizer.learning_rate,
         l2=config.optimizer.l2,
         weights=weights,
+        log_every=config.train.log_every,
     )
     budget = None if stop_after is None else progress.step + stop_after
     try:
@@ -114,8 +118,10 @@ def train(
                     program, hyper, train_rows, epoch_steps, signals, budget
                 )
                 loop.end_epoch(valid_rows)
+            saves.wait()
     finally:
         metrics.close()
+        saves.close()
         last.close()
         best.close()
 
@@ -142,12 +148,28 @@ class _Loop:
     metrics: MetricsWriter
     last: Checkpoints
     best: Checkpoints
+    saves: BackgroundSaves
     progress: Progress
     state: TrainState
     _clock: float = field(default_factory=time.perf_counter)
+    _stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    _observed: dict[str, Any] = field(default_factory=dict)
 
-    def save(self) -> None:
-        self.last.save(self.progress.step, self.state, asdict(self.progress))
+    def save(self, *series: Checkpoints) -> None:
+        tree = asdict(self.progress)
+        self.saves.save(self.progress.step, self.state, tree, *series)
+
+    def checkpoint(self, stop: bool) -> None:
+        """Begins a checkpoint where one is due; see `TrainConfig`."""
+        train, step, saves = self.config.train, self.progress.step, self.saves
+        with self._stopwatch.measured("checkpoint"):
+            if step - saves.finished >= train.most_steps_lost:
+                saves.wait()
+            due = step % train.checkpoint_interval == 0 and not saves.in_flight()
+            if due or stop:
+                self.save(self.last)
+            if stop or step - saves.finished >= train.most_steps_lost:
+                saves.wait()
 
     def train_epoch(
         self,
@@ -166,13 +188,14 @@ class _Loop:
         size = self.config.data.batch_size
         pending: list[Any] = []
         self._clock = time.perf_counter()
-        with prefetched(self._batches(rows, epoch, done)) as batches:
-            for batch in batches:
+        watch = self._stopwatch
+        with prefetched(self._batches(rows, epoch, done)) as batches, watch.running():
+            for batch in watch.waited_for(batches):
                 self.state, values = program(self.state, batch, hyper)
                 pending.append(values)
                 progress.step += 1
                 log = progress.step % train.log_every == 0
-                checkpoint = progress.step % train.checkpoint_every == 0
+                checkpoint = progress.step % train.checkpoint_interval == 0
                 out_of_budget = progress.step == budget
                 stop = signals.received is not None or out_of_budget
                 if log or checkpoint or stop or len(pending) == READ_EVERY:
@@ -180,8 +203,7 @@ class _Loop:
                     pending = []
                 if log:
                     self._log(epoch)
-                if checkpoint or stop:
-                    self.save()
+                self.checkpoint(stop)
                 if stop:
                     raise Interrupted(progress.step, signals.received or 0)
         self._read(pending, size)
@@ -205,7 +227,11 @@ class _Loop:
             return
         progress = self.progress
         first = progress.step - len(pending) + 1
-        for step, values in enumerate(jax.device_get(pending), start=first):
+        for step, metrics in enumerate(jax.device_get(pending), start=first):
+            values = {k: v for k, v in metrics.items() if not is_observation(k)}
+            if step % self.config.train.log_every == 0:
+                observed = {k: v for k, v in metrics.items() if is_observation(k)}
+                self._observed = numbers(observed)
             # The parts first: a part says more than the whole.
             for name in sorted(values, key="loss".__eq__):
                 value = values[name]
@@ -217,6 +243,7 @@ class _Loop:
                 total = progress.window.get(name, 0.0)
                 progress.window[name] = total + float(value)
             progress.window_steps += 1
+        self._stopwatch.count(len(pending), len(pending) * batch_size)
         now = time.perf_counter()
         speed = len(pending) * batch_size / max(now - self._clock, 1e-9)
         self._clock = now
@@ -224,11 +251,13 @@ class _Loop:
         self.reporter.steps(len(pending), loss, speed)
 
     def _log(self, epoch: int) -> None:
-        """A line of metrics: means since the line before."""
+        """A line of metrics, means since the line before, and one of timings."""
         progress = self.progress
         means = {k: v / progress.window_steps for k, v in progress.window.items()}
-        self.metrics.write("train", progress.step, {"epoch": epoch, **means})
-        progress.window, progress.window_steps = {}, 0
+        line = {"epoch": epoch, **means, **self._observed}
+        self.metrics.write("train", progress.step, line)
+        self.metrics.write(TIMING, progress.step, self._stopwatch.lap())
+        progress.window, progress.window_steps, self._observed = {}, 0, {}
 
     def end_epoch(self, valid: Rows) -> None:
         """Validation, early stopping, checkpoints."""
@@ -253,15 +282,17 @@ class _Loop:
             progress.best_auc, progress.best_aucs = mean, aucs
             progress.best_step, progress.best_epoch = progress.step, epoch
             progress.without_gain = 0
-            self.best.save(progress.step, self.state, asdict(progress))
+            series = (self.best, self.last)
         else:
+            series = (self.last,)
             progress.without_gain += 1
         if progress.without_gain >= config.train.patience:
             progress.stopped = "early"
         elif epoch + 1 >= config.train.epochs:
             progress.stopped = "epochs"
         progress.epoch = epoch + 1
-        self.save()
+        # The best first: the loop's state in the last names it.
+        self.save(*series)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in aucs.items())
         mark = " *" if progress.without_gain == 0 else ""
         self.reporter.line(f"epoch {epoch + 1}: validation AUC {shown}{mark}")

@@ -6,9 +6,14 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+TIMING = "timing"
+
 
 class MetricsWriter:
     """Appends lines to metrics.jsonl and scalars to event files.
+
+    Lines of the kind "timing" hold what depends on the machine and its moment; all
+    other lines are the same for every run of one configuration.
 
     A run that goes on from step `start` first cuts off the lines after it: they will be
     written again, so the file ends up as if nothing had happened.
@@ -16,7 +21,7 @@ class MetricsWriter:
 
     def __init__(self, run: Path, start: int) -> None:
         path = run / "metrics.jsonl"
-        kept = read_metrics(run, upto=start)
+        kept = read_metrics(run, upto=start, timing=True)
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         self._file = path.open("a", encoding="utf-8")
@@ -33,15 +38,21 @@ class MetricsWriter:
             scalars = value if isinstance(value, dict) else {"": value}
             for key, number in scalars.items():
                 tag = "/".join(part for part in (kind, name, key) if part)
-                self._board.add_scalar(tag, number, step)
+                if number is not None:
+                    self._board.add_scalar(tag, number, step)
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
 
 
-def read_metrics(run: Path, upto: int | None = None) -> list[dict[str, Any]]:
-    """A run's lines of metrics.jsonl, to step `upto`; a line cut off is left out."""
+def read_metrics(
+    run: Path, upto: int | None = None, *, timing: bool = False
+) -> list[dict[str, Any]]:
+    """A run's lines of metrics.jsonl, to step `upto`; a line cut off is left out.
+
+    Lines of the kind "timing" are among them only if asked for.
+    """
     path = run / "metrics.jsonl"
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -49,6 +60,8 @@ def read_metrics(run: Path, upto: int | None = None) -> list[dict[str, Any]]:
             line = json.loads(text)
         except json.JSONDecodeError:
             break
-        if upto is None or line["step"] <= upto:
+        if (timing or line["kind"] != TIMING) and (
+            upto is None or line["step"] <= upto
+        ):
             lines.append(line)
     return lines

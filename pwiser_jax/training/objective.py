@@ -20,6 +20,7 @@ from pwiser_jax.losses import (
     ladder_loss,
     update_bank,
 )
+from pwiser_jax.losses.counts import ladder_pairs
 from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
 from pwiser_jax.tasks import CvrSpace, Task, heads, trained
@@ -43,7 +44,10 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """What is compiled in: tasks with a cross-entropy, ranked heads, terms, forms."""
+    """What is compiled in: tasks with a cross-entropy, ranked heads, terms, forms.
+
+    `rungs` are the names of the levels, from "exposure" on.
+    """
 
     tasks: tuple[Task, ...]
     ranked: tuple[str, ...]
@@ -55,6 +59,7 @@ class Objective:
     pairs: Pairs
     bce_rows: BceRows
     bank: int
+    rungs: tuple[str, ...]
 
     def __call__(
         self,
@@ -82,7 +87,7 @@ class Objective:
             The scalar loss; its parts "bce/NAME" and "pwiser/NAME" (before lambda);
             the banks for the next step.
         """
-        level = jnp.sum(labels.astype(jnp.int32), axis=-1)
+        level = _level(labels)
         rows = mask
         if self.bce_rows == "conversions":
             rows = rows & (level == labels.shape[-1])
@@ -98,14 +103,11 @@ class Objective:
             )
             parts[f"bce/{task.name}"] = bce
             total += bce
-        # Rows above the highest level of all terms are in none of them.
-        top = max((hi for hi, _ in self.terms), default=0)
-        ranked_rows = mask & (level <= top)
+        top, ranked_rows = self._ranked_rows(level, mask)
         banks = banks or {}
         renewed: dict[str, ConversionBank] = {}
         for name in self.ranked:
-            z = logits[name]
-            scores = jax.nn.sigmoid(z) if self.scores == "probability" else z
+            scores = self._scores(logits[name])
             rank = ladder_loss(
                 scores,
                 level,
@@ -131,10 +133,55 @@ class Objective:
             total += weights.lambdas[name] * rank
         return total / len(self.tasks), (parts, renewed)
 
+    def pair_counts(
+        self,
+        logits: dict[str, jax.Array],
+        labels: jax.Array,
+        mask: jax.Array,
+        weights: Weights,
+        *,
+        banks: Banks,
+        axis_name: str | None,
+    ) -> dict[str, jax.Array]:
+        """Pairs and active pairs of the loss, "pairs/HEAD/HI>LO" and "active/...".
+
+        Arguments are those of the loss, the banks those that it was given.
+        """
+        level = _level(labels)
+        _, rows = self._ranked_rows(level, mask)
+        counts: dict[str, jax.Array] = {}
+        for name in self.ranked:
+            found = ladder_pairs(
+                self._scores(logits[name]),
+                level,
+                weights.margins,
+                surrogate=self.surrogate,
+                gate=self.gate,
+                where=rows,
+                axis_name=axis_name,
+                bank=banks.get(name),
+            )
+            for (hi, lo), (pairs, active) in found.items():
+                term = f"{name}/{self.rungs[hi]}>{self.rungs[lo]}"
+                counts |= {f"pairs/{term}": pairs, f"active/{term}": active}
+        return counts
+
+    def _ranked_rows(self, level: jax.Array, mask: jax.Array) -> tuple[int, jax.Array]:
+        """The highest level of all terms, and the rows up to it: no other ranks."""
+        top = max((hi for hi, _ in self.terms), default=0)
+        return top, mask & (level <= top)
+
+    def _scores(self, logits: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(logits) if self.scores == "probability" else logits
+
     def empty_banks(self) -> Banks:
         """A bank for each ranked head, to begin with, where the config has any."""
         names = self.ranked if self.bank else ()
         return {name: conversion_bank(self.bank) for name in names}
+
+
+def _level(labels: jax.Array) -> jax.Array:
+    return jnp.sum(labels.astype(jnp.int32), axis=-1)
 
 
 def build(
@@ -175,6 +222,7 @@ def build(
         pairs=config.pairs,
         bce_rows=config.bce_rows,
         bank=config.bank,
+        rungs=_rungs(labels),
     )
     by_head = {name: lambdas[name] for name in ranked}
     return objective, Weights(by_head, margins, dict.fromkeys(margins, 1.0))
@@ -213,7 +261,7 @@ def union(
 
 def _margins(config: LossConfig, labels: tuple[str, ...]) -> dict[Term, float]:
     """Margins by (hi, lo) level; the default is a step a rung, top over all lower."""
-    rungs = {name: level for level, name in enumerate(("exposure", *labels))}
+    rungs = {name: level for level, name in enumerate(_rungs(labels))}
     top, step = len(labels), BASE_MARGIN[config.scores]
     margins: dict[Term, float] = {(top, low): step * (top - low) for low in range(top)}
     for pair, margin in (config.margins or {}).items():
@@ -228,3 +276,7 @@ def _margins(config: LossConfig, labels: tuple[str, ...]) -> dict[Term, float]:
         if margin is not None:
             margins[term] = margin
     return dict(sorted(margins.items()))
+
+
+def _rungs(labels: tuple[str, ...]) -> tuple[str, ...]:
+    return ("exposure", *labels)

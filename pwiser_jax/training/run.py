@@ -3,7 +3,7 @@
 config.yaml             the resolved configuration
 data/                   manifest.json and vocabulary.parquet of the prepared data
 checkpoints/            see `checkpoint`
-metrics.jsonl           one line every few steps, and one an evaluation
+metrics.jsonl           one line every few steps, one an evaluation, and timings
 tensorboard/            the same numbers as event files
 result.json             written at the end: the best epoch and its validation AUCs
 evaluation_SPLIT.json   what `evaluate` found

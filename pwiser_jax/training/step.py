@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pwiser_jax.training import observe
 from pwiser_jax.training.objective import Banks, Objective, Weights
 
 
@@ -18,6 +19,7 @@ class Hyper(NamedTuple):
     learning_rate: jax.Array | float
     l2: jax.Array | float
     weights: Weights
+    log_every: jax.Array | int = 1
 
 
 class TrainState(NamedTuple):
@@ -76,6 +78,8 @@ def train_step(
 
     Under a mapped axis, each device holds its part of the batch and the whole state;
     losses and batch statistics are global, so the new state is the same everywhere.
+    The metrics are the loss, its parts and, every `log_every` steps, what `observe`
+    describes.
     """
 
     def step(
@@ -92,7 +96,7 @@ def train_step(
                 mask=batch.mask,
                 rows=batch.rows,
                 rngs={"dropout": dropout},
-                mutable=["batch_stats"],
+                mutable=["batch_stats", "intermediates"],
             )
             loss, (parts, banks) = objective(
                 logits,
@@ -103,10 +107,11 @@ def train_step(
                 row_weights=batch.weights,
                 axis_name=axis_name,
             )
-            return loss, (parts, banks, changed.get("batch_stats", {}))
+            return loss, (parts, banks, logits, changed)
 
         differentiated = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (parts, banks, batch_stats)), grads = differentiated(state.params)
+        (loss, aux), grads = differentiated(state.params)
+        parts, banks, logits, changed = aux
         if axis_name is not None:
             # The losses are global values, and the mean over devices of their
             # gradients is the gradient of the whole batch (see losses).
@@ -117,11 +122,29 @@ def train_step(
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            batch_stats=changed.get("batch_stats", {}),
             optimizer=optimizer_state,
             banks=banks,
         )
-        return new_state, {"loss": loss, **parts}
+
+        def observed() -> observe.Observations:
+            return {
+                **observe.norms(grads, updates),
+                **objective.pair_counts(
+                    logits,
+                    batch.labels,
+                    batch.mask,
+                    hyper.weights,
+                    banks=state.banks,
+                    axis_name=axis_name,
+                ),
+                **observe.gates(
+                    changed.get("intermediates", {}), batch.mask, axis_name
+                ),
+            }
+
+        due = new_state.step % hyper.log_every == 0
+        return new_state, {"loss": loss, **parts, **observe.when(due, observed)}
 
     return step
 

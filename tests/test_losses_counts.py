@@ -1,0 +1,90 @@
+"""Pairs and active pairs, counted twice: sorted, and one by one as they are defined."""
+
+import jax
+import numpy as np
+import pytest
+
+from pwiser_jax.losses import ConversionBank
+from pwiser_jax.losses.counts import ladder_pairs
+
+MARGINS = {(2, 1): 0.25, (2, 0): 0.5, (1, 0): 0.0}
+ROWS = 64
+
+
+def batch(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores in quarters, so that many pairs lie on a margin exactly; levels; mask."""
+    random = np.random.default_rng(seed)
+    scores = np.float32(random.integers(-4, 5, ROWS) / 4)
+    return scores, random.integers(0, 3, ROWS), random.random(ROWS) < 0.8
+
+
+def counted(scores, levels, where, bank, surrogate, gate) -> dict:
+    """By definition: every pair is looked at."""
+    upper = [(s, level) for s, level, w in zip(scores, levels, where, strict=True) if w]
+    lower = list(upper)
+    upper += [(s, 2) for s, weight in zip(*bank, strict=True) if weight]
+    found = {}
+    for (hi, lo), margin in MARGINS.items():
+        above = np.float32([s for s, level in upper if level == hi])
+        below = np.float32([s for s, level in lower if level == lo])
+        difference = above[:, None] - below[None, :]
+        active = difference < (-margin if gate == "literal" else margin)
+        if surrogate == "logistic":
+            active = np.ones_like(active)
+        found[hi, lo] = difference.size, int(active.sum())
+    return found
+
+
+BANK = ConversionBank(np.float32([0.25, -0.5, 9, 0]), np.float32([1, 1, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "gate"),
+    [("squared_hinge", "margin"), ("squared_hinge", "literal"), ("logistic", "margin")],
+)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_counts_are_those_of_the_definition(
+    surrogate: str, gate: str, devices: int
+) -> None:
+    options = {"surrogate": surrogate, "gate": gate}
+    axis = {"axis_name": "devices"} if devices > 1 else {}
+
+    def count(scores, levels, where):
+        return ladder_pairs(
+            scores, levels, MARGINS, where=where, bank=BANK, **options, **axis
+        )
+
+    program = jax.pmap(count, "devices") if devices > 1 else jax.jit(count)
+    for seed in range(3):
+        rows = batch(seed)
+        parts = [np.reshape(x, (devices, -1)) for x in rows] if devices > 1 else rows
+        expected = counted(*rows, BANK, **options)
+        for term, got in program(*parts).items():
+            for number, exact in zip(got, expected[term], strict=True):
+                assert number.dtype == np.uint32
+                assert np.all(np.asarray(number) == exact)
+
+
+def test_rows_that_do_not_count_may_hold_anything_and_no_pair_is_zero() -> None:
+    scores = np.float32([0.5, np.nan, np.inf, 0.4])
+    where = np.array([True, False, False, True])
+    levels = np.array([1, 2, 0, 0])
+    found = ladder_pairs(scores, levels, MARGINS, where=where)
+    assert {term: (int(a), int(b)) for term, (a, b) in found.items()} == {
+        (2, 1): (0, 0),
+        (2, 0): (0, 0),
+        (1, 0): (1, 0),
+    }
+
+
+def test_what_the_loss_calls_active_costs_something() -> None:
+    from pwiser_jax.losses.ladder import ladder_terms
+
+    scores, levels, where = batch(7)
+    options = {"surrogate": "hinge", "where": where}
+    costs = ladder_terms(scores, levels, MARGINS, **options)
+    for term, (pairs, active) in ladder_pairs(
+        scores, levels, MARGINS, **options
+    ).items():
+        assert float(costs[term][1]) == int(pairs)
+        assert (float(costs[term][0]) > 0) == (int(active) > 0)
