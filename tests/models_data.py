@@ -16,9 +16,13 @@ LABELS = ("click", "cart", "order")
 
 
 def tiny(name, **changes):
-    """Numbers of experts that differ from each other and from the three tasks."""
+    """Numbers of experts that differ from each other and from the three tasks.
+
+    Of the two categorical fields of `make_schema` one is small, the other large.
+    """
     sizes = {
         "embedding_dim": 2,
+        "small_rows": 5,
         "bottom": (6, 5),
         "expert": (5, 4),
         "experts": 4,

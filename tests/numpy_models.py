@@ -67,11 +67,14 @@ class NumpyModel:
         return self.linear([*path, "out"], x)[:, 0]
 
     def embedding(self, name, batch):
-        fields, start = [], 0
+        fields, limit = [], self.config.small_rows
+        limit = self.config.embedding_dim if limit is None else limit
+        start = {"small": 0, "large": 0}
         for i, field in enumerate(self.schema.categorical):
+            table = "small" if field.size + 3 <= limit else "large"
             ids = batch["categorical"][:, i].astype(int)
-            fields.append(self.params[name]["table"][start + ids])
-            start += field.size + 3
+            fields.append(self.params[name][table][start[table] + ids])
+            start[table] += field.size + 3
         column = 0
         for field in self.schema.multi_valued:
             pooled = np.zeros((len(batch["categorical"]), self.config.embedding_dim))
@@ -79,14 +82,14 @@ class NumpyModel:
                 zip(batch["multi_ids"], batch["multi_weights"], strict=True)
             ):
                 for j in range(column, column + field.width):
-                    vector = self.params[name]["table"][start + int(ids[j])]
+                    vector = self.params[name]["large"][start["large"] + int(ids[j])]
                     pooled[row] += weights[j] * vector
                 whole = weights[column : column + field.width].sum()
                 if field.pool == "mean" and whole:
                     pooled[row] /= whole
             fields.append(pooled)
             column += field.width
-            start += field.size + 3
+            start["large"] += field.size + 3
         if self.schema.numerical:
             fields.append(self.linear([name, "numerical"], batch["numerical"]))
         return np.concatenate(fields, axis=1)

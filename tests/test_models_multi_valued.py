@@ -7,11 +7,13 @@ from models_data import BRANDS, SHOPS, make_inputs, make_schema, make_variables,
 
 from pwiser_jax.models import build
 from pwiser_jax.models.context import Context
-from pwiser_jax.models.embedding import Embedding, table_offsets
+from pwiser_jax.models.embedding import Embedding
+from pwiser_jax.models.layout import layout
 
 SCHEMA = make_schema(sizes=(4,), numerical=0, multi_valued=(BRANDS, SHOPS))
 TABLE = np.random.default_rng(0).normal(size=(7 + 8 + 7, 2)).astype(np.float32)
-E = Embedding(SCHEMA, 2)
+LAYOUT = layout(tiny("mmoe"), SCHEMA)
+E = Embedding(LAYOUT, 2)
 
 
 def embed(table, ids, weights, mask=None):
@@ -21,12 +23,13 @@ def embed(table, ids, weights, mask=None):
         "multi_weights": np.asarray(weights, np.float32),
     }
     context = Context(train=True, mask=mask)
-    return E.apply({"params": {"table": table}}, inputs, context)[:, 2:]
+    z = E.apply({"params": {"large": table}}, inputs, context)
+    return z.vector()[:, 2:]
 
 
 def test_a_sum_and_a_mean_by_hand():
     brands, shops = TABLE[7:15], TABLE[15:22]
-    np.testing.assert_array_equal(table_offsets(SCHEMA), [0, 7, 15])
+    assert LAYOUT.places == {"c0": 0, "brands": 7, "shops": 15}
     out = embed(TABLE, [[2, 6, 2, 3, 0]], [[0.5, 2, 1, 3, 1]])
     expected = [
         *(0.5 * brands[2] + 2 * brands[6] + 1 * brands[2]),

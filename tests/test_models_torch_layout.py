@@ -10,7 +10,7 @@ from models_data import BRANDS, MODELS, SHOPS, make_inputs, make_schema, tiny
 from mtreclib_numpy import NumpyMtreclib, random_state
 
 from pwiser_jax.models import build
-from pwiser_jax.models.embedding import own_rows
+from pwiser_jax.models.layout import layout
 from pwiser_jax.models.torch_layout import variables_from_torch
 
 # Three tasks; 4 experts in MMoE; 2 own and 3 shared ones in PLE.
@@ -93,10 +93,16 @@ def kinds(tree):
 def test_reserved_ids_have_rows_of_zeros_and_own_ids_those_of_the_state():
     model = build(sized("mmoe"), SCHEMA)
     state = random_state(model.config, SCHEMA)
-    table = variables_from_torch(model, state)["params"]["embedding"]["table"]
-    own = own_rows(SCHEMA)
-    np.testing.assert_array_equal(table[own], state["embedding.embedding.weight"])
-    assert not table[~own].any()
+    tables = variables_from_torch(model, state)["params"]["embedding"]
+    theirs, start = state["embedding.embedding.weight"], 0
+    places = layout(model.config, SCHEMA)
+    for field in SCHEMA.categorical:
+        table = tables["small" if places.is_small(field) else "large"]
+        ours = table[places.places[field.name] :][: field.rows]
+        own = theirs[start : start + field.size]
+        np.testing.assert_array_equal(ours[: field.size], own)
+        assert not ours[field.size :].any()
+        start += field.size
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,8 +10,11 @@ from flax import linen as nn
 from pwiser_jax.data.schema import Schema
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.context import Context
+from pwiser_jax.models.embedding import Embedding
 from pwiser_jax.models.heads import joint_logits
 from pwiser_jax.models.layers import Tower
+from pwiser_jax.models.layout import layout
+from pwiser_jax.models.product import Features
 from pwiser_jax.tasks import heads
 
 
@@ -65,6 +68,14 @@ class MultiTaskModel(nn.Module):
     ) -> dict[str, jax.Array]:
         """What the tower of each head reads, [B, D] by the head's name."""
         raise NotImplementedError
+
+    def embed(
+        self, name: str, inputs: Mapping[str, jax.Array], context: Context
+    ) -> Features:
+        """z of an embedding of this name; see `Embedding`."""
+        dim = self.config.embedding_dim
+        embedding = Embedding(layout(self.config, self.schema), dim, name=name)
+        return embedding(inputs, context)
 
     @property
     def heads(self) -> tuple[str, ...]:

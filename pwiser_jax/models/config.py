@@ -18,6 +18,9 @@ class ModelConfig:
             "click": it predicts conversion on clicked rows only; "product": ESMM, the
             product of both heads is trained on all rows.
         embedding_dim: width of an embedded field.
+        small_rows: a categorical field of at most so many rows is multiplied with a
+            layer's weights as a whole table, once a batch, instead of row by row: the
+            same function with less work. Unset: as many as embedding_dim; 0: none.
         bottom: hidden layers of the bottom of single_task and shared_bottom; may be
             empty, like tower.
         expert: hidden layers of an expert of mmoe.
@@ -35,6 +38,7 @@ class ModelConfig:
     name: ModelName = "mmoe"
     cvr_space: CvrSpace = "ctcvr"
     embedding_dim: int = 128
+    small_rows: int | None = None
     bottom: tuple[int, ...] = (512, 256)
     expert: tuple[int, ...] = (512, 256)
     experts: int = 8

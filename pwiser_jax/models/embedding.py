@@ -1,4 +1,4 @@
-"""From the columns of a batch to one vector a row."""
+"""From the columns of a batch to what the first layers read."""
 
 import math
 from collections.abc import Mapping
@@ -8,51 +8,89 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pwiser_jax.data.schema import Pool, Schema
+from pwiser_jax.data.schema import Pool
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.layers import Linear
-
-
-def table_offsets(schema: Schema) -> np.ndarray:
-    """The table's first row of each field with ids: int32[F + V]."""
-    rows = [field.rows for field in schema.embedded]
-    return np.cumsum([0, *rows[:-1]]).astype(np.int32)
-
-
-def own_rows(schema: Schema) -> np.ndarray:
-    """bool[rows of the table]: True for a field's own ids, False for reserved ones."""
-    return np.concatenate([np.arange(f.rows) < f.size for f in schema.embedded])
+from pwiser_jax.models.layout import Layout, own_rows
+from pwiser_jax.models.product import Features, Part, product
 
 
 class Embedding(nn.Module):
-    """All fields side by side, dim wide each: [B, (F + V + 1) * dim].
+    """All fields side by side, dim wide each: z [B, (F + V + 1) * dim].
 
     F categorical fields, then V multi-valued ones, then, if there are any, the
-    numerical columns together: a Linear on the whole vector. Fields with ids share one
-    table, each with an offset: one lookup serves all, and a field is a slice of it. Own
-    rows start Xavier uniform, ±sqrt(6 / (own rows of all fields + dim)); the reserved
-    rows (missing, unseen, rare) start at zero, so that what train never showed adds
-    nothing rather than noise. Ids are taken on trust: `data` wrote them.
+    numerical columns together: a Linear on the whole vector. z is given as `Features`:
+    small fields as one-hot vectors and their rows of the table `small`, so that layers
+    multiply with the table; large fields as rows of `large` (see `Layout`).
+
+    Own rows start Xavier uniform, ±sqrt(6 / (own rows of all fields + dim)); the
+    reserved rows (missing, unseen, rare) start at zero, so that what train never showed
+    adds nothing rather than noise. Ids are taken on trust: `data` wrote them.
+
+    In place of the ids of large fields, inputs["large_rows"] int32[B, L] may name the
+    rows of the table that stands in the parameters: a part of it, with the rows that
+    this batch reads, will do (columns as in `Layout.large_rows`).
     """
 
-    schema: Schema
+    layout: Layout
     dim: int
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, jax.Array], context: Context) -> jax.Array:
-        schema, fields = self.schema, []
-        if schema.embedded:
-            own, offsets = own_rows(schema), table_offsets(schema)
-            table = self.param("table", _xavier(own), (len(own), self.dim))
-            single = len(schema.categorical)
-            if single:
-                ids = inputs["categorical"] + offsets[None, :single]
-                fields.append(_rows(table, ids).reshape(len(ids), -1))
-            fields += _multi_valued(table, offsets[single:], schema, inputs, context)
+    def __call__(self, inputs: Mapping[str, jax.Array], context: Context) -> Features:
+        layout, schema = self.layout, self.layout.schema
+        singles = self._large(inputs, context) if layout.large else {}
+        small = self._table("small", layout.small) if layout.small else None
+        parts = []
+        for i, field in enumerate(schema.categorical):
+            if small is not None and layout.is_small(field):
+                start = layout.places[field.name]
+                ids = inputs["categorical"][:, i]
+                hot = jax.nn.one_hot(ids, field.rows)
+                parts.append(Part(hot, small[start : start + field.rows]))
+            else:
+                parts.append(Part(singles[field.name]))
+        parts += [Part(singles[field.name]) for field in schema.multi_valued]
         if schema.numerical:
             x = _of_real_rows(inputs["numerical"], context)
-            fields.append(Linear(self.dim, name="numerical")(x))
-        return jnp.concatenate(fields, axis=-1)
+            linear = Linear(self.dim, name="numerical")(x.shape[1])
+            if layout.factored:
+                ones = jnp.ones((len(x), 1))
+                vectors = jnp.concatenate([linear.kernel, linear.bias[None]])
+                parts.append(Part(jnp.concatenate([x, ones], axis=1), vectors))
+            else:
+                parts.append(Part(*product(x, linear)))
+        return Features(parts)
+
+    def _large(
+        self, inputs: Mapping[str, jax.Array], context: Context
+    ) -> dict[str, jax.Array]:
+        """[B, dim] by the name of each field in `large`."""
+        layout = self.layout
+        if "large_rows" in inputs:
+            # Not `param`, which refuses a table of another number of rows.
+            table = self.get_variable("params", "large")
+            rows = inputs["large_rows"]
+        else:
+            table = self._table("large", layout.large)
+            rows = layout.large_rows(inputs)
+        vectors = jnp.take(table, rows, axis=0, mode="clip")
+        multi_valued = layout.schema.multi_valued
+        singles = [field for field in layout.large if field not in multi_valued]
+        fields = {field.name: vectors[:, i] for i, field in enumerate(singles)}
+        start, first = 0, len(singles)
+        for field in multi_valued:
+            columns = slice(start, start + field.width)
+            weights = _of_real_rows(inputs["multi_weights"][:, columns], context)
+            own = vectors[:, first + start : first + start + field.width]
+            fields[field.name] = pool(own, weights, field.pool)
+            start += field.width
+        return fields
+
+    def _table(self, name: str, fields: tuple) -> jax.Array:
+        all_own = sum(field.size for field in self.layout.schema.embedded)
+        own = own_rows(fields)
+        start = _xavier(own, math.sqrt(6 / (all_own + self.dim)))
+        return self.param(name, start, (len(own), self.dim))
 
 
 def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
@@ -68,35 +106,13 @@ def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
     return total / jnp.where(weight == 0, 1, weight)
 
 
-def _multi_valued(
-    table: jax.Array,
-    offsets: np.ndarray,
-    schema: Schema,
-    inputs: Mapping[str, jax.Array],
-    context: Context,
-) -> list[jax.Array]:
-    pooled, start = [], 0
-    for field, offset in zip(schema.multi_valued, offsets, strict=True):
-        columns = slice(start, start + field.width)
-        start += field.width
-        vectors = _rows(table, inputs["multi_ids"][:, columns] + offset)
-        weights = _of_real_rows(inputs["multi_weights"][:, columns], context)
-        pooled.append(pool(vectors, weights, field.pool))
-    return pooled
-
-
-def _rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    return jnp.take(table, ids, axis=0, mode="clip")
-
-
 def _of_real_rows(x: jax.Array, context: Context) -> jax.Array:
     """x [B, ...] with 0 in padding: a NaN there would reach gradients as 0 * NaN."""
     return x if context.mask is None else jnp.where(context.mask[:, None], x, 0)
 
 
-def _xavier(own: np.ndarray) -> nn.initializers.Initializer:
+def _xavier(own: np.ndarray, bound: float) -> nn.initializers.Initializer:
     def start(key, shape, dtype=jnp.float32, out_sharding=None):
-        bound = math.sqrt(6 / (int(own.sum()) + shape[1]))
         table = jax.random.uniform(key, shape, dtype, -bound, bound)
         return jnp.where(own[:, None], table, 0)
 

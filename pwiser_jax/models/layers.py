@@ -12,33 +12,26 @@ from flax import linen as nn
 from pwiser_jax.models.batch_norm import BatchNorm
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.dropout import Dropout
+from pwiser_jax.models.product import Features, Weights, product, vector, width
 
 
 class Linear(nn.Module):
-    """x @ kernel + bias; with `stack`, that many such layers side by side.
+    """Kernel [I, O] and bias [O] of a layer; with `stack`, E of them side by side.
 
-    Alone: [B, I] -> [B, O], kernel [I, O], bias [O]. A stack of E: [B, I], the same
-    input for all, or [E, B, I], one each -> [E, B, O], kernel [E, I, O], bias [E, O].
-    Kernel and bias start uniform in ±1/sqrt(I), as PyTorch's Linear does.
+    Both start uniform in ±1/sqrt(I), as PyTorch's Linear does. `product` applies them.
     """
 
     features: int
     stack: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        inputs = x.shape[-1]
+    def __call__(self, inputs: int) -> Weights:
         stack = () if self.stack is None else (self.stack,)
         start = _uniform(1 / math.sqrt(inputs))
-        kernel = self.param("kernel", start, (*stack, inputs, self.features))
-        bias = self.param("bias", start, (*stack, self.features))
-        if self.stack is None or x.ndim == 3:
-            y = x @ kernel
-        else:
-            # One product for the whole stack; the einsum is slower on a CPU.
-            wide = jnp.swapaxes(kernel, 0, 1).reshape(inputs, -1)
-            y = jnp.swapaxes((x @ wide).reshape(-1, self.stack, self.features), 0, 1)
-        return y + jnp.expand_dims(bias, -2)
+        return Weights(
+            self.param("kernel", start, (*stack, inputs, self.features)),
+            self.param("bias", start, (*stack, self.features)),
+        )
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
@@ -49,19 +42,44 @@ def _uniform(bound: float) -> nn.initializers.Initializer:
 
 
 class Blocks(nn.Module):
-    """Hidden layers: (Linear, BatchNorm, ReLU, Dropout) for each width in `hidden`."""
+    """Hidden layers: (Linear, BatchNorm, ReLU, Dropout) for each width in `hidden`.
+
+    With `stack`, that many of them side by side: [E, B, O]. The first product is the
+    caller's, who may have others of the same input:
+
+        y, gate = product(x, blocks.first(width(x)), gate_weights)
+        out = blocks(y, context)
+    """
 
     hidden: tuple[int, ...]
-    dropout: float
+    rate: float
     stack: int | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        for i, width in enumerate(self.hidden):
-            x = Linear(width, self.stack, name=f"layer_{i}")(x)
-            x = BatchNorm(name=f"norm_{i}")(x, context)
-            x = Dropout(self.dropout, name=f"dropout_{i}")(nn.relu(x), context)
-        return x
+    def setup(self) -> None:
+        self.layer = [Linear(width, self.stack) for width in self.hidden]
+        self.norm = [BatchNorm() for _ in self.hidden]
+        self.dropout = [Dropout(self.rate) for _ in self.hidden]
+
+    def first(self, inputs: int) -> Weights:
+        """The weights of the first layer, which reads so many inputs."""
+        return self.layer[0](inputs)
+
+    def __call__(self, y: jax.Array, context: Context) -> jax.Array:
+        """From the first product, [B, O] or [E, B, O], to the last layer's output."""
+        for i, norm in enumerate(self.norm):
+            if i:
+                kernel, bias = self.layer[i](y.shape[-1])
+                y = y @ kernel + jnp.expand_dims(bias, -2)
+            y = self.dropout[i](nn.relu(norm(y, context)), context)
+        return y
+
+
+def through(blocks: Blocks, x: jax.Array | Features, context: Context) -> jax.Array:
+    """The output of blocks that read x [B, I] alone; without a layer, x itself."""
+    if not blocks.hidden:
+        return vector(x)
+    (y,) = product(x, blocks.first(width(x)))
+    return blocks(y, context)
 
 
 class Tower(nn.Module):
@@ -71,9 +89,11 @@ class Tower(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        x = Blocks(self.hidden, self.dropout, name="hidden")(x, context)
-        return Linear(1, name="out")(x)[:, 0]
+    def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
+        hidden = Blocks(self.hidden, self.dropout, name="hidden")
+        x = through(hidden, x, context)
+        (logits,) = product(x, Linear(1, name="out")(width(x)))
+        return logits[:, 0]
 
 
 class Mix(nn.Module):

@@ -1,8 +1,8 @@
 """MMoE: each task mixes the same experts in its own way, row by row."""
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.embedding import Embedding
 from pwiser_jax.models.layers import Blocks, Linear, Mix
+from pwiser_jax.models.product import product, width
 
 
 class MMoE(MultiTaskModel):
@@ -14,14 +14,14 @@ class MMoE(MultiTaskModel):
 
     def features(self, inputs, context):
         sizes = self.config
-        embed = Embedding(self.schema, sizes.embedding_dim, name="embedding")
-        z = embed(inputs, context)
+        z = self.embed("embedding", inputs, context)
         experts = Blocks(sizes.expert, sizes.dropout, sizes.experts, name="experts")
-        expert_outputs = experts(z, context)
-        gates = {
-            head: Linear(sizes.experts, name=f"gate_{head}")(z) for head in self.heads
-        }
+        gates = [
+            Linear(sizes.experts, name=f"gate_{head}")(width(z)) for head in self.heads
+        ]
+        y, *gates = product(z, experts.first(width(z)), *gates)
+        outputs = experts(y, context)
         return {
-            head: Mix(name=f"mix_{head}")(gate, expert_outputs)
-            for head, gate in gates.items()
+            head: Mix(name=f"mix_{head}")(gate, outputs)
+            for head, gate in zip(self.heads, gates, strict=True)
         }

@@ -5,8 +5,8 @@ from flax import linen as nn
 
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.context import Context
-from pwiser_jax.models.embedding import Embedding
 from pwiser_jax.models.layers import Blocks, Linear, Mix
+from pwiser_jax.models.product import Features, Weights, product, width
 
 
 class PLE(MultiTaskModel):
@@ -27,8 +27,7 @@ class PLE(MultiTaskModel):
 
     def features(self, inputs, context):
         sizes = self.config
-        embed = Embedding(self.schema, sizes.embedding_dim, name="embedding")
-        shared = embed(inputs, context)
+        shared = self.embed("embedding", inputs, context)
         tasks = dict.fromkeys(self.heads, shared)
         for i, hidden in enumerate(sizes.levels):
             level = ExtractionLevel(
@@ -57,26 +56,56 @@ class ExtractionLevel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tasks: dict[str, jax.Array], shared: jax.Array, context: Context
-    ) -> tuple[dict[str, jax.Array], jax.Array]:
-        def experts(name: str, count: int, x: jax.Array) -> jax.Array:
-            return Blocks(self.hidden, self.dropout, count, name=name)(x, context)
+        self,
+        tasks: dict[str, jax.Array | Features],
+        shared: jax.Array | Features,
+        context: Context,
+    ) -> tuple[dict[str, jax.Array], jax.Array | Features]:
+        # Each reads its own input; in the first level all inputs are one.
+        readers: dict[str, jax.Array | Features] = {}
+        experts: dict[str, Blocks] = {}
+        first: dict[str, Weights] = {}
 
-        of_task = {
-            task: experts(f"experts_{task}", self.task_experts, x)
-            for task, x in tasks.items()
-        }
-        of_all = experts("shared_experts", self.shared_experts, shared)
+        def reads(name: str, x: jax.Array | Features, layer: Weights) -> None:
+            readers[name], first[name] = x, layer
 
-        def gated(gate: str, mix: str, x: jax.Array, *groups: jax.Array) -> jax.Array:
-            count = sum(len(group) for group in groups)
-            return Mix(name=mix)(Linear(count, name=gate)(x), *groups)
+        def add_experts(name: str, count: int, x: jax.Array | Features) -> None:
+            experts[name] = Blocks(self.hidden, self.dropout, count, name=name)
+            reads(name, x, experts[name].first(width(x)))
 
+        def add_gate(name: str, count: int, x: jax.Array | Features) -> None:
+            reads(name, x, Linear(count, name=name)(width(x)))
+
+        for task, x in tasks.items():
+            add_experts(f"experts_{task}", self.task_experts, x)
+            add_gate(f"gate_{task}", self.task_experts + self.shared_experts, x)
+        add_experts("shared_experts", self.shared_experts, shared)
+        if not self.last:
+            count = self.task_experts * len(tasks) + self.shared_experts
+            add_gate("shared_gate", count, shared)
+
+        ys = _products(readers, first)
+        outputs = {name: blocks(ys[name], context) for name, blocks in experts.items()}
+        of_task = {task: outputs[f"experts_{task}"] for task in tasks}
+        of_all = outputs["shared_experts"]
         mixed = {
-            task: gated(f"gate_{task}", f"mix_{task}", x, of_task[task], of_all)
-            for task, x in tasks.items()
+            task: Mix(name=f"mix_{task}")(ys[f"gate_{task}"], of_task[task], of_all)
+            for task in tasks
         }
         if self.last:
             return mixed, shared
-        everything = (*of_task.values(), of_all)
-        return mixed, gated("shared_gate", "shared_mix", shared, *everything)
+        mix = Mix(name="shared_mix")
+        return mixed, mix(ys["shared_gate"], *of_task.values(), of_all)
+
+
+def _products(
+    inputs: dict[str, jax.Array | Features], layers: dict[str, Weights]
+) -> dict[str, jax.Array]:
+    """The first product of each layer by name: one product an input."""
+    found: dict[str, jax.Array] = {}
+    by_input = {id(x): x for x in inputs.values()}
+    for key, x in by_input.items():
+        names = [name for name in inputs if id(inputs[name]) == key]
+        ys = product(x, *(layers[name] for name in names))
+        found |= dict(zip(names, ys, strict=True))
+    return found

@@ -1,8 +1,7 @@
 """SharedBottom: all tasks read one representation."""
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.embedding import Embedding
-from pwiser_jax.models.layers import Blocks
+from pwiser_jax.models.layers import Blocks, through
 
 
 class SharedBottom(MultiTaskModel):
@@ -13,7 +12,7 @@ class SharedBottom(MultiTaskModel):
 
     def features(self, inputs, context):
         sizes = self.config
-        embed = Embedding(self.schema, sizes.embedding_dim, name="embedding")
+        z = self.embed("embedding", inputs, context)
         bottom = Blocks(sizes.bottom, sizes.dropout, name="bottom")
-        shared = bottom(embed(inputs, context), context)
+        shared = through(bottom, z, context)
         return dict.fromkeys(self.heads, shared)

@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.embedding import own_rows
+from pwiser_jax.models.layout import layout, own_rows
 
 BLOCK = 4  # modules of a block: Linear, BatchNorm, ReLU, Dropout
 
@@ -57,12 +57,20 @@ class TorchReader:
     def embedding(self, path: str, task: str, model: MultiTaskModel) -> int:
         """Reads an embedding and returns its width; `task` ends the layers' names."""
         schema, dim = model.schema, model.config.embedding_dim
+        tables = layout(model.config, schema)
         if schema.categorical:
-            own = own_rows(schema)
-            table = np.zeros((len(own), dim), np.float32)
+            sizes = schema.field_sizes
             name = f"embedding{task}.embedding.weight"
-            table[own] = self._take(name, (int(own.sum()), dim))
-            self._params[path, "table"] = table
+            theirs = np.split(
+                self._take(name, (sum(sizes), dim)), np.cumsum(sizes)[:-1]
+            )
+            by_field = dict(zip(schema.categorical, theirs, strict=True))
+            for table, fields in (("small", tables.small), ("large", tables.large)):
+                if fields:
+                    own = own_rows(fields)
+                    ours = np.zeros((len(own), dim), np.float32)
+                    ours[own] = np.concatenate([by_field[field] for field in fields])
+                    self._params[path, table] = ours
         if schema.numerical:
             name, columns = f"numerical_layer{task}", len(schema.numerical)
             self.linear((path, "numerical"), name, columns, dim)

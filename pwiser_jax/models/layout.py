@@ -1,0 +1,89 @@
+"""Which table holds which field, and where: fields of few rows and all the others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pwiser_jax.data.schema import CategoricalField, MultiValuedField, Schema
+from pwiser_jax.models.config import ModelConfig
+
+Field = CategoricalField | MultiValuedField
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Two tables of vectors, `small` and `large`, a field's rows together in one.
+
+    A categorical field with at most `limit` rows, reserved ones included, is small: it
+    is cheaper to multiply its whole table with a layer's weights, once a batch, than
+    the vector of each row. Multi-valued fields are large.
+
+    Attributes:
+        schema: the fields.
+        limit: rows of the largest small field.
+        factored: whether the numerical columns' own layer is multiplied out, too.
+    """
+
+    schema: Schema
+    limit: int
+    factored: bool
+
+    def is_small(self, field: Field) -> bool:
+        return isinstance(field, CategoricalField) and field.rows <= self.limit
+
+    @cached_property
+    def small(self) -> tuple[Field, ...]:
+        """Fields in the table `small`, in its order: the schema's."""
+        return tuple(field for field in self.schema.embedded if self.is_small(field))
+
+    @cached_property
+    def large(self) -> tuple[Field, ...]:
+        """Fields in the table `large`, in its order: the schema's."""
+        return tuple(f for f in self.schema.embedded if not self.is_small(f))
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The first row of each field in its table, by the field's name."""
+        found = {}
+        for fields in (self.small, self.large):
+            starts = np.cumsum([0, *(field.rows for field in fields)])
+            names = (field.name for field in fields)
+            found |= dict(zip(names, starts[:-1].tolist(), strict=True))
+        return found
+
+    def large_rows(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """The rows of `large` that each row of a batch reads: int32[B, L].
+
+        A column a large categorical field, then the columns of the multi-valued ones.
+        """
+        singles = [
+            inputs["categorical"][:, i] + np.int32(self.places[field.name])
+            for i, field in enumerate(self.schema.categorical)
+            if not self.is_small(field)
+        ]
+        several = [
+            np.full(field.width, self.places[field.name], np.int32)
+            for field in self.schema.multi_valued
+        ]
+        columns = [jnp.stack(singles, axis=1)] if singles else []
+        if several:
+            columns.append(inputs["multi_ids"] + np.concatenate(several)[None, :])
+        if not columns:
+            return jnp.zeros((len(inputs["categorical"]), 0), jnp.int32)
+        return jnp.concatenate(columns, axis=1)
+
+
+def layout(config: ModelConfig, schema: Schema) -> Layout:
+    """The layout of a model's tables."""
+    limit = config.small_rows
+    limit = config.embedding_dim if limit is None else limit
+    return Layout(schema, limit, 0 < len(schema.numerical) < limit)
+
+
+def own_rows(fields: tuple[Field, ...]) -> np.ndarray:
+    """bool[rows of a table]: True for the fields' own ids, False for reserved ones."""
+    return np.concatenate([np.arange(f.rows) < f.size for f in fields] or [[]]) > 0

@@ -1,0 +1,126 @@
+"""Products by factors, and of several layers at once, against the plain ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models_data import BRANDS, MODELS, make_inputs, make_schema, make_variables, tiny
+
+from pwiser_jax.models import build
+from pwiser_jax.models.layout import layout
+from pwiser_jax.models.product import Features, Part, Weights, product
+
+SCHEMA = make_schema(sizes=(4, 2, 9, 3), multi_valued=(BRANDS,))
+SMALL = {"all": 100, "some": 6, "none": 0}  # small_rows
+
+
+def random(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_layers_of_one_input_are_one_product():
+    x = random(0, 7, 5)
+    alone = Weights(random(1, 5, 3), random(2, 3))
+    stack = Weights(random(3, 4, 5, 2), random(4, 4, 2))
+    first, second = product(x, alone, stack)
+    np.testing.assert_allclose(first, x @ alone.kernel + alone.bias, rtol=1e-5)
+    for e in range(4):
+        expected = x @ stack.kernel[e] + stack.bias[e]
+        np.testing.assert_allclose(second[e], expected, rtol=1e-5, atol=1e-6)
+    text = str(jax.make_jaxpr(product)(x, alone, stack))
+    assert text.count("dot_general") == 1
+
+
+def test_factors_give_the_product_of_what_they_stand_for():
+    parts = [
+        Part(random(0, 7, 2)),
+        Part(random(1, 7, 3), random(2, 3, 4)),
+        Part(random(3, 7, 1), random(4, 1, 2)),
+    ]
+    z = Features(parts)
+    assert z.width == 8
+    layers = (
+        Weights(random(5, 3, 8, 2), random(6, 3, 2)),
+        Weights(random(7, 8, 5), random(8, 5)),
+    )
+    for found, plain in zip(
+        product(z, *layers), product(z.vector(), *layers), strict=True
+    ):
+        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def with_small(params, config, other):
+    """The parameters of a model whose fields lie in the tables of another layout."""
+    ours, theirs = layout(config, SCHEMA), layout(other, SCHEMA)
+
+    def moved(tables):
+        found = {}
+        for name, fields in (("small", theirs.small), ("large", theirs.large)):
+            rows = [
+                tables["small" if ours.is_small(field) else "large"][
+                    ours.places[field.name] :
+                ][: field.rows]
+                for field in fields
+            ]
+            if rows:
+                found[name] = np.concatenate(rows)
+        return found | {"numerical": tables["numerical"]}
+
+    return {
+        name: moved(tree) if name.startswith("embedding") else tree
+        for name, tree in params.items()
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_small_fields_change_the_work_and_not_the_function(name):
+    """Outputs and gradients of all layouts are those of the plain one."""
+    inputs = make_inputs(SCHEMA, 33)
+    configs = {how: tiny(name, small_rows=rows) for how, rows in SMALL.items()}
+    plain = make_variables(build(configs["none"], SCHEMA), inputs)
+
+    def measured(config):
+        model = build(config, SCHEMA)
+        params = with_small(plain["params"], configs["none"], config)
+
+        def loss(params):
+            variables = {"params": params, "batch_stats": plain["batch_stats"]}
+            logits, _ = model.apply(
+                variables, inputs, train=True, mutable=["batch_stats"]
+            )
+            return sum(jnp.sum(jnp.sin(x)) for x in logits.values()), logits
+
+        (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return logits, with_small(gradient, config, configs["none"])
+
+    expected, expected_gradient = measured(configs["none"])
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_gradient))
+    for how in ("some", "all"):
+        found, gradient = measured(configs[how])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5),
+            expected,
+            found,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                b, a, rtol=1e-4, atol=1e-5 * largest
+            ),
+            expected_gradient,
+            gradient,
+        )
+
+
+def test_rows_of_a_part_of_the_table_may_stand_for_the_ids():
+    inputs = make_inputs(SCHEMA, 9)
+    model = build(tiny("mmoe"), SCHEMA)
+    variables = make_variables(model, inputs)
+    expected = model.apply(variables, inputs, train=False)
+    rows, places = np.unique(
+        layout(model.config, SCHEMA).large_rows(inputs), return_inverse=True
+    )
+    part = variables["params"]["embedding"]["large"][rows]
+    variables["params"]["embedding"]["large"] = part
+    given = inputs | {"large_rows": places.astype(np.int32)}
+    found = model.apply(variables, given, train=False)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
