@@ -20,7 +20,7 @@ from pwiser_jax.data.triples import (
 )
 from pwiser_jax.errors import UserError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 LONGEST_LINE = 64 << 20
 EDGE = b"\n" * PAD
 ID = re.compile(rb"[0-9]{1,10}")
@@ -181,8 +181,7 @@ def _bad_triple(triple: bytes, names: Names) -> str | None:
     name, mark, rest = triple.partition(b"\x02")
     if not mark or not NAME.fullmatch(name):
         return f"expected a field's name, an id and a value, found {_shown(triple)}"
-    field = names.known.get(name)
-    if field is None or not names.wanted[field]:
+    if name not in names.wanted:
         return None
     text, mark, value = rest.partition(b"\x03")
     if not ID.fullmatch(text) or not mark or int(text) > INT32_MAX:

@@ -25,7 +25,6 @@ from pwiser_jax.data.hashing import GOLDEN, mix
 PAD = 16
 """Line ends before and after a block, so that words at its edges can be loaded."""
 
-UNKNOWN = 255
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 ID_DIGITS = 10
@@ -115,26 +114,24 @@ class Names:
         )
         slots = self._slots(codes, self._factor)
         size = 1 << self.BITS
-        # No word equals 0 where no byte of it is looked at: free slots never match.
+        # No word equals 1 where no byte of it is looked at: free slots never match.
         self._codes, self._masks = np.ones(size, U), np.zeros(size, U)
-        self._numbers = np.full(size, UNKNOWN, np.uint8)
         self._codes[slots] = codes
         self._masks[slots] = [(1 << 8 * len(text)) - 1 for text in texts]
-        self._numbers[slots] = np.arange(len(known))
+        self.number, self.wanted_slot = np.zeros(size, np.uint8), np.zeros(size, bool)
+        self.number[slots] = np.arange(len(known))
+        self.wanted_slot[slots] = [name in wanted for name in known]
         self.lengths = np.array([len(name) for name in known])
-        self.wanted = np.zeros(256, bool)
-        self.wanted[: len(known)] = [name in wanted for name in known]
-        self.known = {text[:-1]: number for number, text in enumerate(texts)}
+        self.wanted = frozenset(name.encode() for name in wanted)
 
     def _slots(self, words: np.ndarray, factor: np.uint64) -> np.ndarray:
         """The first four characters decide."""
         return ((words & U(0xFFFFFFFF)) * factor >> U(64 - self.BITS)).astype(np.intp)
 
-    def numbers(self, words: np.ndarray) -> np.ndarray:
-        """uint8[N]: the field that each word begins with, or UNKNOWN."""
+    def find(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """intp[N], the slot of the field that each word may begin with; bool[N], if."""
         slots = self._slots(words, self._factor)
-        found = words & self._masks[slots] == self._codes[slots]
-        return np.where(found, self._numbers[slots], np.uint8(UNKNOWN))
+        return slots, words & self._masks[slots] == self._codes[slots]
 
 
 def parse(text: np.ndarray, columns: int, names: Names) -> Triples:
@@ -151,30 +148,23 @@ def parse(text: np.ndarray, columns: int, names: Names) -> Triples:
     whole = len(text) // 8 * 8
     high = np.bitwise_or.reduce(text[:whole].view(U)) & TOPS
     check(high == 0 and not np.any(text[whole:] > 127))
-    body = text[PAD:-PAD]
-    check(body[-1] == NEWLINE)
-    ends, commas, items = (
-        np.flatnonzero(body == mark) + PAD for mark in (NEWLINE, COMMA, ITEM)
-    )
+    check(text[-PAD - 1] == NEWLINE)
+    ends, commas = _few(_marks(text, NEWLINE)), _few(_marks(text, COMMA))
     check(len(commas) == len(ends) * columns)
     begins = np.concatenate([[PAD], ends[:-1] + 1])
     starts = np.column_stack([begins, commas.reshape(-1, columns) + 1])
     features = starts[:, -1]
     check((starts[:, 1] > begins) & (features <= ends))
 
-    until = np.searchsorted(items, ends)
-    inside = np.diff(until, prepend=0)
+    # A triple begins after an ITEM, or after the last comma if the line goes on.
     filled = features < ends
-    some = inside > 0
-    check(filled[some] & (items[(until - inside)[some]] > features[some]))
-    counts = inside + filled
-    last = np.cumsum(counts)
-    begin = np.empty(last[-1], np.int64)
-    opening = (last - counts)[filled]
-    inner = np.ones(len(begin), bool)
-    inner[opening] = False
-    begin[inner] = items + 1
-    begin[opening] = features[filled]
+    marks = _marks(text, ITEM)
+    marks[features[filled] - 1] = True
+    begin = np.flatnonzero(marks) + 1
+    last = np.searchsorted(begin, ends, side="right")
+    counts = np.diff(last, prepend=0)
+    check((counts > 0) == filled)
+    check(begin[(last - counts)[filled]] == features[filled])
 
     def end(at: np.ndarray, line: np.ndarray) -> np.ndarray:
         """Where triples of these lines end: before the next one, or with the line."""
@@ -183,12 +173,15 @@ def parse(text: np.ndarray, columns: int, names: Names) -> Triples:
 
     words = Words(text)
     heads = words.after(begin)
-    field = names.numbers(heads)
-    unknown = np.flatnonzero(field == UNKNOWN)
+    slots, known = names.find(heads)
+    unknown = np.flatnonzero(~known)
     line = np.searchsorted(last, unknown, side="right")
     _check_names(words, heads[unknown], begin[unknown], end(unknown, line))
-    wanted = np.flatnonzero(names.wanted[field])
-    field = field[wanted]
+    wanted = names.wanted_slot[slots]
+    if len(unknown):
+        wanted &= known
+    wanted = np.flatnonzero(wanted)
+    field = names.number[slots[wanted]]
     until = np.searchsorted(wanted, last)
     line = np.repeat(np.arange(len(counts)), np.diff(until, prepend=0))
     id_begin = begin[wanted] + names.lengths[field] + 1
@@ -223,6 +216,21 @@ def _check_names(
     ]
     check(all(NAME_AND_MARK.match(text) for text in texts))
     check(begin + place < stop)
+
+
+def _marks(text: np.ndarray, mark: int) -> np.ndarray:
+    """bool[N]: where the lines of a padded text have the mark."""
+    marks = text == mark
+    marks[:PAD] = marks[-PAD:] = False
+    return marks
+
+
+def _few(marks: np.ndarray) -> np.ndarray:
+    """`np.flatnonzero` of marks that are few: eight places at a time."""
+    whole = len(marks) // 8 * 8  # the rest is padding
+    at = np.flatnonzero(marks[:whole].view(U) != 0)
+    inside = np.flatnonzero(marks[:whole].reshape(-1, 8)[at])
+    return at[inside >> 3] * 8 + (inside & 7)
 
 
 class Words:
