@@ -3,22 +3,29 @@
     python -m experiments.bench_prepare --work /tmp/bench
 
 Generated raw files of several sizes are prepared, each in a process of its own, and the
-smallest ones also read by plain Python (`experiments.plain_reader`). Time, memory and
-disk of the published 85 M rows are a straight line through two measured sizes of the
-published proportions.
+smallest ones also by plain Python (`experiments.plain_reader`); these take turns, and
+the figure is the run of median time. The raw files have been read once before, so that
+they lie in the system's file cache. Time, memory and disk of the published 85 M rows
+are a straight line through two measured sizes of the published proportions, and beside
+it what the larger size's own rate gives. A stopped benchmark goes on where it was,
+with what the same code has measured.
 """
 
+import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from rich.console import Console
 
+import pwiser_jax as package
+from experiments import plain_reader
 from experiments.make_raw import main as make_raw
 from experiments.measure import machine, run
 from experiments.raw_aliccp import TEST_ROWS, TRAIN_ROWS
@@ -28,6 +35,7 @@ from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
 
 FIELDS = (18, 23)
 PUBLISHED = "published proportions"
+PLAIN, OURS = "plain Python", "prepare"
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,13 @@ class Options:
     """Options of the benchmark.
 
     Args:
-        work: a folder for the generated files and what has been measured; both are
-            used again.
+        work: a folder for the generated files and what has been measured.
         output: the folder of prepare.csv and prepare.md.
         rows: train rows of the files in the published proportions, two sizes.
         plain_rows: train rows that plain Python reads too, with a common line for ten.
         large_rows: train rows of the largest files.
         large_lines: their common lines.
+        repeats: runs of each measurement of the smallest files.
     """
 
     work: Path
@@ -50,6 +58,7 @@ class Options:
     plain_rows: int = 500_000
     large_rows: int = 5_000_000
     large_lines: int = 200_000
+    repeats: int = 3
 
 
 @dataclass(frozen=True)
@@ -85,57 +94,83 @@ def rows_of(folder: Path) -> int:
     return total
 
 
-def measured(raw: Raw, folder: Path, how: str, fields: int, work: Path) -> Any:
-    """A line of the table; one that was measured before is not measured again."""
-    path = work / f"{folder.name}-{how}-{fields}.json"
-    if not path.is_file():
-        line = measure_one(raw, folder, how, fields, work)
-        write_whole(path, json.dumps(line))
-    return json.loads(path.read_text(encoding="utf-8"))
+def code() -> str:
+    """A hash of all code that is measured."""
+    paths = sorted(Path(package.__file__).parent.rglob("*.py"))
+    paths.append(Path(plain_reader.__file__))
+    whole = hashlib.sha256(b"".join(path.read_bytes() for path in paths))
+    return whole.hexdigest()[:12]
 
 
-def measure_one(raw: Raw, folder: Path, how: str, fields: int, work: Path) -> Any:
-    prepared = work / "prepared"
-    if how == "plain Python":
-        cost = run("experiments.plain_reader", str(folder), str(fields))
-    else:
-        options = ["--on-bad-label=nest", "--overwrite", f"--fields={fields}"]
-        places = [f"--source={folder}", f"--output={prepared}"]
-        cost = run("pwiser_jax", "prepare", "aliccp", *places, *options)
-    rows, size = rows_of(folder), bytes_of(folder)
-    return {
-        "files": raw.what,
-        "how": how,
-        "fields": fields,
-        "rows": rows,
-        "raw_mb": size / 1e6,
-        "seconds": cost.seconds,
-        "rows_per_second": rows / cost.seconds,
-        "mb_per_second": size / 1e6 / cost.seconds,
-        "peak_mib": cost.peak_mib,
-        "disk_mb": bytes_of(prepared) / 1e6 if how == "prepare" else None,
-    }
+@dataclass(frozen=True)
+class Measurement:
+    """One command on some raw files; `turn` tells its repeats apart."""
 
+    raw: Raw
+    how: str
+    fields: int
+    turn: int = 0
 
-def all_of_it(small: Any, large: Any) -> dict[str, Any]:
-    """The published files by the line through two sizes."""
-    rows = TRAIN_ROWS + TEST_ROWS
+    def result(self, work: Path) -> Any:
+        """A line of the table; taken from the disk if this code has measured it."""
+        folder = self.raw.make(work)
+        name = f"{folder.name}-{self.how}-{self.fields}-{self.turn}.json"
+        path = work / f"measured-{code()}" / name
+        if not path.is_file():
+            write_whole(path, json.dumps(self._measure(folder, work)))
+        return json.loads(path.read_text(encoding="utf-8"))
 
-    def at(name: str) -> float:
-        slope = (large[name] - small[name]) / (large["rows"] - small["rows"])
-        return large[name] + slope * (rows - large["rows"])
-
-    found = {name: at(name) for name in ("seconds", "raw_mb", "peak_mib", "disk_mb")}
-    return (
-        small
-        | found
-        | {
-            "files": "all of it, computed",
+    def _measure(self, folder: Path, work: Path) -> Any:
+        _warm(folder)
+        output = work / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        if self.how == PLAIN:
+            arguments = (str(folder), str(output), str(self.fields))
+            cost = run(plain_reader.__name__, *arguments)
+        else:
+            options = ["--on-bad-label=nest", f"--fields={self.fields}"]
+            places = [f"--source={folder}", f"--output={output}"]
+            cost = run("pwiser_jax", "prepare", "aliccp", *places, *options)
+        rows, size = rows_of(folder), bytes_of(folder)
+        return {
+            "files": self.raw.what,
+            "how": self.how,
+            "fields": self.fields,
             "rows": rows,
-            "rows_per_second": rows / found["seconds"],
-            "mb_per_second": found["raw_mb"] / found["seconds"],
+            "raw_mb": size / 1e6,
+            "seconds": cost.seconds,
+            "rows_per_second": rows / cost.seconds,
+            "mb_per_second": size / 1e6 / cost.seconds,
+            "peak_mib": cost.peak_mib,
+            "disk_mb": bytes_of(output) / 1e6,
         }
-    )
+
+
+def _warm(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def all_of_it(small: Any, large: Any) -> Iterator[dict[str, Any]]:
+    """The published files: by the line through two sizes, and at the larger's rate."""
+    rows = TRAIN_ROWS + TEST_ROWS
+    names = ("seconds", "raw_mb", "peak_mib", "disk_mb")
+    slopes = {n: (large[n] - small[n]) / (large["rows"] - small["rows"]) for n in names}
+    line = {n: large[n] + slopes[n] * (rows - large["rows"]) for n in names}
+    rate = {n: large[n] * rows / large["rows"] for n in names if n != "peak_mib"}
+    for files, found in (("by the line", line), ("at the larger's rate", rate)):
+        yield (
+            dict.fromkeys(large)
+            | {"how": OURS, "fields": large["fields"], "rows": rows}
+            | {"files": f"all of it, {files}"}
+            | found
+            | {
+                "rows_per_second": rows / found["seconds"],
+                "mb_per_second": found["raw_mb"] / found["seconds"],
+            }
+        )
 
 
 def measure(options: Options, console: Console) -> list[dict[str, Any]]:
@@ -151,22 +186,26 @@ def measure(options: Options, console: Console) -> list[dict[str, Any]]:
         options.large_rows,
         (f"--lines={options.large_lines}", "--test_rows=50000"),
     )
-    sizes = [Raw(PUBLISHED, rows, ()) for rows in options.rows]
+    raws = (few, *(Raw(PUBLISHED, rows, ()) for rows in options.rows), large)
     found = []
-    for raw in (few, *sizes, large):
-        folder = raw.make(options.work)
-        for fields in FIELDS:
-            for how in ("plain Python", "prepare") if raw is few else ("prepare",):
-                found.append(measured(raw, folder, how, fields, options.work))
-                console.print(f"{raw.what}, {how}, {fields} fields: done")
+    for raw, fields in product(raws, FIELDS):
+        ways = (PLAIN, OURS) if raw is few else (OURS,)
+        runs: dict[str, list[Any]] = {how: [] for how in ways}
+        for turn, how in product(range(options.repeats if raw is few else 1), ways):
+            runs[how].append(Measurement(raw, how, fields, turn).result(options.work))
+            console.print(f"{raw.what}, {how}, {fields} fields: done")
+        for own in runs.values():
+            own.sort(key=lambda line: line["seconds"])
+            found.append(own[len(own) // 2])
     for fields in FIELDS:
-        two = [
-            line
-            for line in found
-            if line["files"] == PUBLISHED and line["fields"] == fields
-        ]
-        found.append(all_of_it(*two))
+        found += all_of_it(*select(found, fields, PUBLISHED))
     return found
+
+
+def select(
+    lines: Sequence[dict[str, Any]], fields: int, files: str
+) -> list[dict[str, Any]]:
+    return [x for x in lines if x["fields"] == fields and x["files"] == files]
 
 
 def sentences(lines: Sequence[dict[str, Any]]) -> str:
@@ -175,7 +214,7 @@ def sentences(lines: Sequence[dict[str, Any]]) -> str:
     for fields in FIELDS:
         own = [line for line in lines if line["fields"] == fields]
         plain, ours = (line["seconds"] for line in own[:2])
-        small, large = (line for line in own if line["files"] == PUBLISHED)
+        small, large = select(lines, fields, PUBLISHED)
         growth = large["seconds"] / small["seconds"]
         texts.append(
             f"{fields} fields: {plain / ours:.1f} times as fast as plain Python on the "

@@ -47,6 +47,11 @@ def logistic_aucs(data: Path, split: str = "valid") -> dict[str, dict[str, float
     """AUC by joint task of a regression for each strength, and of the best by task."""
     prepared = Prepared(data)
     schema = prepared.schema
+    if schema.multi_valued:
+        raise UserError(
+            f"{data} has multi-valued fields ({schema.multi_valued[0].name}), which "
+            "one-hot regression does not read; prepare it with single-valued ones alone"
+        )
     train, valid = prepared.load("train"), prepared.load("valid")
     x, x_valid = one_hot(train, schema), one_hot(valid, schema)
     measured = valid if split == "valid" else prepared.load(split)

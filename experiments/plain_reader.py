@@ -10,8 +10,8 @@ It does what the scripts that are passed around for this dataset do, in their or
 3. the ids that occur often enough are numbered, and the CSV is read again and written
    with these numbers.
 
-With 18 fields a dict keeps the last value of a field, as those scripts do. With 23, which
-they cannot do, the five multi-valued fields keep their heaviest values and their
+With 18 fields a dict keeps the last value of a field, as those scripts do. With 23,
+which they cannot do, the five multi-valued fields keep their heaviest values and their
 weights. Nothing is checked, and nothing is split off for validation.
 """
 

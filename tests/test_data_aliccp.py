@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -324,6 +325,24 @@ def test_bad_lines_are_refused_with_file_and_line(
     assert str(error.value).startswith(f"{source}/{message}")
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_ids_end_with_int32(files: Files, tmp_path: Path) -> None:
+    source = write_files(tmp_path / "raw", files)
+    lines = (source / COMMON).read_bytes().split(b"\n")
+    at = next(k for k, line in enumerate(lines) if b"121\x02" in line)
+    for number in (2**31 - 1, 2**31, 10**10):
+        triple = f"121\x02{number}\x03".encode()
+        lines[at] = re.sub(rb"121\x02\d+\x03", triple, lines[at])
+        (source / COMMON).write_bytes(b"\n".join(lines))
+        if number < 2**31:
+            prepare_aliccp(source, tmp_path / "out")
+            continue
+        told = f"{source}/{COMMON}, line {at + 1}: feature "
+        expected = f"the id of field 121 is '{number}'; expected a whole number up to"
+        with pytest.raises(UserError, match=re.escape(told) + ".*" + expected):
+            prepare_aliccp(source, tmp_path / "out", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 
 
 def test_files_that_are_cut_empty_or_missing(files: Files, tmp_path: Path) -> None:

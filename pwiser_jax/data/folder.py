@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,28 +35,17 @@ def new_folder(output: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     """
     output = Path(os.path.realpath(output))
     refuse_existing(output, marker, overwrite)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _clean(output)
-        folder = output.parent / f".{output.name}.partial-{secrets.token_hex(4)}"
-        folder.mkdir()
-    except OSError as error:
-        raise UserError(f"{output} cannot be made: {error.strerror}") from error
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(lock)
-        yield folder
-        refuse_existing(output, marker, overwrite)
-        _swap(folder, output)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        if (reason := _full(error)) is None:
-            raise
-        raise UserError(
-            f"{output} could not be written: {reason}; nothing of it is left"
-        ) from error
-    finally:
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
+    with _hidden(output, "partial", _clean) as folder:
+        try:
+            yield folder
+            refuse_existing(output, marker, overwrite)
+            _swap(folder, output)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            if (reason := _full(error)) is None:
+                raise
+            raise UserError(
+                f"{output} could not be written: {reason}; nothing of it is left"
+            ) from error
 
 
 @contextmanager
@@ -69,12 +58,17 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         UserError: it cannot be made.
     """
     output = Path(os.path.realpath(output))
+    with _hidden(output, "raw", _clean_scratch) as folder:
+        yield folder
+
+
+@contextmanager
+def _hidden(output: Path, kind: str, clean: Callable[[Path], None]) -> Iterator[Path]:
+    """A new locked folder beside `output`, once `clean` has removed old ones."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for old in output.parent.glob(f".{_escaped(output.name)}.raw-*"):
-            if _is_free(old):
-                shutil.rmtree(old)
-        folder = output.parent / f".{output.name}.raw-{secrets.token_hex(4)}"
+        clean(output)
+        folder = output.parent / f".{output.name}.{kind}-{secrets.token_hex(4)}"
         folder.mkdir()
     except OSError as error:
         raise UserError(f"{output} cannot be made: {error.strerror}") from error
@@ -137,6 +131,13 @@ def _clean(output: Path) -> None:
                 f"is {partial.name}): wait for it, or name another folder"
             )
         shutil.rmtree(partial)
+
+
+def _clean_scratch(output: Path) -> None:
+    """Removes what killed runs left and no other process uses."""
+    for old in output.parent.glob(f".{_escaped(output.name)}.raw-*"):
+        if _is_free(old):
+            shutil.rmtree(old)
 
 
 def _escaped(name: str) -> str:
