@@ -52,12 +52,14 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
             whole = False
             while not whole:
                 # Read into its place: these bytes are too many to be copied twice.
-                text = np.empty(PAD + len(rest) + size + PAD, np.uint8)
+                # After a line without end as much again, as it is copied each time.
+                room = max(size, len(rest))
+                text = np.empty(PAD + len(rest) + room + PAD, np.uint8)
                 view = text.data
                 view[: PAD + len(rest)] = EDGE + rest
                 stop = PAD + len(rest)
-                read = _fill(file, view[stop : stop + size])
-                stop, whole = stop + read, read < size
+                read = _fill(file, view[stop : stop + room])
+                stop, whole = stop + read, read < room
                 cut = stop if whole else _line_end(view[PAD:stop]) + PAD
                 rest = bytes(view[cut:stop])
                 if len(rest) > LONGEST_LINE:
