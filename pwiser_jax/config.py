@@ -19,6 +19,7 @@ from pwiser_jax.models.config import ModelConfig
 Margins = dict[str, float | None]
 Scores = Literal["probability", "logit"]
 BceRows = Literal["all", "conversions"]
+EmbeddingOptimizer = Literal["adam", "lazy_adam", "rowwise_adagrad"]
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,16 @@ class OptimizerConfig:
     Args:
         learning_rate: the step size.
         l2: weight decay added to the gradient (coupled, as PyTorch's Adam does).
+        embedding: what trains the vectors of ids, those of small fields aside. "adam":
+            as all else, so that every row of the table moves at every step.
+            "lazy_adam" and "rowwise_adagrad" move only the rows in the batch, in a time
+            that does not depend on the number of ids; l2 decays those rows alone. They
+            are other functions than "adam", and their numbers differ from it.
     """
 
     learning_rate: float = 1e-3
     l2: float = 1e-6
+    embedding: EmbeddingOptimizer = "adam"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_equals_the_layout_s_own_forward_pass(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_a_plain_pytorch_network(name):
     torch = pytest.importorskip("torch")
-    from mtreclib_torch import MODELS as NETWORKS
+    from experiments.plain_torch import MODELS as NETWORKS
 
     config = sized(name)
     network = NETWORKS[name](config, SCHEMA)

@@ -1,15 +1,15 @@
 """The four models as plain PyTorch modules, with MTReclib's names of parameters."""
 
 import numpy as np
-import torch
-from torch import nn
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
 
 
 class Embedding(nn.Module):
-    def __init__(self, schema, dim):
+    def __init__(self, schema, dim, sparse):
         super().__init__()
         sizes = [field.size for field in schema.categorical]
-        self.embedding = nn.Embedding(sum(sizes), dim)
+        self.embedding = nn.Embedding(sum(sizes), dim, sparse=sparse)
         self.offsets = torch.tensor(np.cumsum([0, *sizes[:-1]]))
 
     def forward(self, ids):
@@ -42,23 +42,37 @@ def gates(count, inputs, outputs):
     return nn.ModuleList(gate(inputs, outputs) for _ in range(count))
 
 
+def embed(table, layer, ids, numbers):
+    fields = table(ids)
+    return fields if layer is None else torch.cat([fields, layer(numbers)], dim=1)
+
+
 def mixture(weights, outputs):
     return torch.bmm(weights.unsqueeze(1), torch.stack(outputs, dim=1)).squeeze(1)
 
 
 class TorchModel(nn.Module):
-    """Logits [B], one a task; a subclass has what is below the towers."""
+    """Logits [B], one a task; a subclass has what is below the towers.
 
-    def __init__(self, config, schema):
+    `sparse`: the tables' gradients are of the rows looked up, for SparseAdam.
+    """
+
+    def __init__(self, config, schema, sparse=False):
         super().__init__()
-        self.tasks, dim = len(schema.labels), config.embedding_dim
-        self.embedding = Embedding(schema, dim)
-        self.numerical_layer = nn.Linear(len(schema.numerical), dim)
-        width = self.build(config, schema, dim * (len(schema.categorical) + 1))
+        self.tasks, self.sparse = len(schema.labels), sparse
+        fields = len(schema.categorical) + bool(schema.numerical)
+        self.embedding, self.numerical_layer = self.inputs(config, schema)
+        width = self.build(config, schema, config.embedding_dim * fields)
         self.tower = mlps(self.tasks, width, config.tower, 1)
 
+    def inputs(self, config, schema):
+        """A table of all fields, and the layer of the numerical columns, if any."""
+        dim, columns = config.embedding_dim, len(schema.numerical)
+        layer = nn.Linear(columns, dim) if columns else None
+        return Embedding(schema, dim, self.sparse), layer
+
     def embed(self, ids, numbers):
-        return torch.cat([self.embedding(ids), self.numerical_layer(numbers)], dim=1)
+        return embed(self.embedding, self.numerical_layer, ids, numbers)
 
     def forward(self, ids, numbers):
         features = zip(self.tower, self.features(ids, numbers), strict=True)
@@ -66,19 +80,18 @@ class TorchModel(nn.Module):
 
 
 class SingleTask(TorchModel):
+    def inputs(self, config, schema):
+        pairs = [TorchModel.inputs(self, config, schema) for _ in range(self.tasks)]
+        return map(nn.ModuleList, zip(*pairs, strict=True))
+
     def build(self, config, schema, width):
-        dim, columns, tasks = config.embedding_dim, len(schema.numerical), self.tasks
-        layers = [nn.Linear(columns, dim) for _ in range(tasks)]
-        self.embedding = nn.ModuleList(Embedding(schema, dim) for _ in range(tasks))
-        self.numerical_layer = nn.ModuleList(layers)
-        self.bottom = mlps(tasks, width, config.bottom)
+        self.bottom = mlps(self.tasks, width, config.bottom)
         return config.bottom[-1]
 
     def features(self, ids, numbers):
         layers = zip(self.embedding, self.numerical_layer, self.bottom, strict=True)
         return [
-            bottom(torch.cat([embedding(ids), numerical(numbers)], dim=1))
-            for embedding, numerical, bottom in layers
+            bottom(embed(table, layer, ids, numbers)) for table, layer, bottom in layers
         ]
 
 

@@ -1,0 +1,227 @@
+"""One measurement of a training step, in a process of its own.
+
+    python -m experiments.training_cell '{"engine": "jax", "model": "mmoe"}'
+
+prints a JSON object: the median seconds of a step, and of ours the work in it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from experiments.measure import median_seconds
+from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
+from pwiser_jax.data.batches import Batch
+from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.models.config import ModelConfig
+
+# Fields of the published data; Ali-CCP's are those with ids seen more than 10 times.
+ALIEXPRESS = (11, 4, 7, 2, 33, 7, 50, 8, 8, 2, 2, 2, 2, 2, 2, 2)
+ALICCP = (238_635, 98, 14, 3, 8, 4, 4, 3, 5, 467_298, 6_929, 263_942, 106_399)
+ALICCP += (5_888, 104_830, 51_878, 37_148, 4)
+NUMERICAL = {"aliexpress": 63, "aliccp": 0}
+# Fields with fewer ids stay as they are when the number of ids is varied.
+FEW = 1000
+CLICKS, CONVERSIONS = 0.04, 0.1  # a conversion is one of the clicks
+
+WARM_UP, LEAST, BUDGET = 3, 5, 4.0  # steps, steps, seconds
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Args:
+        engine: "jax": this library; "torch": the plain PyTorch network; "loss": this
+            library's loss alone, on given logits.
+        model: of the four.
+        data: whose fields.
+        dim: of an embedded field.
+        batch: rows of a step.
+        embedding: optimizer of the tables, ours or PyTorch's.
+        ids: about so many ids in all; 0: as published.
+        allocator: glibc's "usual" one, or one told to "keep" its memory.
+        lambda_: the weight of PWiseR.
+        changes: options of the model's config that differ from the defaults.
+        runs: so many runs in one vmapped program.
+    """
+
+    engine: str = "jax"
+    model: str = "shared_bottom"
+    data: str = "aliexpress"
+    dim: int = 128
+    batch: int = 2048
+    embedding: str = "adam"
+    ids: int = 0
+    allocator: str = "usual"
+    lambda_: float = 0.0
+    changes: str = "{}"
+    runs: int = 1
+
+    def schema(self) -> Schema:
+        sizes = ALIEXPRESS if self.data == "aliexpress" else ALICCP
+        few = sum(size for size in sizes if size < FEW)
+        scale = (self.ids - few) / (sum(sizes) - few) if self.ids else 1
+        return Schema(
+            categorical=tuple(
+                CategoricalField(f"c{i}", n if n < FEW else round(n * scale))
+                for i, n in enumerate(sizes)
+            ),
+            numerical=tuple(
+                NumericalField(f"n{i}") for i in range(NUMERICAL[self.data])
+            ),
+        )
+
+    def model_config(self) -> ModelConfig:
+        config = ModelConfig(name=self.model, embedding_dim=self.dim)  # pyright: ignore[reportArgumentType]
+        return replace(config, **json.loads(self.changes))
+
+
+def batches(cell: Cell) -> list[Batch]:
+    """A few batches of skewed ids: P(one of the first k of n) = sqrt(k / n)."""
+    rng, schema, rows = np.random.default_rng(0), cell.schema(), cell.batch
+    found = []
+    for _ in range(8 if rows < 10_000 else 2):
+        sizes = np.array(schema.field_sizes)
+        ids = (sizes * rng.random((rows, len(sizes))) ** 2).astype(np.int32)
+        click = rng.random(rows) < CLICKS
+        conversion = click & (rng.random(rows) < CONVERSIONS)
+        numbers = rng.random((rows, len(schema.numerical)), np.float32)
+        found.append(
+            Batch(
+                {"categorical": ids, "numerical": numbers},
+                np.stack([click, conversion], axis=1).astype(np.int8),
+                np.ones(rows, bool),
+                np.arange(rows, dtype=np.uint32),
+                np.arange(rows),
+                np.ones(rows, np.float32),
+            )
+        )
+    return found
+
+
+def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
+    """A training step as the training loop calls it, and the work in one."""
+    import jax
+    import jax.numpy as jnp
+
+    from pwiser_jax.models import build
+    from pwiser_jax.training import objective as objectives
+    from pwiser_jax.training.inference import new_state
+    from pwiser_jax.training.parallel import device_count, shard_batch, train_program
+    from pwiser_jax.training.step import Hyper, train_step
+
+    config = Config(
+        DataConfig(batch_size=cell.batch),
+        cell.model_config(),
+        LossConfig(lambdas=cell.lambda_),
+        OptimizerConfig(),
+    )
+    schema, devices = cell.schema(), device_count()
+    objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
+    hyper = Hyper(0, config.optimizer.learning_rate, config.optimizer.l2, weights)
+    state: Any = new_state(config, schema)
+    if cell.runs == 1:
+        program: Any = train_program(config.model, schema, objective)
+    else:
+        one = train_step(build(config.model, schema), objective, None)
+        program = jax.jit(jax.vmap(one, in_axes=(0, None, 0)), donate_argnums=0)
+        devices = 1
+        state, hyper = jax.tree.map(
+            lambda x: jnp.stack([jnp.asarray(x)] * cell.runs), (state, hyper)
+        )
+    cut = [shard_batch(batch, devices) for batch in batches(cell)]
+    if cell.runs > 1:
+        cut = jax.tree.map(lambda x: x[0], cut)
+    work = program.lower(state, cut[0], hyper).compile().cost_analysis()
+    turn = cycle(cut)
+
+    def step() -> None:
+        nonlocal state
+        state, values = program(state, next(turn), hyper)
+        jax.block_until_ready((state, values))
+
+    return step, {"flops": work["flops"], "bytes": work["bytes accessed"]}
+
+
+def loss_call(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
+    """Value and gradient of the objective alone, on given logits."""
+    import jax
+
+    from pwiser_jax.training import objective as objectives
+
+    labels = cell.schema().labels
+    objective, weights = objectives.build(
+        LossConfig(lambdas=cell.lambda_), labels, "ctcvr"
+    )
+    rng, batch = np.random.default_rng(1), batches(cell)[0]
+    logits = {
+        task.name: rng.normal(-3, 1, cell.batch).astype(np.float32)
+        for task in objective.tasks
+    }
+    program = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    arguments = jax.device_put((logits, batch.labels, batch.mask, weights))
+    return lambda: jax.block_until_ready(program(*arguments)), {}
+
+
+def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
+    """A step of the plain PyTorch network, with Adam or with SparseAdam's tables.
+
+    Adam's L2 is `weight_decay`; SparseAdam has none.
+    """
+    torch: Any = import_module("torch")
+    from experiments.plain_torch import MODELS
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    sparse = cell.embedding == "sparse_adam"
+    network = MODELS[cell.model](cell.model_config(), cell.schema(), sparse)
+    tables = [p for name, p in network.named_parameters() if "embedding" in name]
+    others = [p for name, p in network.named_parameters() if "embedding" not in name]
+    config = OptimizerConfig()
+    dense = others if sparse else [*tables, *others]
+    optimizers = [torch.optim.Adam(dense, config.learning_rate, weight_decay=config.l2)]
+    if sparse:
+        optimizers.append(torch.optim.SparseAdam(tables, config.learning_rate))
+    turn = cycle(
+        (
+            torch.from_numpy(batch.inputs["categorical"].astype(np.int64)),
+            torch.from_numpy(batch.inputs["numerical"]),
+            torch.from_numpy(batch.labels.astype(np.float32)),
+        )
+        for batch in batches(cell)
+    )
+    bce = torch.nn.BCEWithLogitsLoss()
+
+    def step() -> None:
+        ids, numbers, labels = next(turn)
+        logits = network(ids, numbers)
+        loss = sum(bce(z, labels[:, k]) for k, z in enumerate(logits)) / len(logits)
+        network.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step, {}
+
+
+ENGINES = {"jax": jax_step, "loss": loss_call, "torch": torch_step}
+
+
+def measure(cell: Cell) -> dict[str, float]:
+    """The median seconds of a step, the first ones aside."""
+    step, work = ENGINES[cell.engine](cell)
+    for _ in range(WARM_UP):
+        step()
+    return {"seconds": median_seconds(step, budget=BUDGET, least=LEAST), **work}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Cell(**json.loads(sys.argv[1])))))
