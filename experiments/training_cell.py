@@ -122,16 +122,20 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
         DataConfig(batch_size=cell.batch),
         cell.model_config(),
         LossConfig(lambdas=cell.lambda_),
-        OptimizerConfig(),
+        OptimizerConfig(embedding=cell.embedding),  # pyright: ignore[reportArgumentType]
     )
     schema, devices = cell.schema(), device_count()
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
     hyper = Hyper(0, config.optimizer.learning_rate, config.optimizer.l2, weights)
     state: Any = new_state(config, schema)
     if cell.runs == 1:
-        program: Any = train_program(config.model, schema, objective)
+        program: Any = train_program(
+            config.model, schema, objective, config.optimizer.embedding
+        )
     else:
-        one = train_step(build(config.model, schema), objective, None)
+        one = train_step(
+            build(config.model, schema), objective, None, config.optimizer.embedding
+        )
         program = jax.jit(jax.vmap(one, in_axes=(0, None, 0)), donate_argnums=0)
         devices = 1
         state, hyper = jax.tree.map(

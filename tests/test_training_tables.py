@@ -52,7 +52,7 @@ def train(
         grads = jax.grad(loss)(which.read(table))
         if axis_name is not None:
             grads = jax.lax.psum(grads, axis_name)
-        table, state = update_rows(
+        table, state, _ = update_rows(
             transformation, which, grads, table, state, count, rate, L2
         )
         return (table, state, count + 1), None

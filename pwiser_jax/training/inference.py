@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pwiser_jax.config import Config
+from pwiser_jax.config import Config, EmbeddingOptimizer
 from pwiser_jax.data.batches import sequential_batches
 from pwiser_jax.data.rows import Rows
 from pwiser_jax.data.schema import Schema
@@ -41,17 +41,22 @@ def example_inputs(schema: Schema) -> dict[str, Any]:
 
 def new_state(config: Config, schema: Schema) -> TrainState:
     """The state at step 0, drawn from the config's seed."""
-    program = _draw_program(config.model, schema, _objective(config, schema))
+    program = _draw_program(
+        config.model, schema, _objective(config, schema), config.optimizer.embedding
+    )
     return program(config.train.seed)
 
 
 @lru_cache(maxsize=16)
 def _draw_program(
-    model: ModelConfig, schema: Schema, objective: Objective
+    model: ModelConfig,
+    schema: Schema,
+    objective: Objective,
+    embedding: EmbeddingOptimizer,
 ) -> Callable[[int], TrainState]:
     """Kept, as the programs of `parallel` are: runs of other seeds compile nothing."""
     module, inputs = build(model, schema), example_inputs(schema)
-    draw = partial(initial_state, module, objective, inputs)
+    draw = partial(initial_state, module, objective, inputs, embedding=embedding)
     return jax.jit(draw, compiler_options=RUN_ONCE)
 
 
@@ -60,7 +65,13 @@ def state_template(config: Config, schema: Schema) -> TrainState:
     module, inputs = build(config.model, schema), example_inputs(schema)
     objective = _objective(config, schema)
     return jax.eval_shape(
-        lambda: initial_state(module, objective, inputs, config.train.seed)
+        lambda: initial_state(
+            module,
+            objective,
+            inputs,
+            config.train.seed,
+            config.optimizer.embedding,
+        )
     )
 
 

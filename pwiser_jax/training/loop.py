@@ -102,7 +102,7 @@ def train(
 
     # 3. Epochs.
     loop = _Loop(config, schema, reporter, metrics, last, best, saves, progress, state)
-    program = train_program(config.model, schema, objective)
+    program = train_program(config.model, schema, objective, config.optimizer.embedding)
     hyper = Hyper(
         seed=config.train.seed,
         learning_rate=config.optimizer.learning_rate,

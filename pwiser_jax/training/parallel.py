@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from pwiser_jax.config import EmbeddingOptimizer
 from pwiser_jax.data import batches as data
 from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
@@ -29,11 +30,16 @@ def device_count() -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def train_program(model: ModelConfig, schema: Any, objective: Objective) -> Any:
+def train_program(
+    model: ModelConfig,
+    schema: Any,
+    objective: Objective,
+    embedding: EmbeddingOptimizer = "adam",
+) -> Any:
     """The pmapped train step; the old state's buffers are given up to the new one."""
     module = build(model, schema, axis_name=AXIS)
     return jax.pmap(
-        train_step(module, objective, AXIS),
+        train_step(module, objective, AXIS, embedding),
         axis_name=AXIS,
         in_axes=(None, 0, None),
         out_axes=None,
@@ -60,7 +66,7 @@ def split_rows(tree: Any, devices: int) -> Any:
         if short:
             zeros = np.zeros((short, *array.shape[1:]), array.dtype)
             array = np.concatenate([array, zeros])
-        return array.reshape(devices, -1, *array.shape[1:])
+        return array.reshape(devices, len(array) // devices, *array.shape[1:])
 
     return jax.tree.map(cut, tree)
 

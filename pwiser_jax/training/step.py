@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pwiser_jax.config import EmbeddingOptimizer
+from pwiser_jax.models import MultiTaskModel
+from pwiser_jax.models.layout import layout
 from pwiser_jax.training import observe
 from pwiser_jax.training.objective import Banks, Objective, Weights
+from pwiser_jax.training.optimizer import Optimizer
 
 
 class Hyper(NamedTuple):
@@ -42,22 +46,12 @@ class Batch(NamedTuple):
     weights: Any
 
 
-def optimizer(
-    learning_rate: jax.Array | float, l2: jax.Array | float
-) -> optax.GradientTransformation:
-    """Adam whose L2 is added to the gradient before the moments, as PyTorch's is."""
-    return optax.chain(
-        optax.add_decayed_weights(l2),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
 def initial_state(
-    module: nn.Module,
+    module: MultiTaskModel,
     objective: Objective,
     inputs: dict[str, Any],
     seed: jax.Array | int,
+    embedding: EmbeddingOptimizer = "adam",
 ) -> TrainState:
     """Weights drawn from `seed`; only the shapes of `inputs` count."""
     variables = module.init(jax.random.key(seed), inputs, train=False)
@@ -66,13 +60,20 @@ def initial_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        optimizer=optimizer(0.0, 0.0).init(params),
+        optimizer=_optimizer(module, embedding).init(params),
         banks=objective.empty_banks(),
     )
 
 
+def _optimizer(module: MultiTaskModel, embedding: EmbeddingOptimizer) -> Optimizer:
+    return Optimizer(embedding, layout(module.config, module.schema))
+
+
 def train_step(
-    module: nn.Module, objective: Objective, axis_name: str | None
+    module: MultiTaskModel,
+    objective: Objective,
+    axis_name: str | None,
+    embedding: EmbeddingOptimizer = "adam",
 ) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, jax.Array]]]:
     """The step function: (state, batch, hyper) -> (state, metrics).
 
@@ -81,17 +82,21 @@ def train_step(
     The metrics are the loss, its parts and, every `log_every` steps, what `observe`
     describes.
     """
+    optimizer = _optimizer(module, embedding)
 
     def step(
         state: TrainState, batch: Batch, hyper: Hyper
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         # The same key on every device: dropout counts by global row, not by device.
         dropout = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
+        params, inputs, which = optimizer.narrow(
+            state.params, batch.inputs, batch.mask, axis_name
+        )
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             logits, changed = module.apply(
                 {"params": params, "batch_stats": state.batch_stats},
-                batch.inputs,
+                inputs,
                 train=True,
                 mask=batch.mask,
                 rows=batch.rows,
@@ -110,18 +115,24 @@ def train_step(
             return loss, (parts, banks, logits, changed)
 
         differentiated = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, aux), grads = differentiated(state.params)
+        (loss, aux), grads = differentiated(params)
         parts, banks, logits, changed = aux
         if axis_name is not None:
             # The losses are global values, and the mean over devices of their
             # gradients is the gradient of the whole batch (see losses).
             grads = jax.lax.pmean(grads, axis_name)
-        updates, optimizer_state = optimizer(hyper.learning_rate, hyper.l2).update(
-            grads, state.optimizer, state.params
+        new_params, optimizer_state, updates = optimizer.update(
+            grads,
+            state.optimizer,
+            state.params,
+            which,
+            count=state.step + 1,
+            learning_rate=hyper.learning_rate,
+            l2=hyper.l2,
         )
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=new_params,
             batch_stats=changed.get("batch_stats", {}),
             optimizer=optimizer_state,
             banks=banks,

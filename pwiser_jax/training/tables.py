@@ -39,11 +39,15 @@ class Distinct(NamedTuple):
         """The rows, [U, ...]; what stands for no row is read from the last."""
         return jnp.take(table, self.rows, axis=0, mode="clip")
 
+    def written(self, size: int) -> jax.Array:
+        """bool[U], which of `rows` a write to a table of `size` rows changes."""
+        return self.first & (self.rows < size)
+
     def write(self, table: jax.Array, values: jax.Array) -> jax.Array:
         """The table with its rows set to values [U, ...], each to its first one."""
         # What is not to be written goes past the end, to places that differ too.
         past = len(table) + jnp.arange(len(self.rows), dtype=jnp.int32)
-        to = jnp.where(self.first & (self.rows < len(table)), self.rows, past)
+        to = jnp.where(self.written(len(table)), self.rows, past)
         return table.at[to].set(values, mode="drop", unique_indices=True)
 
 
@@ -145,8 +149,8 @@ def update_rows(
     count: jax.Array,
     learning_rate: jax.Array | float,
     l2: jax.Array | float,
-) -> tuple[jax.Array, Any]:
-    """The table and its optimizer state after a step.
+) -> tuple[jax.Array, Any, jax.Array]:
+    """The table, its optimizer state and what was added to the rows, after a step.
 
     Args:
         which: the batch's rows.
@@ -159,8 +163,10 @@ def update_rows(
         l2: added to the gradient, times the row, once for each row read.
     """
     rows = which.read(table)
-    updates, new = transformation.update(
+    scaled, new = transformation.update(
         grads + l2 * rows, jax.tree.map(which.read, state), rows, count=count
     )
-    table = which.write(table, rows - learning_rate * updates)
-    return table, jax.tree.map(which.write, state, new)
+    updates = -learning_rate * scaled
+    state = jax.tree.map(which.write, state, new)
+    written = which.written(len(table))[:, None]
+    return which.write(table, rows + updates), state, jnp.where(written, updates, 0)

@@ -1,0 +1,428 @@
+"""How fast is a training step, and what does each part of it cost or save?
+
+    python -m experiments.bench_training --work /tmp/bench
+
+The four models at AliExpress' and Ali-CCP's sizes, as they are and in plain form, and
+where PyTorch is installed the same networks written plainly in it, with glibc's usual
+allocator and one told to keep its memory: the better counts. Each measurement is a
+process of its own, all in turns, several times over; a figure is the median. A
+benchmark that was stopped goes on from the measurements in its work folder.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from experiments.measure import KEEP_MEMORY, machine, median_seconds
+from experiments.training_cell import Cell
+from pwiser_jax.files import write_whole
+from pwiser_jax.options import Parser
+from pwiser_jax.reports.tables import to_markdown, write_csv
+
+MODELS = ("shared_bottom", "mmoe", "ple", "single_task")
+DIMS = (16, 128)
+IDS = (30_000, 300_000, 3_000_000)
+LARGE_BATCH = 65_536
+RUNS = 16
+ALLOCATORS = {"usual": {}, "keep": KEEP_MEMORY}
+
+# The same functions with more work: what each idea saves.
+PLAIN = {"small_rows": 0}
+SWITCHES = {
+    "as it is": {},
+    "without tables projected": {"small_rows": 0},
+    "without dropout": {"dropout": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the benchmark.
+
+    Args:
+        work: a folder for single measurements; those there are not made again.
+        output: path of the results, without a suffix.
+        parts: which of the parts: models, tables, ids, losses, switches, runs.
+        repeats: how often everything is measured.
+    """
+
+    work: Path
+    output: Path = Path("experiments/results/training")
+    parts: tuple[str, ...] = ("models", "tables", "ids", "losses", "switches", "runs")
+    repeats: int = 3
+
+
+def in_torch(cell: Cell) -> Iterator[Cell]:
+    for allocator in ALLOCATORS:
+        yield replace(cell, engine="torch", allocator=allocator)
+
+
+def model_cells() -> Iterator[Cell]:
+    for model in MODELS:
+        cell = Cell(model=model)
+        yield from in_torch(cell)
+        yield replace(cell, changes=json.dumps(PLAIN))
+        yield cell
+
+
+def table_cells() -> Iterator[Cell]:
+    for dim, model in product(DIMS, MODELS):
+        cell = Cell(model=model, data="aliccp", dim=dim)
+        for embedding in ("adam", "sparse_adam"):
+            yield from in_torch(replace(cell, embedding=embedding))
+        for embedding in ("adam", "lazy_adam", "rowwise_adagrad"):
+            yield replace(cell, embedding=embedding)
+
+
+def id_cells() -> Iterator[Cell]:
+    for dim, embedding, ids in product(DIMS, ("adam", "lazy_adam"), IDS):
+        yield Cell(data="aliccp", dim=dim, embedding=embedding, ids=ids)
+
+
+def loss_cells() -> Iterator[Cell]:
+    for model, batch in product(("shared_bottom", "mmoe"), (2048, LARGE_BATCH)):
+        if (model, batch) != ("mmoe", LARGE_BATCH):
+            yield Cell(model=model, batch=batch, lambda_=0.1)
+    for batch, lambda_ in product((2048, LARGE_BATCH), (0.0, 0.1)):
+        yield Cell(engine="loss", batch=batch, lambda_=lambda_)
+
+
+def switch_cells() -> Iterator[Cell]:
+    for changes in SWITCHES.values():
+        yield Cell(model="mmoe", changes=json.dumps(changes))
+
+
+def run_cells() -> Iterator[Cell]:
+    """Many runs as one program: of use where one does not fill the device."""
+    if accelerated():
+        for model, runs in product(("shared_bottom", "mmoe"), (1, RUNS)):
+            yield Cell(model=model, runs=runs)
+
+
+PARTS = {
+    "models": model_cells,
+    "tables": table_cells,
+    "ids": id_cells,
+    "losses": loss_cells,
+    "switches": switch_cells,
+    "runs": run_cells,
+}
+
+
+def accelerated() -> bool:
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+class Measurements:
+    """Seconds and work by cell: each line of a file is one process's."""
+
+    def __init__(self, work: Path, repeats: int) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self._path, self._repeats = work / "cells.jsonl", repeats
+        self._found: dict[Cell, list[dict[str, Any]]] = {}
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            tree = json.loads(line)
+            self._found.setdefault(Cell(**tree["cell"]), []).append(tree["found"])
+
+    def make(self, cells: Sequence[Cell]) -> None:
+        console = Console(stderr=True, highlight=False)
+        for repeat in range(self._repeats):
+            for cell in cells:
+                have = self._found.setdefault(cell, [])
+                if len(have) > repeat:
+                    continue
+                found = in_own_process(cell)
+                have.append(found)
+                line = json.dumps({"cell": asdict(cell), "found": found})
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+                console.print(line)
+
+    def seconds(self, cell: Cell) -> float | None:
+        """The median; None where it was not measured, or died."""
+        found = self._found.get(cell, [])
+        times = [one["seconds"] for one in found if one["seconds"] is not None]
+        return median(times) if times else None
+
+    def best(self, cells: Iterator[Cell]) -> float | None:
+        """The best of several, as of two allocators."""
+        times = [time for cell in cells if (time := self.seconds(cell)) is not None]
+        return min(times, default=None)
+
+    def work(self, cell: Cell, what: str) -> float | None:
+        found = self._found.get(cell)
+        return found[0].get(what) if found else None
+
+    def rows(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        return [
+            asdict(cell)
+            | {"seconds": self.seconds(cell), "measured": len(self._found[cell])}
+            | {what: self.work(cell, what) for what in ("flops", "bytes")}
+            for cell in cells
+            if cell in self._found
+        ]
+
+
+def in_own_process(cell: Cell) -> dict[str, float | None]:
+    """The measures of a cell; None where it dies, as it does for want of memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.training_cell", json.dumps(asdict(cell))],
+        env=os.environ | ALLOCATORS[cell.allocator],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        return {"seconds": None}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peaks() -> tuple[float, float]:
+    """Floating-point operations a second of a large matrix product, and bytes a second
+    of a large array read and written once: what this device does at its best."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 8192 if accelerated() else 2048
+    a, x = jnp.ones((n, n)), jnp.zeros(2**26)
+    multiply, add = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
+    product_ = median_seconds(lambda: jax.block_until_ready(multiply(a)))
+    copy = median_seconds(lambda: jax.block_until_ready(add(x)))
+    return 2 * n**3 / product_, 2 * x.nbytes / copy
+
+
+# Tables of the results.
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:,.1f}"
+
+
+def _rate(rows: int, seconds: float | None) -> str:
+    return "-" if seconds is None else f"{rows / seconds:,.0f}"
+
+
+def _ratio(slow: float | None, fast: float | None) -> str:
+    return "-" if not (slow and fast) else f"{slow / fast:.2f}"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return "-" if not (part and whole) else f"{part / whole:.1%}"
+
+
+def models_table(of: Measurements) -> pl.DataFrame:
+    flops, bandwidth = peaks()
+    lines = []
+    for model in MODELS:
+        cell = Cell(model=model)
+        fast, torch = of.seconds(cell), of.best(in_torch(cell))
+        plain = of.seconds(replace(cell, changes=json.dumps(PLAIN)))
+        operations, moved = (of.work(cell, what) for what in ("flops", "bytes"))
+        lines.append(
+            {
+                "Model": model,
+                "PyTorch, rows/s": _rate(cell.batch, torch),
+                "plain, rows/s": _rate(cell.batch, plain),
+                "rows/s": _rate(cell.batch, fast),
+                "step [ms]": _ms(fast),
+                "times PyTorch": _ratio(torch, fast),
+                "of peak product": _share(operations and operations / flops, fast),
+                "of bandwidth": _share(moved and moved / bandwidth, fast),
+            }
+        )
+    return pl.DataFrame(lines)
+
+
+def tables_table(of: Measurements) -> pl.DataFrame:
+    lines = []
+    for dim, model in product(DIMS, MODELS):
+        cell = Cell(model=model, data="aliccp", dim=dim)
+        sparse = replace(cell, embedding="sparse_adam")
+        lazy = of.seconds(replace(cell, embedding="lazy_adam"))
+        adagrad = of.seconds(replace(cell, embedding="rowwise_adagrad"))
+        torch = of.best(in_torch(cell))
+        torch_sparse = of.best(in_torch(sparse))
+        dense = of.seconds(cell)
+        lines.append(
+            {
+                "Model": model,
+                "dim": str(dim),
+                "PyTorch Adam": _rate(cell.batch, torch),
+                "PyTorch SparseAdam": _rate(cell.batch, torch_sparse),
+                "adam": _rate(cell.batch, dense),
+                "lazy_adam": _rate(cell.batch, lazy),
+                "rowwise_adagrad": _rate(cell.batch, adagrad),
+                "lazy over adam": _ratio(dense, lazy),
+                "lazy over SparseAdam": _ratio(torch_sparse, lazy),
+            }
+        )
+    return pl.DataFrame(lines)
+
+
+def ids_table(of: Measurements) -> pl.DataFrame:
+    lines = []
+    for dim, embedding in product(DIMS, ("adam", "lazy_adam")):
+        cell = Cell(data="aliccp", dim=dim, embedding=embedding)
+        times = [of.seconds(replace(cell, ids=ids)) for ids in IDS]
+        lines.append(
+            {"Embedding": embedding, "dim": str(dim)}
+            | {f"{n:,} ids [ms]": _ms(t) for n, t in zip(IDS, times, strict=True)}
+            | {"most over fewest": _ratio(times[-1], times[0])}
+        )
+    return pl.DataFrame(lines)
+
+
+def losses_table(of: Measurements) -> pl.DataFrame:
+    lines = []
+    for cell in loss_cells():
+        if cell.engine == "loss":
+            continue
+        alone = replace(Cell(engine="loss"), batch=cell.batch)
+        without, ranked = (
+            of.seconds(replace(alone, lambda_=lambda_)) for lambda_ in (0.0, 0.1)
+        )
+        step = of.seconds(cell)
+        pwiser = ranked - without if ranked and without else None
+        lines.append(
+            {
+                "Model": cell.model,
+                "batch": f"{cell.batch:,}",
+                "step [ms]": _ms(step),
+                "loss without PWiseR [ms]": _ms(without),
+                "loss with PWiseR [ms]": _ms(ranked),
+                "PWiseR's share of a step": _share(pwiser, step),
+            }
+        )
+    return pl.DataFrame(lines)
+
+
+def switches_table(of: Measurements) -> pl.DataFrame:
+    base = of.seconds(Cell(model="mmoe"))
+    lines = []
+    for name, changes in SWITCHES.items():
+        seconds = of.seconds(Cell(model="mmoe", changes=json.dumps(changes)))
+        lines.append(
+            {
+                "MMoE": name,
+                "step [ms]": _ms(seconds),
+                "over as it is": _ratio(seconds, base),
+            }
+        )
+    return pl.DataFrame(lines)
+
+
+def runs_table(of: Measurements) -> pl.DataFrame:
+    lines = []
+    for model in ("shared_bottom", "mmoe"):
+        one, many = (of.seconds(Cell(model=model, runs=runs)) for runs in (1, RUNS))
+        lines.append(
+            {
+                "Model": model,
+                "1 run [ms]": _ms(one),
+                f"{RUNS} runs in one program [ms]": _ms(many),
+                "over one": _ratio(many, one),
+            }
+        )
+    return pl.DataFrame(lines)
+
+
+TITLES = {
+    "models": (
+        "AliExpress: 16 fields, 144 ids, 63 numerical columns, dim 128",
+        models_table,
+    ),
+    "tables": ("Ali-CCP: 18 fields, 1.28 M ids, rows/s", tables_table),
+    "ids": ("SharedBottom by number of ids (Ali-CCP's fields)", ids_table),
+    "losses": ("PWiseR's own time", losses_table),
+    "switches": ("MMoE at AliExpress' sizes: what each idea saves", switches_table),
+    "runs": ("Runs side by side", runs_table),
+}
+
+
+def plot(of: Measurements, path: Path) -> None:
+    """Rows/s of the models, and a step's time against the number of ids."""
+    import matplotlib.pyplot as plt
+
+    from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
+
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+        for k, name in enumerate(("PyTorch", "plain", "pwiser_jax")):
+            speeds = []
+            for model in MODELS:
+                cell = Cell(model=model)
+                seconds = {
+                    "PyTorch": of.best(in_torch(cell)),
+                    "plain": of.seconds(replace(cell, changes=json.dumps(PLAIN))),
+                    "pwiser_jax": of.seconds(cell),
+                }[name]
+                speeds.append(cell.batch / seconds if seconds else 0)
+            places = [m + 0.27 * (k - 1) for m in range(len(MODELS))]
+            colour = (BLACK, *PALETTE)[k]
+            left.bar(places, speeds, 0.25, label=name, color=colour)
+        left.set_xticks(range(len(MODELS)), MODELS)
+        left.set_ylabel("rows/s")
+        left.set_title("AliExpress, batch 2,048")
+        left.legend(fontsize=8)
+        for k, (dim, embedding) in enumerate(product(DIMS, ("adam", "lazy_adam"))):
+            cell = Cell(data="aliccp", dim=dim, embedding=embedding)
+            line = [(n, t) for n in IDS if (t := of.seconds(replace(cell, ids=n)))]
+            if line:
+                look = {"color": (BLACK, *PALETTE)[k], "marker": MARKERS[k % 6]}
+                x, y = zip(*((n, 1e3 * t) for n, t in line), strict=True)
+                right.loglog(x, y, label=f"{embedding}, dim {dim}", **look)
+        right.set_xlabel("ids")
+        right.set_ylabel("step [ms]")
+        right.set_title("SharedBottom, batch 2,048")
+        right.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="experiments.bench_training", description=__doc__)
+    parser.add_class_arguments(Options, as_group=False)
+    options = Options(**vars(parser.instantiate(parser.parse(argv))))
+    import jax
+
+    have_torch = find_spec("torch") is not None
+    cells = list(dict.fromkeys(c for part in options.parts for c in PARTS[part]()))
+    cells = [cell for cell in cells if cell.engine != "torch" or have_torch]
+    of = Measurements(options.work, options.repeats)
+    of.make(cells)
+    settings = " ".join(f"{key}={value}" for key, value in KEEP_MEMORY.items())
+    note = (
+        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Batches of 2,048 "
+        "rows, MTReclib's sizes of the models, dropout 0.2, Adam with L2 1e-6, "
+        "cross-entropy. 'plain': the same function without projected tables; "
+        f"'keep': {settings}. Machine: {machine(('jax', 'torch'))}; jax device: "
+        f"{jax.devices()[0].device_kind}. Made by `python -m "
+        "experiments.bench_training`."
+    )
+    sections = [
+        f"## {title}\n\n{to_markdown(table(of))}"
+        for part, (title, table) in TITLES.items()
+        if part in options.parts and (part != "runs" or accelerated())
+    ]
+    write_csv(pl.DataFrame(of.rows(cells)), options.output.with_suffix(".csv"))
+    text = "\n\n".join(("# Training", note, *sections))
+    write_whole(options.output.with_suffix(".md"), text)
+    plot(of, options.output.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The optimizer of a whole model: Adam, and what `tables` has for large tables."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pwiser_jax.config import EmbeddingOptimizer
+from pwiser_jax.models.layout import Layout
+from pwiser_jax.training.tables import Distinct, distinct, of_rows, update_rows
+
+Params = dict[str, Any]
+
+TABLE = "large"
+
+
+def adam(
+    learning_rate: jax.Array | float, l2: jax.Array | float
+) -> optax.GradientTransformation:
+    """Adam whose L2 is added to the gradient before the moments, as PyTorch's is."""
+    return optax.chain(
+        optax.add_decayed_weights(l2),
+        optax.scale_by_adam(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+class Apart(NamedTuple):
+    """The optimizer's state where large tables have one of their own."""
+
+    others: optax.OptState
+    tables: dict[str, Any]
+
+
+class Narrowed(NamedTuple):
+    """Parameters and inputs of one batch, with no more of a table than it reads.
+
+    `which` are the rows that stand in place of each table; None: the tables are whole.
+    """
+
+    params: Params
+    inputs: dict[str, Any]
+    which: Distinct | None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam of all parameters, or of all but the tables `large`.
+
+    Attributes:
+        embedding: what trains those tables; see `OptimizerConfig`.
+        layout: of the model's tables; an embedding has one `large` of this layout.
+    """
+
+    embedding: EmbeddingOptimizer
+    layout: Layout
+
+    def init(self, params: Params) -> Any:
+        rows = of_rows(self.embedding)
+        if rows is None:
+            return adam(0.0, 0.0).init(params)
+        tables = {name: rows.init(table) for name, table in _tables(params).items()}
+        return Apart(adam(0.0, 0.0).init(_others(params)), tables)
+
+    def narrow(
+        self,
+        params: Params,
+        inputs: dict[str, Any],
+        mask: jax.Array,
+        axis_name: str | None,
+    ) -> Narrowed:
+        """What a step differentiates: gradients are of the rows read, not of tables."""
+        tables = _tables(params)
+        if of_rows(self.embedding) is None or not tables:
+            return Narrowed(params, inputs, None)
+        rows = len(next(iter(tables.values())))
+        which = distinct(_ids(self.layout, inputs, mask, rows), axis_name)
+        read = {name: which.read(table) for name, table in tables.items()}
+        return Narrowed(
+            _with_tables(params, read), inputs | {"large_rows": which.places}, which
+        )
+
+    def update(
+        self,
+        grads: Params,
+        state: Any,
+        params: Params,
+        which: Distinct | None,
+        *,
+        count: jax.Array,
+        learning_rate: jax.Array | float,
+        l2: jax.Array | float,
+    ) -> tuple[Params, Any, Params]:
+        """The parameters and the state after a step, and what was added.
+
+        Args:
+            grads: with respect to the parameters that `narrow` gave, `which` its rows.
+            state: the optimizer's.
+            params: whole.
+            which: as `narrow` gave it.
+            count: the step's number, from 1.
+            learning_rate: the step size.
+            l2: weight decay.
+        """
+        dense, rows = adam(learning_rate, l2), of_rows(self.embedding)
+        if rows is None:
+            updates, state = dense.update(grads, state, params)
+            added: Any = updates
+            return optax.apply_updates(params, updates), state, added  # pyright: ignore[reportReturnType]
+        others = _others(params)
+        updates, of_others = dense.update(_others(grads), state.others, others)
+        new: Any = optax.apply_updates(others, updates)
+        added = updates
+        if which is None:
+            return new, Apart(of_others, state.tables), added
+        of_grads, tables, states, moved = _tables(grads), {}, {}, {}
+        for name, table in _tables(params).items():
+            tables[name], states[name], moved[name] = update_rows(
+                rows,
+                which,
+                of_grads[name],
+                table,
+                state.tables[name],
+                count,
+                learning_rate,
+                l2,
+            )
+        new, added = _with_tables(new, tables), _with_tables(added, moved)
+        return new, Apart(of_others, states), added
+
+
+def _ids(
+    layout: Layout, inputs: dict[str, Any], mask: jax.Array, past: int
+) -> jax.Array:
+    """The rows of `large` that a batch reads; `past` for what is but padding."""
+    rows = layout.large_rows(inputs)
+    read = jnp.broadcast_to(mask[:, None], rows.shape)
+    width = layout.schema.multi_width
+    if width:
+        several = read[:, -width:] & (inputs["multi_weights"] != 0)
+        read = jnp.concatenate([read[:, :-width], several], axis=1)
+    return jnp.where(read, rows, past)
+
+
+def _tables(params: Params) -> dict[str, Any]:
+    """The table `large` of each embedding, by the embedding's name."""
+    return {name: tree[TABLE] for name, tree in params.items() if TABLE in tree}
+
+
+def _others(params: Params) -> Params:
+    return {
+        name: {key: leaf for key, leaf in tree.items() if key != TABLE}
+        for name, tree in params.items()
+    }
+
+
+def _with_tables(params: Params, tables: dict[str, Any]) -> Params:
+    put = {name: params[name] | {TABLE: table} for name, table in tables.items()}
+    return params | put
