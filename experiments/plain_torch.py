@@ -1,5 +1,7 @@
 """The four models as plain PyTorch modules, with MTReclib's names of parameters."""
 
+from typing import Any
+
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
@@ -65,7 +67,7 @@ class TorchModel(nn.Module):
         width = self.build(config, schema, config.embedding_dim * fields)
         self.tower = mlps(self.tasks, width, config.tower, 1)
 
-    def inputs(self, config, schema):
+    def inputs(self, config, schema) -> Any:
         """A table of all fields, and the layer of the numerical columns, if any."""
         dim, columns = config.embedding_dim, len(schema.numerical)
         layer = nn.Linear(columns, dim) if columns else None
@@ -80,7 +82,7 @@ class TorchModel(nn.Module):
 
 
 class SingleTask(TorchModel):
-    def inputs(self, config, schema):
+    def inputs(self, config, schema) -> Any:
         pairs = [TorchModel.inputs(self, config, schema) for _ in range(self.tasks)]
         return map(nn.ModuleList, zip(*pairs, strict=True))
 

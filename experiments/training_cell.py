@@ -207,7 +207,8 @@ def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     def step() -> None:
         ids, numbers, labels = next(turn)
         logits = network(ids, numbers)
-        loss = sum(bce(z, labels[:, k]) for k, z in enumerate(logits)) / len(logits)
+        losses = [bce(z, labels[:, k]) for k, z in enumerate(logits)]
+        loss = torch.stack(losses).mean()
         network.zero_grad()
         loss.backward()
         for optimizer in optimizers:

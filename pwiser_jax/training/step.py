@@ -55,7 +55,7 @@ def initial_state(
 ) -> TrainState:
     """Weights drawn from `seed`; only the shapes of `inputs` count."""
     variables = module.init(jax.random.key(seed), inputs, train=False)
-    params = variables["params"]
+    params: Any = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

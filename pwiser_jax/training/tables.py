@@ -163,6 +163,7 @@ def update_rows(
         l2: added to the gradient, times the row, once for each row read.
     """
     rows = which.read(table)
+    scaled: Any
     scaled, new = transformation.update(
         grads + l2 * rows, jax.tree.map(which.read, state), rows, count=count
     )
