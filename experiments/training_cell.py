@@ -126,7 +126,13 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     )
     schema, devices = cell.schema(), device_count()
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
-    hyper = Hyper(0, config.optimizer.learning_rate, config.optimizer.l2, weights)
+    hyper = Hyper(
+        seed=0,
+        learning_rate=config.optimizer.learning_rate,
+        l2=config.optimizer.l2,
+        weights=weights,
+        log_every=config.train.log_every,
+    )
     state: Any = new_state(config, schema)
     if cell.runs == 1:
         program: Any = train_program(
