@@ -1,5 +1,6 @@
 # make demo   the main job on a synthetic funnel, with a report to look at
 # make test   lint, type check and the whole test suite
+# make test-long   the tests that take minutes: 20 runs killed and resumed
 # PYTHON=...  another interpreter (3.11 or newer); each gets its own environment
 
 PYTHON ?= python3
@@ -10,13 +11,16 @@ endif
 VENV ?= $(if $(filter file,$(origin PYTHON)),.venv,.venv-$(TAG))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test test-long lint types format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m experiments.demo
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-long: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import polars as pl
 from rich.console import Console
 
 from experiments.grid import MODELS, Grid, run_grid
+from pwiser_jax.config import Protocol
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import level_name
@@ -29,6 +30,7 @@ from pwiser_jax.tasks import joint_task
 from pwiser_jax.training.evaluate import run_config
 from pwiser_jax.training.inference import load_best, predict_logits
 from pwiser_jax.training.metrics import read_metrics
+from pwiser_jax.training.protocol import CHOSEN, NAMES, TRAINED_ON, note
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Options:
         runs: the folder of the run folders; experiments that share it share runs.
         models: the models to compare.
         seeds: seeds 0 .. seeds - 1 of each cell.
-        split: the split that is measured; epochs are always chosen on validation.
+        split: the split that is measured; epochs are chosen on validation.
+        protocol: "mtreclib" (with split "test"): epochs are chosen on test, for a
+            comparison with published tables, and every table says so.
         set: further options of every run, as "train.epochs=3".
     """
 
@@ -53,6 +57,7 @@ class Options:
     models: tuple[Literal["single_task", "shared_bottom", "mmoe", "ple"], ...] = MODELS
     seeds: int = 5
     split: Literal["valid", "test"] = "valid"
+    protocol: Protocol = "default"
     set: tuple[str, ...] = ()
 
 
@@ -73,16 +78,17 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     made = parser.instantiate(parser.parse(arguments))
     command = " ".join(["python -m", parser.prog, *arguments])
+    options = Options(**vars(made))
     try:
-        texts = compare(experiment, Options(**vars(made)), command)
+        texts = compare(experiment, options, command)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    Console().print(to_rich(texts, experiment.title))
-    print(f"{made.output / 'report.html'}")
+    Console().print(to_rich(texts, _titled(experiment.title, options)))
+    print(f"{options.output / 'report.html'}")
     return 0
 
 
@@ -92,22 +98,32 @@ def compare(experiment: Experiment, options: Options, command: str) -> pl.DataFr
     Returns:
         The table of means and paired differences, as texts.
     """
+    said = note(options.protocol, options.split)
+    if said == TRAINED_ON:
+        raise UserError("protocol mtreclib trains on valid; measure --split test")
     grid = Grid(
         configs=options.configs,
         data=options.data,
         models=options.models,
         losses=experiment.losses,
         seeds=options.seeds,
-        overrides=tuple(f"--{item}" for item in options.set),
+        overrides=(
+            *(f"--{item}" for item in options.set),
+            f"--protocol={options.protocol}",
+        ),
     )
     results = run_grid(grid, options.runs, options.split)
     table = summary(results)
     texts = formatted(table)
     write_csv(results, options.output / "results.csv")
     write_csv(table, options.output / "table.csv")
-    write_whole(options.output / "table.md", to_markdown(texts))
+    markdown = to_markdown(texts)
+    if said is not None:
+        markdown = f"{said}\n\n{markdown}"
+    write_whole(options.output / "table.md", markdown)
+    title = _titled(experiment.title, options)
     section = Section(
-        title=experiment.title,
+        title=title,
         asked=experiment.asked,
         answer=_answer(table, options.split),
         blocks=_blocks(results, table, texts, options),
@@ -126,18 +142,24 @@ def compare(experiment: Experiment, options: Options, command: str) -> pl.DataFr
     )
     introduction = (
         f"Dataset {manifest.dataset} ({counts}). AUC on the {options.split} split, of "
-        "the epoch with the best mean validation AUC; runs of one seed share initial "
-        "weights and batches."
+        f"the epoch with the best mean {NAMES[CHOSEN[options.protocol]]} AUC; runs of "
+        "one seed share initial weights and batches."
     )
-    if options.split == "valid":
+    if said is not None:
+        introduction += f" {said}."
+    elif options.split == "valid":
         introduction += (
             " The epoch was chosen on the rows that are measured here, for every loss "
             "alike, so each AUC is a little optimistic."
         )
-    Report(experiment.title, introduction, [section]).write(
-        options.output / "report.html"
-    )
+    Report(title, introduction, [section]).write(options.output / "report.html")
     return texts
+
+
+def _titled(title: str, options: Options) -> str:
+    """A title, and what has to stand beside every figure of the protocol."""
+    said = note(options.protocol, options.split)
+    return title if said is None else f"{title} ({said})"
 
 
 def _answer(table: pl.DataFrame, split: str) -> str:
@@ -183,7 +205,9 @@ def _blocks(
     results: pl.DataFrame, table: pl.DataFrame, texts: pl.DataFrame, options: Options
 ) -> list[TableBlock | Picture]:
     blocks: list[TableBlock | Picture] = [
-        TableBlock(texts, f"AUC on {options.split}, {options.seeds} seeds")
+        TableBlock(
+            texts, _titled(f"AUC on {options.split}, {options.seeds} seeds", options)
+        )
     ]
     if table["difference"].is_not_null().any():
         blocks.append(
@@ -196,7 +220,8 @@ def _blocks(
     blocks.append(
         Picture(
             training_curves(_curves(results, options)),
-            "Validation AUC by epoch, by model, task and loss.",
+            f"{NAMES[CHOSEN[options.protocol]].capitalize()} AUC by epoch, by model, "
+            "task and loss.",
             "A thin line a seed, the mean bold.",
         )
     )
@@ -213,7 +238,7 @@ def _curves(results: pl.DataFrame, options: Options) -> pl.DataFrame:
     cells = results.select("run", "model", "loss", "seed").unique(maintain_order=True)
     for run, model, loss, seed in cells.rows():
         for line in read_metrics(options.runs / run):
-            if line["kind"] == "valid":
+            if "mean_auc" in line:
                 rows += [
                     {
                         "model": model,

@@ -132,8 +132,8 @@ def run_cells(
         split: the split that is measured: "valid" or "test".
     Returns:
         A row a cell and task, in order: dataset, model, loss, seed, the cells' tags
-        (null where a cell lacks one), split, task, auc, log_loss, best_epoch, run,
-        config_hash.
+        (null where a cell lacks one), split, protocol, task, auc, log_loss,
+        best_epoch, run, config_hash.
     Raises:
         UserError: no such data, no cell, or a run that failed.
     """
@@ -173,6 +173,7 @@ def run_cells(
                         "seed": cell.seed,
                         **{tag: cell.tags.get(tag) for tag in tags},
                         "split": split,
+                        "protocol": cell.config.protocol,
                         "task": name,
                         "auc": report[name]["auc"]["value"],
                         "log_loss": report[name]["log_loss"],

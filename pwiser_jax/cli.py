@@ -86,6 +86,9 @@ def _parser(argv: Sequence[str]) -> Parser:
         )
         train.add_class_arguments(Config, as_group=False)
     train.add_argument("--output", type=Path, required=True, help="the run's folder")
+    train.add_argument(
+        "--profile", type=bool, default=False, help="trace a few steps: OUTPUT/profile"
+    )
     commands.add_subcommand("train", train, help=train.description)
 
     evaluate = Parser(description="Measure a run's best checkpoint on a split.")
@@ -158,18 +161,20 @@ def _train(parser: Parser, options: Namespace) -> int:
     from pwiser_jax.training.evaluate import evaluate_run, summary
     from pwiser_jax.training.loop import train
     from pwiser_jax.training.progress import ProgressBar
+    from pwiser_jax.training.protocol import CHOSEN, NAMES
     from pwiser_jax.training.signals import Interrupted
 
     config = make_config(parser, options, "train")
     output = options.train.output
     try:
         with ProgressBar() as bar:
-            result = train(config, output, bar)
+            result = train(config, output, bar, profile=options.train.profile)
     except Interrupted as stop:
         print(f"pwiser: {stop}", file=sys.stderr)
         return 0 if stop.signum == signal.SIGTERM else 130
-    print(f"best epoch {result['best']['epoch'] + 1}, on validation:")
-    print(summary(evaluate_run(output, "valid")))
+    chosen = CHOSEN[config.protocol]
+    print(f"best epoch {result['best']['epoch'] + 1}, on {NAMES[chosen]}:")
+    print(summary(evaluate_run(output, chosen)))
     return 0
 
 

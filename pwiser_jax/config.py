@@ -20,6 +20,7 @@ Margins = dict[str, float | None]
 Scores = Literal["probability", "logit"]
 BceRows = Literal["all", "conversions"]
 EmbeddingOptimizer = Literal["adam", "lazy_adam", "rowwise_adagrad"]
+Protocol = Literal["default", "mtreclib"]
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,20 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run's numbers depend on, beside the data and the versions."""
+    """Everything that a run's numbers depend on, beside the data and the versions.
+
+    Args:
+        protocol: "default": the epoch is chosen on validation, test is never seen;
+            "mtreclib": as the published tables of MTReclib, which train on all but the
+            test rows and choose the epoch on those: optimistic, and labelled as such.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    protocol: Protocol = "default"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

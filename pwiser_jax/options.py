@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-FLAGS = ("--overwrite", "--strict", "--log_counts")
+FLAGS = ("--overwrite", "--strict", "--log_counts", "--profile")
+SHORT = {"--max_steps_without_checkpoint": "--train.max_steps_without_checkpoint"}
 
 
 class Parser(ArgumentParser):
@@ -27,11 +28,13 @@ class Parser(ArgumentParser):
 
 
 def _spelled(text: str) -> str:
-    """As jsonargparse wants it: underscores in an option's name, a value for a flag."""
+    """As jsonargparse wants it: underscores and all of an option's name, a value for a
+    flag."""
     if not text.startswith("--"):
         return text
     name, equals, value = text[2:].partition("=")
     option = "--" + name.replace("-", "_")
+    option = SHORT.get(option, option)
     return (
         f"{option}=true" if option in FLAGS and not equals else option + equals + value
     )

@@ -47,8 +47,27 @@ def test_a_run_leaves_what_its_numbers_can_be_traced_to(finished: Path) -> None:
     assert {"tensorboard", "result.json"} <= names
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
     result = json.loads((finished / "result.json").read_text())
-    kinds = [line["kind"] for line in read_metrics(finished)]
+    lines = read_metrics(finished, timing=True)
+    kinds = [line["kind"] for line in lines]
     assert kinds.count("valid") == 2
+    assert kinds.count("timing") == kinds.count("train")
+    logged = [
+        line for line in lines if line["kind"] == "train" and not line["step"] % 5
+    ]
+    assert len(logged) == 7
+    for line in logged:
+        assert line["norm/gradient"] > 0
+        assert line["norm/update"] > 0
+        for term in ("conversion>click", "conversion>exposure"):
+            pairs, active = (line[f"{k}/ctcvr/{term}"] for k in ("pairs", "active"))
+            assert 0 < active <= pairs
+        assert 0 < line["gate/entropy/ctr"] <= np.log(3) + 1e-6
+        assert line["gate/dead/ctr"] in range(4)
+    for line in lines:
+        if line["kind"] == "timing":
+            parts = ("data", "compute", "checkpoint")
+            spent = sum(line[f"{part}_seconds"] for part in parts)
+            assert spent == pytest.approx(line["step_seconds"])
     assert set(result["best"]["auc"]) == {"ctr", "ctcvr"}
 
 

@@ -46,19 +46,21 @@ class CacheWarning(UserWarning):
     """Where a cache lies that cannot lie in its prepared folder."""
 
 
-def cached_rows(folder: Path, manifest: Manifest, split: str) -> Rows:
-    """The rows of a split, mapped; makes what is missing of the cache first.
+def cached_rows(folder: Path, manifest: Manifest, *splits: str) -> Rows:
+    """The rows of splits in turn, mapped; makes what is missing of the cache first.
 
     Raises:
         UserError: a Parquet file is missing, damaged or not what the manifest says, or
             the cache cannot be written.
     """
-    schema, expected = manifest.schema, manifest.splits[split]
+    schema, parts = manifest.schema, [manifest.splits[name] for name in splits]
+    files = [name for part in parts for name in part.files]
+    rows = sum(part.rows for part in parts)
     common = cached_common(folder, manifest)
-    own = _part(_Source(folder, manifest, split, expected.files, expected.rows))
+    own = _part(_Source(folder, manifest, "-".join(splits), files, rows))
     arrays = arrays_of(own)
     beside = {name: arrays.pop(name, None) for name in ("labels", "group", "time")}
-    extra = arrays.pop("extra", np.empty((expected.rows, 0)))
+    extra = arrays.pop("extra", np.empty((rows, 0)))
     line = arrays.pop("common", None)
     return Rows(
         inputs=arrays,

@@ -168,16 +168,19 @@ class Prepared:
         """Encodes further raw rows as these were."""
         return Encoder.load(self.folder)
 
-    def load(self, split: str) -> Rows:
+    def load(self, *splits: str) -> Rows:
         """The rows of "train", "valid" or "test", mapped: see `cache`.
+
+        Of several splits, their rows one after another, with a cache of their own.
 
         Raises:
             UserError: there are none, or they are damaged.
         """
-        if split not in SPLITS:
-            raise UserError(
-                f"there is no split {split!r}; expected {', '.join(SPLITS)}"
-            )
-        if not self.manifest.splits[split].rows:
-            raise UserError(f"{self.folder} has no {split} rows")
-        return cached_rows(self.folder, self.manifest, split)
+        for split in splits:
+            if split not in SPLITS:
+                raise UserError(
+                    f"there is no split {split!r}; expected {', '.join(SPLITS)}"
+                )
+            if not self.manifest.splits[split].rows:
+                raise UserError(f"{self.folder} has no {split} rows")
+        return cached_rows(self.folder, self.manifest, *splits)

@@ -8,6 +8,7 @@ from pwiser_jax.data.manifest import read_manifest
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import evaluate
+from pwiser_jax.training import protocol
 from pwiser_jax.training.inference import load_best, predict_logits
 from pwiser_jax.training.run import CONFIG, write_json
 
@@ -52,12 +53,14 @@ def evaluate_run(run: Path, split: str, *, data: Path | None = None) -> dict[str
         space=config.model.cvr_space,
         split=split,
     )
+    if (note := protocol.note(config.protocol, split)) is not None:
+        report = {"note": note, **report}
     write_json(run / f"evaluation_{split}.json", report)
     return report
 
 
 def summary(report: dict[str, Any]) -> str:
-    """A line a task: AUC with its interval, and log loss."""
+    """A line a task: AUC with its interval, and log loss; below them any note."""
     lines = []
     for task, found in report.items():
         if not isinstance(found, dict) or "auc" not in found:
@@ -73,7 +76,7 @@ def summary(report: dict[str, Any]) -> str:
             f"{name:8} AUC {auc['value']:.4f} {interval}"
             f"   log loss {found['log_loss']:.4f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([report["note"]] if "note" in report else [])])
 
 
 def same_encoding(ours: Path, theirs: Path) -> bool:

@@ -19,6 +19,7 @@ from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
 from pwiser_jax.training import objective as objectives
+from pwiser_jax.training import protocol
 from pwiser_jax.training.checkpoint import BackgroundSaves, Checkpoints
 from pwiser_jax.training.inference import new_state, predict_logits, state_template
 from pwiser_jax.training.metrics import TIMING, MetricsWriter
@@ -29,6 +30,7 @@ from pwiser_jax.training.run import RESULT, open_run, write_json
 from pwiser_jax.training.signals import Interrupted, StopSignals
 from pwiser_jax.training.step import Batch, Hyper, TrainState
 from pwiser_jax.training.stopwatch import Stopwatch
+from pwiser_jax.training.trace import Trace
 
 # Metrics are read from the devices this often: a CPU backend of several devices can
 # deadlock when a loop runs ahead without ever waiting.
@@ -56,7 +58,12 @@ class Progress:
 
 
 def train(
-    config: Config, output: Path, reporter: Reporter, *, stop_after: int | None = None
+    config: Config,
+    output: Path,
+    reporter: Reporter,
+    *,
+    stop_after: int | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Trains a run, or goes on with it, and returns its result.
 
@@ -65,6 +72,7 @@ def train(
         output: the run's folder; a run that stands there already is gone on with.
         reporter: hears of steps and epochs.
         stop_after: ends this call after so many steps of its own, with a checkpoint.
+        profile: writes a trace of a few steps into the folder `profile` of the run.
     Returns:
         The tree of result.json.
     Raises:
@@ -84,7 +92,9 @@ def train(
     if (output / RESULT).exists():
         reporter.line(f"{output} is finished already")
         return json.loads((output / RESULT).read_text())
-    train_rows, valid_rows = prepared.load("train"), prepared.load("valid")
+    train_rows, valid_rows = protocol.rows_of(config.protocol, prepared)
+    for text in protocol.lines(config):
+        reporter.line(text)
     epoch_steps = steps_per_epoch(
         len(train_rows), config.data.batch_size, config.data.min_conversions
     )
@@ -101,7 +111,10 @@ def train(
     saves = BackgroundSaves(progress.step)
 
     # 3. Epochs.
-    loop = _Loop(config, schema, reporter, metrics, last, best, saves, progress, state)
+    trace = Trace(output / "profile" if profile else None)
+    loop = _Loop(
+        config, schema, reporter, metrics, last, best, saves, trace, progress, state
+    )
     program = train_program(config.model, schema, objective, config.optimizer.embedding)
     hyper = Hyper(
         seed=config.train.seed,
@@ -112,7 +125,7 @@ def train(
     )
     budget = None if stop_after is None else progress.step + stop_after
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, trace:
             while not progress.stopped:
                 loop.train_epoch(
                     program, hyper, train_rows, epoch_steps, signals, budget
@@ -135,6 +148,7 @@ def train(
         },
         "steps": progress.step,
         "stopped": progress.stopped,
+        **protocol.label(config),
     }
     write_json(output / RESULT, result)
     return result
@@ -149,6 +163,7 @@ class _Loop:
     last: Checkpoints
     best: Checkpoints
     saves: BackgroundSaves
+    trace: Trace
     progress: Progress
     state: TrainState
     _clock: float = field(default_factory=time.perf_counter)
@@ -194,6 +209,7 @@ class _Loop:
                 self.state, values = program(self.state, batch, hyper)
                 pending.append(values)
                 progress.step += 1
+                self.trace.at(1, self.state)
                 log = progress.step % train.log_every == 0
                 checkpoint = progress.step % train.checkpoint_interval == 0
                 out_of_budget = progress.step == budget
@@ -275,8 +291,9 @@ class _Loop:
         )
         if progress.window_steps:
             self._log(epoch)
+        chosen = protocol.CHOSEN[config.protocol]
         self.metrics.write(
-            "valid", progress.step, {"epoch": epoch, "auc": aucs, "mean_auc": mean}
+            chosen, progress.step, {"epoch": epoch, "auc": aucs, "mean_auc": mean}
         )
         if mean > progress.best_auc:
             progress.best_auc, progress.best_aucs = mean, aucs
@@ -295,4 +312,5 @@ class _Loop:
         self.save(*series)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in aucs.items())
         mark = " *" if progress.without_gain == 0 else ""
-        self.reporter.line(f"epoch {epoch + 1}: validation AUC {shown}{mark}")
+        name = protocol.NAMES[chosen]
+        self.reporter.line(f"epoch {epoch + 1}: {name} AUC {shown}{mark}")

@@ -5,7 +5,8 @@ data/                   manifest.json and vocabulary.parquet of the prepared dat
 checkpoints/            see `checkpoint`
 metrics.jsonl           one line every few steps, one an evaluation, and timings
 tensorboard/            the same numbers as event files
-result.json             written at the end: the best epoch and its validation AUCs
+profile/                the trace of `train --profile`
+result.json             written at the end: the best epoch and the AUCs that chose it
 evaluation_SPLIT.json   what `evaluate` found
 """
 
