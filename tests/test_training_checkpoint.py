@@ -76,8 +76,12 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written_up_to_its_bound(
 
 @pytest.mark.parametrize(
     ("every", "most", "interval", "lost"),
-    [(1000, None, 1000, 2000), (1000, 5000, 1000, 5000), (1000, 500, 250, 500)]
-    + [(7, 7, 3, 7), (1, 1, 1, 1)],
+    [
+        (1000, None, 1000, 2000),
+        (1000, 5000, 1000, 5000),
+        (1000, 500, 250, 500),
+        (1, 1, 1, 1),
+    ],
 )
 def test_how_the_two_options_of_checkpoints_go_together(
     every: int, most: int | None, interval: int, lost: int

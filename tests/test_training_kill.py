@@ -1,4 +1,4 @@
-"""Runs killed by SIGKILL at random moments, and gone on with, end as if never killed."""
+"""Runs killed at random moments, and gone on with, end as if never killed."""
 
 import json
 import os

@@ -51,9 +51,7 @@ def test_a_run_leaves_what_its_numbers_can_be_traced_to(finished: Path) -> None:
     kinds = [line["kind"] for line in lines]
     assert kinds.count("valid") == 2
     assert kinds.count("timing") == kinds.count("train")
-    logged = [
-        line for line in lines if line["kind"] == "train" and not line["step"] % 5
-    ]
+    logged = [line for line in lines if "norm/update" in line]
     assert len(logged) == 7
     for line in logged:
         assert line["norm/gradient"] > 0
