@@ -118,9 +118,10 @@ def test_a_run_goes_on_with_another_number_of_devices(
     pairs = zip(read_metrics(run), read_metrics(finished), strict=True)
     for got, expected in pairs:
         assert got["step"] == expected["step"]
-        for name in ("loss", "mean_auc"):
-            if name in expected:
-                np.testing.assert_allclose(got[name], expected[name], rtol=1e-4)
+        if "loss" in expected:
+            np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-4)
+        else:
+            np.testing.assert_allclose(got["mean_auc"], expected["mean_auc"], atol=1e-3)
 
 
 def test_a_damaged_best_checkpoint_is_an_error_that_says_so(
