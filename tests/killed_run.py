@@ -1,4 +1,6 @@
-"""A run that kills itself at a chosen moment: python killed_run.py CONFIG RUN AT DELAY.
+"""A run that kills itself at a chosen moment: python -m tests.killed_run.
+
+Arguments: CONFIG RUN AT DELAY.
 
 The moment is so many seconds (DELAY) after the run's AT-th step on the file system, in
 its own folder: opening, making, renaming or removing something there. So moments are

@@ -18,7 +18,6 @@ from pwiser_jax.training.loop import train
 from pwiser_jax.training.metrics import read_metrics
 from pwiser_jax.training.progress import Silent
 
-SCRIPT = Path(__file__).with_name("killed_run.py")
 # Of a run of this configuration, at the least: a kill after so many steps on the file
 # system comes before the run's end.
 STEPS = 300
@@ -66,7 +65,8 @@ def killed_and_resumed(
     at, delay = draw.randrange(1, STEPS), draw.choice([0, draw.random()])
     file = run.with_name("config.yaml")
     file.write_text(yaml.safe_dump(json.loads(json.dumps(config.to_dict()))))
-    command = [sys.executable, SCRIPT, file, run, str(at), str(LONGEST_DELAY * delay)]
+    command = [sys.executable, "-m", "tests.killed_run", file, run]
+    command += [str(at), str(LONGEST_DELAY * delay)]
     found = subprocess.run(command, capture_output=True, text=True, env=env)
     assert found.returncode == -signal.SIGKILL, found.stderr
     assert not (run / "result.json").exists()

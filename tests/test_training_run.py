@@ -53,12 +53,13 @@ def test_a_run_leaves_what_its_numbers_can_be_traced_to(finished: Path) -> None:
     assert kinds.count("timing") == kinds.count("train")
     logged = [line for line in lines if "norm/update" in line]
     assert len(logged) == 7
+    assert any(line["active/ctcvr/conversion>exposure"] for line in logged)
     for line in logged:
         assert line["norm/gradient"] > 0
         assert line["norm/update"] > 0
         for term in ("conversion>click", "conversion>exposure"):
             pairs, active = (line[f"{k}/ctcvr/{term}"] for k in ("pairs", "active"))
-            assert 0 < active <= pairs
+            assert 0 <= active <= pairs
         assert 0 < line["gate/entropy/ctr"] <= np.log(3) + 1e-6
         assert line["gate/dead/ctr"] in range(4)
     for line in lines:
