@@ -108,6 +108,7 @@ def test_a_killed_experiment_goes_on_where_it_stopped(
         (["--data=nowhere"], "nowhere"),
         (["--configs=nowhere"], "nowhere"),
         (["--seeds=0"], "empty"),
+        (["--protocol=mtreclib"], "--split test"),
         (["--models=[]"], "empty"),
         (['--set=["train.epochz=2"]'], "epochz"),
     ],
