@@ -1,32 +1,45 @@
-"""The main job on a built-in synthetic funnel, in minutes: `make demo`."""
+"""The main job on a built-in synthetic funnel, in minutes: `make demo`.
+
+The paper's table with three seeds: see `paper_table`.
+"""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from experiments.compare import main
-from experiments.integration import INTEGRATION
-from pwiser_jax.data.manifest import FILE
+from rich.console import Console
+
+from experiments.all import report
+from experiments.datasets import CONFIGS, Dataset
+from experiments.paper_table import PAPER_TABLE
+from experiments.study import SCALES, Study
 from pwiser_jax.data.synthetic import prepare_synthetic
 
-DATA = Path("runs/demo/data")
+OUTPUT = Path("runs/demo")
+
+
+def _make(output: Path) -> None:
+    """More clicks and conversions than in a shop: minutes must show something."""
+    prepare_synthetic(
+        output,
+        rows=50_000,
+        click_rate=0.2,
+        conversion_rate=0.2,
+        users=1_000,
+        items=300,
+    )
+
 
 if __name__ == "__main__":
-    if not (DATA / FILE).is_file():
-        # More clicks and conversions than in a shop: minutes must show something.
-        prepare_synthetic(
-            DATA,
-            rows=50_000,
-            click_rate=0.2,
-            conversion_rate=0.2,
-            users=1_000,
-            items=300,
-        )
-    arguments = [
-        f"--data={DATA}",
-        "--configs=configs/synthetic",
-        "--output=runs/demo",
-        "--runs=runs/demo/cells",
-        "--seeds=3",
-        "--split=test",
-    ]
-    sys.exit(main(INTEGRATION, arguments))
+    study = Study(
+        output=OUTPUT,
+        runs=OUTPUT / "cells",
+        scale=replace(SCALES["standard"], seeds=3),
+        datasets=[Dataset("synthetic", OUTPUT / "data", CONFIGS / "synthetic", _make)],
+    )
+    try:
+        report(study, [PAPER_TABLE], "make demo", Console(stderr=True, highlight=False))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    print(OUTPUT / "report.html")

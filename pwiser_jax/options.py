@@ -6,7 +6,14 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-FLAGS = ("--overwrite", "--strict", "--log_counts", "--profile")
+FLAGS = (
+    "--overwrite",
+    "--strict",
+    "--log_counts",
+    "--profile",
+    "--quick",
+    "--full",
+)
 SHORT = {"--max_steps_without_checkpoint": "--train.max_steps_without_checkpoint"}
 
 

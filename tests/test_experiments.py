@@ -2,20 +2,29 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
+from experiments import all as experiments
 from experiments import grid as grids
-from experiments.ablation import ABLATION
-from experiments.compare import main
-from experiments.integration import INTEGRATION
+from experiments.make_raw import main as make_raw
+from pwiser_jax.data.aliccp import prepare_aliccp
+from pwiser_jax.data.aliexpress import prepare_aliexpress
 from pwiser_jax.data.synthetic import prepare_synthetic
 from pwiser_jax.errors import UserError
 from pwiser_jax.training.metrics import read_metrics
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "synthetic"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TINY = (
+    "train.epochs=2",
+    "data.batch_size=512",
+    "model.bottom=[8]",
+    "model.expert=[8]",
+    "model.experts=2",
+    "model.tower=[]",
+    "model.embedding_dim=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,48 +34,107 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(data: Path, folder: Path, *more: str) -> list[str]:
+def arguments(
+    data: Path, folder: Path, name: str, *more: str, configs: str = "synthetic"
+) -> list[str]:
     return [
+        "--only",
+        name,
         f"--data={data}",
-        f"--configs={CONFIGS}",
+        f"--configs={CONFIGS / configs}",
         f"--output={folder / 'out'}",
-        f"--runs={folder / 'runs'}",
-        "--models=[shared_bottom]",
-        '--set=["train.epochs=2", "model.bottom=[8]", "data.batch_size=512"]',
+        "--models=shared_bottom",
+        "--set",
+        *TINY,
         *more,
     ]
 
 
-def test_integration_then_ablation_share_runs(data: Path, tmp_path: Path) -> None:
-    assert main(INTEGRATION, arguments(data, tmp_path, "--seeds=2")) == 0
-    results = pl.read_csv(tmp_path / "out" / "results.csv")
-    assert results.height == 2 * 2 * 3  # losses x seeds x tasks
-    page = (tmp_path / "out" / "report.html").read_text()
+def runs_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.jsonl")}
+
+
+def test_the_papers_table_and_what_follows_from_its_runs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(data, tmp_path, "paper_table", "--seeds=2")
+    assert experiments.main(command) == 0
+    out = tmp_path / "out"
+    results = pl.read_parquet(out / "results" / "paper_table.parquet")
+    assert results.height == 2 * 2 * 3 * 3  # losses x seeds x tasks x metrics
+    assert set(results["experiment"]) == {"paper_table"}
+    for run, found in results.select("run", "config_hash").unique().rows():
+        assert (out / "cells" / run / "result.json").exists()
+        assert run.endswith(found)
+    aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "ctcvr"))
+    by_loss = dict(aucs.group_by("loss").agg(pl.col("value").mean()).rows())
+    assert "pwiser" in capsys.readouterr().out
+    assert "| pwiser |" in (out / "results" / "paper_table.md").read_text()
+    page = (out / "report.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 3
     assert "http-equiv" not in page
     assert "<script" not in page
-    for name in ("table.csv", "table.md"):
-        assert "pwiser" in (tmp_path / "out" / name).read_text()
-    table = pl.read_csv(tmp_path / "out" / "table.csv")
-    pwiser = table.filter((pl.col("loss") == "pwiser") & (pl.col("task") == "ctr"))
-    by_loss = results.filter(pl.col("task") == "ctr").group_by("loss").agg("auc")
-    aucs = dict(by_loss.rows())
-    gaps = [a - b for a, b in zip(aucs["pwiser"], aucs["bce"], strict=True)]
-    assert pwiser["difference"].item() == pytest.approx(sum(gaps) / 2)
-    runs = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
+    gap = by_loss["pwiser"] - by_loss["bce"]
+    shown = f"{gap:+.4f}".replace("-", "\N{MINUS SIGN}")
+    assert f"CTCVR {shown}" in page
+    assert f"CTCVR {shown}" in (out / "findings.md").read_text()
+    runs = runs_of(tmp_path)
     assert len(runs) == 4
 
-    assert main(ABLATION, arguments(data, tmp_path, "--seeds=1")) == 0
-    again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
-    assert len(again) == 4 + 6
-    assert all(again[path] == when for path, when in runs.items())
+    # A table that was cut off is made again, without training.
+    table = out / "results" / "paper_table.parquet"
+    table.write_bytes(table.read_bytes()[:-100])
+    assert experiments.main(command) == 0
+    assert "damaged" in capsys.readouterr().err
+    assert pl.read_parquet(table).equals(results)
+    assert runs_of(tmp_path) == runs
+
+
+@pytest.mark.parametrize("name", ["noise", "significance", "calibration"])
+def test_experiments_end_to_end(
+    data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each writes its section; the same command again trains and measures nothing."""
+    small = replace(experiments.SCALES["quick"], worlds=5, pairs=4, overrides=())
+    monkeypatch.setitem(experiments.SCALES, "quick", small)
+    monkeypatch.setattr(f"experiments.{name}.MODEL", "shared_bottom")
+    command = arguments(data, tmp_path, name, "--quick", "train.epochs=1")
+    assert experiments.main(command) == 0
+    runs = runs_of(tmp_path)
+    table = tmp_path / "out" / "results" / f"{name}.parquet"
+    first = pl.read_parquet(table)
+    assert experiments.main(command) == 0
+    assert runs_of(tmp_path) == runs
+    assert pl.read_parquet(table).sort(first.columns).equals(first.sort(first.columns))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "nan" not in (tmp_path / "out" / "findings.md").read_text()
+    assert experiments.EXPERIMENTS[name].title in page
+
+
+@pytest.mark.parametrize("dataset", ["aliexpress", "aliccp"])
+def test_the_papers_table_from_raw_files(dataset: str, tmp_path: Path) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / f"{dataset}_data"
+    if dataset == "aliexpress":
+        assert make_raw([dataset, f"--output={raw}", "--rows=6000"]) == 0
+        prepare_aliexpress(raw, folder)
+    else:
+        options = ["--rows=12000", "--lines=300", "--test-rows=9000"]
+        assert make_raw([dataset, f"--output={raw}", *options]) == 0
+        prepare_aliccp(raw, folder, valid_fraction=0.3, on_bad_label="nest")
+    command = arguments(folder, tmp_path, "paper_table", "--seeds=1", configs=dataset)
+    assert experiments.main([*command, "train.epochs=1"]) == 0
+    results = pl.read_parquet(tmp_path / "out" / "results" / "paper_table.parquet")
+    aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "ctr"))
+    assert aucs["value"].is_between(0, 1).all()
+    assert aucs.height == 2
 
 
 def test_paired_runs_start_from_the_same_weights_and_see_the_same_batches(
     data: Path,
 ) -> None:
+    configs = CONFIGS / "synthetic"
     cells = list(
-        grids.Grid(CONFIGS, data, ["mmoe"], ["bce", "pwiser"], seeds=2).cells()
+        grids.Grid(configs, data, ["mmoe"], ["bce", "pwiser"], seeds=2).cells()
     )
     assert [(cell.loss, cell.seed) for cell in cells] == [
         ("bce", 0),
@@ -85,19 +153,20 @@ def test_a_killed_experiment_goes_on_where_it_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = grids.train, []
+    command = arguments(data, tmp_path, "paper_table", "--seeds=1")
 
-    def dies_in_the_second(*args: Any, **options: Any) -> Any:
+    def dies_in_the_second(*args: object, **options: object) -> object:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*args, **options)
 
     monkeypatch.setattr(grids, "train", dies_in_the_second)
-    assert main(INTEGRATION, arguments(data, tmp_path, "--seeds=1")) == 130
-    assert not (tmp_path / "out").exists()
-    first = next(tmp_path.rglob("metrics.jsonl"))
+    assert experiments.main(command) == 130
+    assert not (tmp_path / "out" / "report.html").exists()
+    (first,) = runs_of(tmp_path)
     when = first.stat().st_mtime_ns
-    assert main(INTEGRATION, arguments(data, tmp_path, "--seeds=1")) == 0
+    assert experiments.main(command) == 0
     assert first.stat().st_mtime_ns == when
     assert read_metrics(first.parent)
 
@@ -107,10 +176,13 @@ def test_a_killed_experiment_goes_on_where_it_stopped(
     [
         (["--data=nowhere"], "nowhere"),
         (["--configs=nowhere"], "nowhere"),
-        (["--seeds=0"], "empty"),
-        (["--protocol=mtreclib"], "--split test"),
-        (["--models=[]"], "empty"),
-        (['--set=["train.epochz=2"]'], "epochz"),
+        (["--kuairand=nowhere"], "nowhere"),
+        (["--seeds=0"], "seeds"),
+        (["--models", "gpt"], "gpt"),
+        (["--only", "everything"], "everything"),
+        (["--quick", "--full"], "choose one"),
+        (["--set", "train.epochz=2"], "epochz"),
+        (["--set", "optimizer.learning_rate=-1"], "learning_rate"),
     ],
 )
 def test_a_mistake_gets_one_sentence(
@@ -120,17 +192,34 @@ def test_a_mistake_gets_one_sentence(
     more: list[str],
     word: str,
 ) -> None:
-    assert main(INTEGRATION, [*arguments(data, tmp_path), *more]) == 2
-    error = capsys.readouterr().err.strip()
-    assert word in error
-    assert len(error.splitlines()) == 1
+    command = [*arguments(data, tmp_path, "paper_table"), *more]
+    try:
+        assert experiments.main(command) == 2
+    except SystemExit as stopped:  # what the parser itself refuses
+        assert stopped.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert word in error[-1]
+    assert not runs_of(tmp_path)
+
+
+def test_a_split_without_rows_is_told_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "prepared"
+    with pytest.warns(UserWarning, match="test split is empty"):
+        prepare_synthetic(folder, rows=6_000, users=300, items=100, test=0)
+    assert experiments.main(arguments(folder, tmp_path, "paper_table")) == 2
+    assert "has no test rows" in capsys.readouterr().err
+    assert not runs_of(tmp_path)
 
 
 def test_cells_of_any_kind_have_their_tags_as_columns(
     data: Path, tmp_path: Path
 ) -> None:
     overrides = ("--train.epochs=1", "--model.bottom=[4]")
-    grid = grids.Grid(CONFIGS, data, ["shared_bottom"], ["bce"], 1, overrides)
+    grid = grids.Grid(
+        CONFIGS / "synthetic", data, ["shared_bottom"], ["bce"], 1, overrides
+    )
     (cell,) = grid.cells()
     tagged = [
         replace(cell, tags={"noise": 0.1, "day": 3}),

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from pwiser_jax.metrics import Reliability
 
@@ -116,6 +116,96 @@ def _whisker(
     else:
         axes.hlines(y, row["low"], row["high"], color=look["color"], linewidth=2)
         axes.plot(row["difference"], y, **look)
+
+
+@styled
+def interval_lines(
+    table: pl.DataFrame,
+    x: str,
+    y: str,
+    *,
+    zero: str | None = None,
+    baseline: str = "bce",
+    percent: bool = False,
+) -> Figure:
+    """A measure along a setting, with intervals: a panel a task, a line a loss.
+
+    Args:
+        table: columns panel, line, x, value, low, high (null: no interval).
+        x, y: what the axes show, with units.
+        zero: what lies at 0, marked where given, such as "as BCE".
+        baseline: the line drawn in grey.
+        percent: show x, a share, in percent.
+    """
+    panels, lines = _distinct(table, "panel"), _distinct(table, "line")
+    looks: dict[str, dict[str, Any]] = {
+        line: look | {"marker": MARKERS[k % len(MARKERS)]}
+        for k, (line, look) in enumerate(_looks(lines, baseline).items())
+    }
+    span = float(np.ptp(table["x"].to_numpy()))
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, name in zip(axes, panels, strict=True):
+        if zero is not None:
+            panel.axhline(0, color=BLACK, linewidth=1)
+        for k, (line, look) in enumerate(looks.items()):
+            rows = table.filter(panel=name, line=line).sort("x")
+            # A little aside, that intervals of two lines do not hide each other.
+            at = rows["x"].to_numpy() + (k - (len(lines) - 1) / 2) * 0.012 * span
+            panel.plot(at, rows["value"], markersize=5, **look)
+            panel.vlines(at, rows["low"], rows["high"], color=look["color"], lw=1.5)
+        panel.set_title(name.upper())
+        panel.locator_params(axis="y", nbins=6)
+        panel.locator_params(axis="x", nbins=6, integer=not percent)
+        if percent:
+            panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.supxlabel(x, fontsize=10)
+    axes[0].set_ylabel(y)
+    _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()])
+    return figure
+
+
+@styled
+def surfaces(
+    table: pl.DataFrame, x: str, y: str, value: str, best: str = "best"
+) -> Figure:
+    """A measure over two settings as filled contours: a panel a third setting.
+
+    Args:
+        table: columns panel, x, y, value; a row for every x and y of each panel.
+        x, y, value: what the axes and the colours show, with units.
+        best: what the star is called that stands at the largest value of all.
+
+    The settings are spaced evenly, whatever their numbers. Colours are viridis, whose
+    lightness rises with the value.
+    """
+    panels = _distinct(table, "panel")
+    xs, ys = (sorted(table[name].unique()) for name in ("x", "y"))
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    numbers = table["value"].to_numpy()
+    levels = np.linspace(numbers.min(), numbers.max() + 1e-9, 11)
+    peak = table.sort("value", descending=True).row(0, named=True)
+    drawn = None
+    for panel, name in zip(axes, panels, strict=True):
+        rows = table.filter(panel=name)
+        cells = {(r["x"], r["y"]): r["value"] for r in rows.iter_rows(named=True)}
+        grid = np.array([[cells[a, b] for a in xs] for b in ys])
+        drawn = panel.contourf(grid, levels=levels, cmap="viridis")
+        if name == peak["panel"]:
+            at = xs.index(peak["x"]), ys.index(peak["y"])
+            (star,) = panel.plot(*at, "*", color="white", clip_on=False, label=best)
+            star.set(markersize=14, markeredgecolor=BLACK)
+            figure.legend(handles=[star], loc="outside upper center")
+        panel.set_xticks(range(len(xs)), [f"{a:g}" for a in xs])
+        panel.set_yticks(range(len(ys)), [f"{b:g}" for b in ys])
+        panel.grid(visible=False)
+        panel.set_title(str(name))
+        panel.set_xlabel(x)
+    axes[0].set_ylabel(y)
+    if drawn is not None:
+        figure.colorbar(drawn, ax=list(axes), label=value, format="%.4f")
+    return figure
 
 
 @styled

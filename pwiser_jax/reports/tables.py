@@ -14,13 +14,20 @@ appear, so that the losses of one model and task stand under each other.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from rich.table import Table
 
 from pwiser_jax.files import write_whole
-from pwiser_jax.metrics import paired_interval
+from pwiser_jax.metrics import (
+    holm,
+    paired_interval,
+    paired_test,
+    seeds_needed,
+    wilcoxon_test,
+)
 
 UNDEFINED, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 CELL = ["dataset", "model", "task", "loss"]
@@ -34,6 +41,12 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "low": pl.Float64,
     "high": pl.Float64,
     "seeds": pl.String,
+}
+TESTS: dict[str, type[pl.DataType]] = {
+    **dict.fromkeys(CELL, pl.String),
+    "pairs": pl.Int64,
+    **dict.fromkeys(("difference", "low", "high", "sd", "p", "wilcoxon"), pl.Float64),
+    "seeds": pl.Int64,
 }
 
 
@@ -58,6 +71,58 @@ def summary(
         ValueError: a column is missing, or two rows have one dataset, model, task,
             loss and seed.
     """
+    cells = _cells(results, metric)
+    rows = [
+        _row(key, own, cells.get((*key[:3], baseline), {}), baseline)
+        for key, own in cells.items()
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def significance(
+    results: pl.DataFrame,
+    baseline: str = "bce",
+    metric: str = "auc",
+    difference: float = 0.001,
+) -> pl.DataFrame:
+    """Is the difference to the baseline more than chance? Tests of every cell.
+
+    Args:
+        results, baseline, metric: as in `summary`.
+        difference: that `seeds` is about.
+
+    Returns:
+        A row a cell that is not the baseline's and has at least two pairs: dataset,
+        model, task, loss, pairs; difference, low, high: mean and 95% t interval; sd of
+        the differences; p, wilcoxon: of the paired t test and the signed-rank test;
+        p_holm, wilcoxon_holm: the same corrected for the number of rows here; seeds:
+        how many pairs would show `difference` with 80% power at this sd.
+
+    Raises:
+        ValueError: as `summary`.
+    """
+    cells = _cells(results, metric)
+    rows = []
+    for key, own in cells.items():
+        a, b = _pairs(own, cells.get((*key[:3], baseline), {}))
+        if key[3] == baseline or len(a) < 2:
+            continue
+        gap = paired_interval(a, b)
+        sd = float(np.std(np.subtract(a, b), ddof=1))
+        tests = paired_test(a, b), wilcoxon_test(a, b)
+        numbers = len(a), gap.value, gap.low, gap.high, sd, *tests
+        rows.append((*key, *numbers, seeds_needed(sd, difference)))
+    table = pl.DataFrame(rows, schema=TESTS, orient="row")
+    return table.select(
+        *[name for name in TESTS if name != "seeds"],
+        pl.Series("p_holm", holm(table["p"].to_numpy())),
+        pl.Series("wilcoxon_holm", holm(table["wilcoxon"].to_numpy())),
+        "seeds",
+    )
+
+
+def _cells(results: pl.DataFrame, metric: str) -> dict[Any, dict[int, float]]:
+    """The measure by seed of every cell, in the order of a summary."""
     missing = sorted({*CELL, "seed", metric} - set(results.columns))
     if missing:
         raise ValueError(f"results have no column {', '.join(missing)}")
@@ -80,11 +145,15 @@ def summary(
     order = sorted(
         cells, key=lambda key: [position[n][k] for n, k in zip(CELL, key, strict=True)]
     )
-    rows = [
-        _row(key, cells[key], cells.get((*key[:3], baseline), {}), baseline)
-        for key in order
-    ]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return {key: cells[key] for key in order}
+
+
+def _pairs(
+    own: dict[int, float], others: dict[int, float]
+) -> tuple[list[float], list[float]]:
+    """The measures of the seeds that both have."""
+    shared = sorted(own.keys() & others.keys())
+    return [own[s] for s in shared], [others[s] for s in shared]
 
 
 def formatted(
@@ -106,7 +175,9 @@ def formatted(
             "Runs": str(row["runs"]),
             f"Mean {metric}": _text(row["mean"], number),
             "SD": _text(row["sd"], number),
-            "Difference [95% interval]": _difference(row, number),
+            "Difference [95% interval]": difference_text(
+                row["difference"], row["low"], row["high"], number
+            ),
         }
         if table["dataset"].n_unique() <= 1:
             del texts["Dataset"]
@@ -167,8 +238,8 @@ def is_numeric(column: pl.Series) -> bool:
 
 def _row(key: tuple, values: dict, others: dict, baseline: str) -> tuple[object, ...]:
     own = np.array(list(values.values()), np.float64)
-    shared = [] if key[3] == baseline else sorted(values.keys() & others.keys())
-    gap = paired_interval([values[s] for s in shared], [others[s] for s in shared])
+    a, b = ([], []) if key[3] == baseline else _pairs(values, others)
+    gap = paired_interval(a, b)
     numbers = [
         float(own.mean()) if len(own) else math.nan,
         float(own.std(ddof=1)) if len(own) > 1 else math.nan,
@@ -178,15 +249,19 @@ def _row(key: tuple, values: dict, others: dict, baseline: str) -> tuple[object,
     ]
     mean, sd, *difference = (None if math.isnan(x) else x for x in numbers)
     seeds = " ".join(map(str, sorted(values)))
-    return (*key, len(own), mean, sd, len(shared), *difference, seeds)
+    return (*key, len(own), mean, sd, len(a), *difference, seeds)
 
 
 def _text(value: float | None, number: str) -> str:
     return UNDEFINED if value is None else format(value, number).replace("-", MINUS)
 
 
-def _difference(row: dict, number: str) -> str:
-    if row["difference"] is None:
+def difference_text(
+    value: float | None, low: float | None, high: float | None, number: str = ".4f"
+) -> str:
+    """+0.0021 [−0.0003, +0.0045]; an en dash for what is not defined."""
+    if value is None or math.isnan(value):
         return UNDEFINED
-    low, high = (_text(row[end], "+" + number) for end in ("low", "high"))
-    return f"{_text(row['difference'], '+' + number)} [{low}, {high}]"
+    ends = (None if x is None or math.isnan(x) else x for x in (low, high))
+    texts = [_text(end, "+" + number) for end in ends]
+    return f"{_text(value, '+' + number)} [{', '.join(texts)}]"

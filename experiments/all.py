@@ -1,0 +1,199 @@
+"""The experiments, one report: what was asked, what came out, how to make it again.
+
+    python -m experiments.all --output runs/experiments            (an hour on 2 cores)
+    python -m experiments.all --quick --output runs/quick          (minutes; to look)
+    python -m experiments.all --full --kuairand DIR --output runs/full
+    python -m experiments.all --only noise terms --output runs/experiments
+
+The same command goes on where it was stopped: runs that exist are not run again, and
+report.html is written anew after each experiment. findings.md holds the answers alone,
+results/ each number with its run folder, seed and config hash.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from experiments.calibration import CALIBRATION
+from experiments.datasets import Dataset, given, industrial, kuairand, synthetic
+from experiments.measure import machine
+from experiments.noise import NOISE
+from experiments.paper_table import PAPER_TABLE
+from experiments.significance import SIGNIFICANCE
+from experiments.study import MODELS, SCALES, Experiment, Scale, Study
+from experiments.terms import TERMS
+from pwiser_jax.errors import UserError
+from pwiser_jax.files import write_whole
+from pwiser_jax.options import Parser
+from pwiser_jax.reports.html import Report, Section
+from pwiser_jax.reports.tables import to_markdown, to_rich
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (PAPER_TABLE, TERMS, NOISE, SIGNIFICANCE, CALIBRATION)
+}
+
+UNOPTIMISED = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="experiments.all", description=__doc__)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="the folder of report and tables")
+    add("--runs", type=Path | None, help="the folder of runs; default: OUTPUT/cells")
+    add("--only", nargs="+", choices=list(EXPERIMENTS), help="these experiments")
+    add("--quick", type=bool, default=False, help="tiny runs: does everything work?")
+    add("--full", type=bool, default=False, help="more rows, seeds and datasets")
+    add("--data", type=Path, nargs="+", help="prepared folders, not the built-in data")
+    add("--configs", type=Path | None, help="of --data: MODEL_bce.yaml for each model")
+    add("--kuairand", type=Path | None, help="KuaiRand-Pure's files, as data too")
+    add("--seeds", type=int | None, help="of every experiment; default: by size")
+    add("--models", nargs="+", choices=list(MODELS), help="of the paper's table")
+    add("--split", choices=["valid", "test"], default="test", help="to measure on")
+    add("--set", type=str, nargs="+", help="options of every run: train.epochs=3 ...")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = parser.parse(arguments)
+    if options.quick:
+        # Tiny runs spend their time compiling; read when jax is first used.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}"
+    console = Console(stderr=True, highlight=False)
+    try:
+        study = _study(options)
+        chosen = [EXPERIMENTS[name] for name in options.only or EXPERIMENTS]
+        report(study, chosen, _command(arguments), console)
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    print(study.output / "report.html")
+    return 0
+
+
+def _study(options: Namespace) -> Study:
+    if options.quick and options.full:
+        raise UserError("--quick and --full are two sizes; choose one")
+    name = "quick" if options.quick else "full" if options.full else "standard"
+    scale = SCALES[name]
+    if options.seeds is not None:
+        if options.seeds < 1:
+            raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
+        scale = replace(scale, seeds=options.seeds, pairs=options.seeds)
+    if options.models:
+        scale = replace(scale, models=tuple(options.models))
+    if (options.data is None) != (options.configs is None):
+        raise UserError("--data and --configs belong together; give both or none")
+    return Study(
+        output=options.output,
+        runs=options.runs or options.output / "cells",
+        scale=scale,
+        datasets=_datasets(options, scale),
+        split=options.split,
+        overrides=tuple(f"--{item}" for item in options.set or ()),
+    )
+
+
+def _datasets(options: Namespace, scale: Scale) -> list[Dataset]:
+    if options.data:
+        found = [given(folder, options.configs) for folder in options.data]
+    else:
+        place = options.output / "data"
+        found = [synthetic(place, scale.rows), industrial(place, scale.rows)]
+    if options.kuairand is not None:
+        if not options.kuairand.exists():
+            raise UserError(f"{options.kuairand}: no such folder or zip (--kuairand)")
+        found += [
+            replace(
+                kuairand(options.output / "data", options.kuairand, conversion),
+                overrides=scale.kuairand,
+            )
+            for conversion in ("like", "long_view")
+        ]
+    return found
+
+
+def report(
+    study: Study, chosen: Sequence[Experiment], command: str, console: Console
+) -> None:
+    """Runs the experiments one by one; the report and the findings after each."""
+    introduction = (
+        f"Data: {', '.join(dataset.name for dataset in study.datasets)}; AUC on "
+        f"{study.split}, of the epoch with the best mean AUC on validation. Runs of "
+        "one seed share initial weights and batches; differences are paired by seed. "
+        f"Each number is in results/EXPERIMENT.parquet beside its run folder, seed and "
+        f"config hash. Made on {machine()}."
+    )
+    page = Report("When does PWiseR help?", introduction)
+    answers = []
+    for experiment in chosen:
+        console.rule(experiment.title)
+        finding = experiment.find(study)
+        console.print(finding.answer)
+        if finding.table is not None:
+            Console().print(to_rich(finding.table, experiment.title))
+            path = study.output / "results" / f"{experiment.name}.md"
+            write_whole(path, to_markdown(finding.table))
+        page.sections.append(
+            Section(
+                title=experiment.title,
+                asked=experiment.asked,
+                answer=finding.answer,
+                blocks=finding.blocks,
+                command=command,
+                configuration=_configuration(study),
+            )
+        )
+        answers.append(f"- **{experiment.title}.** {finding.answer}\n")
+        page.write(study.output / "report.html")
+        write_whole(study.output / "findings.md", "".join(answers))
+
+
+def _configuration(study: Study) -> str:
+    """The files that the runs start from, and what was set on top of them."""
+    files = {
+        dataset.configs / f"{model}_bce.yaml": None
+        for dataset in study.datasets
+        for model in study.scale.models
+    }
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    options = (*study.scale.overrides, *study.overrides)
+    if options:
+        texts.append(f"# every run: {' '.join(options)}\n")
+    texts += [
+        f"# every run on {dataset.name}: {' '.join(dataset.overrides)}\n"
+        for dataset in study.datasets
+        if dataset.overrides
+    ]
+    return "\n".join(texts)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command without the place of raw files on this machine."""
+    shown, before = [], ""
+    for text in arguments:
+        name, equals, _ = text.partition("=")
+        if before == "--kuairand":
+            text = "KUAIRAND_DIR"
+        elif name == "--kuairand" and equals:
+            text = "--kuairand=KUAIRAND_DIR"
+        shown.append(text)
+        before = text
+    return f"python -m experiments.all {shlex.join(shown)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

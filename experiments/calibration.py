@@ -1,0 +1,188 @@
+"""What does PWiseR do to probabilities, and to the order of the funnel's levels?
+
+    python -m experiments.all --only calibration --output runs/experiments
+
+Log loss and calibration error of each head, as trained and after a refit of slope and
+shift on validation; the share of pairs of two levels in the wrong order; and how alike
+the orders by CTR and by CTCVR are. The runs are those of the other experiments.
+"""
+
+import numpy as np
+import polars as pl
+from scipy import special
+
+from experiments.study import Experiment, Finding, Measures, Outcome, Study
+from experiments.words import average_difference, listed, text_of
+from pwiser_jax import metrics
+from pwiser_jax.evaluation import Prediction
+from pwiser_jax.reports.html import Picture, TableBlock
+from pwiser_jax.reports.plots import differences, reliability_curves
+from pwiser_jax.reports.tables import difference_text, summary
+from pwiser_jax.tasks import Task, measured
+
+NAME = "calibration"
+MODEL = "mmoe"
+LOSSES = ("bce", "pwiser", "logit")
+CALIBRATION_METRICS = (
+    "log loss",
+    "log loss after refit",
+    "ECE",
+    "ECE after refit",
+    "predicted / observed",
+)
+HARMONY_METRICS = ("discordant", "agreement with CTR")
+METRICS = CALIBRATION_METRICS + HARMONY_METRICS
+
+
+def find(study: Study) -> Finding:
+    parts, blocks = [], []
+    for dataset in study.core:
+        cells = study.cells(dataset, [MODEL], LOSSES, study.scale.seeds)
+        results = study.run(NAME, cells, dataset)
+        parts.append(
+            study.measure(
+                NAME, results, dataset, METRICS, lambda run: measures(run, study.split)
+            )
+        )
+    found = pl.concat(parts)
+    wide = found.pivot(
+        "metric",
+        index=["dataset", "model", "loss", "seed", "task"],
+        values="value",
+        maintain_order=True,
+    )
+    blocks.append(TableBlock(_table(wide, study), _caption(study)))
+    figures = {"log loss": "as trained", "log loss after refit": "after the refit"}
+    for metric, text in figures.items():
+        table = summary(wide, metric=metric)
+        if table["low"].is_not_null().any():
+            blocks.append(
+                Picture(
+                    differences(table, metric="log loss"),
+                    f"Paired differences of log loss to BCE, {text}.",
+                    f"Log loss {text}: below 0 is better than BCE.",
+                )
+            )
+    blocks.append(_reliability(study))
+    return Finding(_answer(wide), blocks)
+
+
+def measures(outcome: Outcome, split: str) -> Measures:
+    """All measures of a run by (task, metric); the refit is made on validation."""
+    schema = outcome.prepared.schema
+    level, own = outcome.level(split), outcome.predictions(split)
+    valid_level, valid = outcome.level("valid"), outcome.predictions("valid")
+    found: dict[tuple[str, str], float] = {}
+    first = measured(schema.labels)[0].name
+    for task in measured(schema.labels):
+        name = task.name
+        labels, z, p = _rows(task, own[name], level)
+        valid_labels, valid_z, _ = _rows(task, valid[name], valid_level)
+        refitted = metrics.refit(valid_labels, valid_z)(z)
+        q = special.expit(refitted)
+        known = not np.isnan(refitted).any()
+        numbers = (
+            metrics.log_loss(labels, p),
+            metrics.log_loss_from_logits(labels, refitted) if known else np.nan,
+            metrics.expected_calibration_error(labels, p),
+            metrics.expected_calibration_error(labels, q) if known else np.nan,
+            metrics.predicted_over_observed(labels, p),
+            metrics.discordance(level, own[name].scores).share,
+            metrics.order_agreement(own[name].scores, own[first].scores),
+        )
+        found |= {
+            (name, metric): number
+            for metric, number in zip(METRICS, numbers, strict=True)
+        }
+    return found
+
+
+def _rows(
+    task: Task, prediction: Prediction, level: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, logits and probabilities on the rows where a task is defined.
+
+    A conditional probability that is a ratio of two has its logit made from it, held
+    below 1.
+    """
+    rows = level >= task.given
+    p = prediction.probabilities[rows]
+    if prediction.scores_are_logits:
+        z = prediction.scores[rows]
+    else:
+        z = special.logit(np.clip(p, 1e-12, 1 - 1e-6))
+    return level[rows] >= task.rung, z, p
+
+
+def _table(wide: pl.DataFrame, study: Study) -> pl.DataFrame:
+    """A row a dataset, task and loss: the mean of BCE, or the difference to it."""
+    keys = ["dataset", "task", "loss"]
+    columns: dict[str, list[str]] = {}
+    for metric in METRICS:
+        table = summary(wide, metric=metric)
+        columns[metric] = [
+            f"{row['mean']:.5f}"
+            if row["difference"] is None
+            else difference_text(row["difference"], row["low"], row["high"], ".5f")
+            for row in table.with_columns(pl.col("mean").fill_null(np.nan)).iter_rows(
+                named=True
+            )
+        ]
+    return (
+        summary(wide, metric=METRICS[0])
+        .select(keys if len(study.core) > 1 else keys[1:])
+        .with_columns(pl.Series(name, texts) for name, texts in columns.items())
+    )
+
+
+def _caption(study: Study) -> str:
+    return (
+        f"{study.split}: BCE's means, and what the others add to them with 95% "
+        f"intervals over {study.scale.seeds} paired seeds"
+    )
+
+
+def _reliability(study: Study) -> Picture:
+    """Curves of seed 0 on the main dataset."""
+    dataset = study.datasets[0]
+    cells = study.cells(dataset, [MODEL], LOSSES, 1)
+    results = study.run(NAME, cells, dataset)
+    runs = dict(results.select("loss", "run").unique(maintain_order=True).rows())
+    curves: dict[str, dict[str, metrics.Reliability]] = {}
+    for loss, run in runs.items():
+        outcome = Outcome(study.runs / run, dataset.ready())
+        level = outcome.level(study.split)
+        for task in measured(outcome.prepared.schema.labels):
+            prediction = outcome.predictions(study.split)[task.name]
+            labels, _, p = _rows(task, prediction, level)
+            curves.setdefault(task.name, {})[loss] = metrics.reliability(labels, p, 10)
+    return Picture(
+        reliability_curves(curves),
+        "Share of positives by predicted probability, by task and loss.",
+        f"{dataset.name}, MMoE, seed 0, {study.split}, as trained; on the line is "
+        "calibrated.",
+    )
+
+
+def _answer(wide: pl.DataFrame) -> str:
+    texts = []
+    for task in ("ctr", "ctcvr"):
+        for metric in ("log loss", "log loss after refit"):
+            gap = average_difference(wide, task, metric=metric)
+            texts.append(f"{task.upper()} {metric} {text_of(gap, '.5f')}")
+    wrong = average_difference(wide, "ctcvr", metric="discordant")
+    alike = average_difference(wide, "ctcvr", metric="agreement with CTR")
+    return (
+        f"PWiseR less BCE, MMoE, mean over datasets: {listed(texts)}; share of "
+        f"discordant pairs of levels by the CTCVR score {text_of(wrong)}; Kendall's "
+        f"tau of the CTR and CTCVR orders {text_of(alike)}."
+    )
+
+
+CALIBRATION = Experiment(
+    NAME,
+    "Calibration and harmony",
+    "What does PWiseR do to log loss and calibration error, before and after a refit "
+    "of two parameters, and to the order of the funnel's levels?",
+    find,
+)

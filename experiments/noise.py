@@ -1,0 +1,162 @@
+"""Accidental clicks: where does PWiseR gain, where does it hurt?
+
+    python -m experiments.all --only noise --output runs/experiments
+
+From none to half of the clicks that a model is trained on are accidents: train rows
+without a click, taken at random, get one. Validation and test stay clean. On the
+synthetic funnel the scores are compared with the true probabilities too.
+"""
+
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from experiments.datasets import Dataset
+from experiments.relabel import accidental_clicks
+from experiments.study import Experiment, Finding, Measures, Outcome, Study
+from experiments.words import average_difference, listed, text_of
+from pwiser_jax.metrics import mean_interval, order_agreement
+from pwiser_jax.reports.html import Picture, TableBlock
+from pwiser_jax.reports.plots import interval_lines
+from pwiser_jax.reports.tables import formatted, summary
+
+NAME = "noise"
+MODEL = "mmoe"
+LOSSES = ("bce", "pwiser")
+TRUTH = ("agreement", "rmse")
+
+
+def find(study: Study) -> Finding:
+    runs, truths = [], []
+    for dataset in study.core:
+        for share in study.scale.shares:
+            noisy = _noisy(study, dataset, share)
+            cells = study.cells(
+                noisy, [MODEL], LOSSES, study.scale.seeds, tags={"noise": share}
+            )
+            results = study.run(NAME, cells, noisy)
+            runs.append(results)
+            if dataset.truth:
+                truths.append(study.measure(NAME, results, noisy, TRUTH, _truth))
+    results = pl.concat(runs)
+    blocks: list[TableBlock | Picture] = []
+    for dataset in study.core:
+        own = results.filter(pl.col("dataset") == dataset.name)
+        blocks += _blocks(own, dataset, study)
+    if truths:
+        blocks += _truth_blocks(pl.concat(truths))
+    return Finding(_answer(results, study), blocks)
+
+
+def _noisy(study: Study, dataset: Dataset, share: float) -> Dataset:
+    if not share:
+        return dataset
+    change = partial(accidental_clicks, share=share)
+    return dataset.relabelled(study.place, f"accidental_{round(100 * share)}", change)
+
+
+def _truth(outcome: Outcome) -> Measures:
+    """Kendall's tau to the true probabilities, and the RMS distance from them."""
+    extra = outcome.rows("test").extra
+    ctr, cvr = extra["true_ctr"], extra["true_cvr"]
+    truth = {"ctr": ctr, "ctcvr": ctr * cvr, "cvr": cvr}
+    found: dict[tuple[str, str], float] = {}
+    for task, prediction in outcome.predictions("test").items():
+        true = truth[task]
+        found[task, "agreement"] = order_agreement(prediction.scores, true)
+        gaps = prediction.probabilities - true
+        found[task, "rmse"] = float(np.sqrt(np.mean(gaps**2)))
+    return found
+
+
+def _blocks(
+    own: pl.DataFrame, dataset: Dataset, study: Study
+) -> list[TableBlock | Picture]:
+    tasks = own["task"].unique(maintain_order=True).to_list()
+    rows = []
+    for share in study.scale.shares:
+        at = own.filter(pl.col("noise") == share)
+        for task in tasks:
+            gap = average_difference(at, task)
+            rows.append(
+                {
+                    "panel": task,
+                    "line": "pwiser",
+                    "x": share,
+                    "value": gap.value,
+                    "low": gap.low,
+                    "high": gap.high,
+                }
+            )
+    lines = pl.DataFrame(rows).with_columns(pl.col("low", "high").fill_nan(None))
+    named = own.with_columns(
+        pl.format("{}% accidental", (100 * pl.col("noise")).round().cast(int)).alias(
+            "dataset"
+        )
+    )
+    return [
+        Picture(
+            interval_lines(
+                lines,
+                "accidental clicks, share of the clicks in train",
+                "AUC of PWiseR minus that of BCE",
+                zero="as BCE",
+                percent=True,
+            ),
+            f"Difference of AUC by the share of accidental clicks, {dataset.name}.",
+            f"{dataset.name}, MMoE, clean {study.split} rows: paired by seed, with 95% "
+            "intervals.",
+        ),
+        TableBlock(formatted(summary(named)), f"AUC, {dataset.name}", folded=True),
+    ]
+
+
+def _truth_blocks(measures: pl.DataFrame) -> list[TableBlock | Picture]:
+    texts = {
+        "agreement": "Kendall's tau to the true probability",
+        "rmse": "RMS distance to the true probability",
+    }
+    blocks: list[TableBlock | Picture] = []
+    for metric, text in texts.items():
+        groups = measures.filter(pl.col("metric") == metric).group_by(
+            "task", "loss", "noise", maintain_order=True
+        )
+        rows = []
+        for (task, loss, share), own in groups:
+            mean = mean_interval(own["value"].to_numpy())
+            rows.append((task, loss, share, mean.value, mean.low, mean.high))
+        names = ["panel", "line", "x", "value", "low", "high"]
+        lines = pl.DataFrame(rows, schema=names, orient="row")
+        lines = lines.with_columns(pl.col("low", "high").fill_nan(None))
+        figure = interval_lines(
+            lines, "accidental clicks, share of the clicks in train", text, percent=True
+        )
+        caption = (
+            "Synthetic funnel, test rows, means over seeds with 95% intervals; the "
+            "truth is that of genuine clicks."
+        )
+        blocks.append(Picture(figure, f"{text} by the share of accidents.", caption))
+    return blocks
+
+
+def _answer(results: pl.DataFrame, study: Study) -> str:
+    parts = []
+    for dataset in study.core:
+        own = results.filter(pl.col("dataset") == dataset.name)
+        for task in ("ctr", "ctcvr"):
+            texts = []
+            for share in (study.scale.shares[0], study.scale.shares[-1]):
+                gap = average_difference(own.filter(pl.col("noise") == share), task)
+                texts.append(f"{text_of(gap)} at {share:.0%}")
+            parts.append(f"{dataset.name} {task.upper()} {', '.join(texts)}")
+    return f"AUC of PWiseR less that of BCE on clean rows, MMoE: {listed(parts)}."
+
+
+NOISE = Experiment(
+    NAME,
+    "Accidental clicks",
+    "When a part of the clicks in train are accidents, does PWiseR gain over BCE, and "
+    "do its scores come closer to the true probabilities?",
+    find,
+)
