@@ -22,12 +22,14 @@ from rich.console import Console
 
 from experiments.calibration import CALIBRATION
 from experiments.datasets import Dataset, given, industrial, kuairand, synthetic
+from experiments.ladders import LADDER_LEVELS
 from experiments.measure import machine
 from experiments.noise import NOISE
 from experiments.paper_table import PAPER_TABLE
 from experiments.significance import SIGNIFICANCE
 from experiments.study import MODELS, SCALES, Experiment, Scale, Study
 from experiments.terms import TERMS
+from experiments.tuning import TUNING
 from pwiser_jax.errors import UserError
 from pwiser_jax.files import write_whole
 from pwiser_jax.options import Parser
@@ -36,7 +38,15 @@ from pwiser_jax.reports.tables import to_markdown, to_rich
 
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (PAPER_TABLE, TERMS, NOISE, SIGNIFICANCE, CALIBRATION)
+    for experiment in (
+        PAPER_TABLE,
+        TERMS,
+        NOISE,
+        SIGNIFICANCE,
+        TUNING,
+        LADDER_LEVELS,
+        CALIBRATION,
+    )
 }
 
 UNOPTIMISED = (

@@ -38,7 +38,7 @@ class Scale:
         shares: of accidental clicks.
         worlds: of the simulation of the intervals' coverage.
         labels: of the ladders.
-        trials: of each tuned loss.
+        pwiser_grid, bce_grid: the points of the two tuned losses, equally many.
         overrides: options of every run, such as "--train.epochs=1".
         kuairand: further ones of runs on KuaiRand.
     """
@@ -51,7 +51,8 @@ class Scale:
     shares: tuple[float, ...]
     worlds: int
     labels: tuple[int, ...]
-    trials: int
+    pwiser_grid: Mapping[str, Sequence[float]]
+    bce_grid: Mapping[str, Sequence[float]]
     overrides: tuple[str, ...] = ()
     kuairand: tuple[str, ...] = ()
 
@@ -69,6 +70,15 @@ TINY = (
     "--model.task_experts=1",
     "--model.tower=[8]",
 )
+PWISER_GRID = {
+    "lambda": (0.03, 0.1, 0.3, 1.0),
+    "m1": (0.05, 0.1, 0.2, 0.4),
+    "m2": (0.1, 0.2, 0.4),
+}
+BCE_GRID = {
+    "learning_rate": (0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.008, 0.012),
+    "l2": (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+}
 SCALES = {
     "quick": Scale(
         rows=8_000,
@@ -79,7 +89,8 @@ SCALES = {
         shares=(0.0, 0.5),
         worlds=200,
         labels=(2, 3),
-        trials=4,
+        pwiser_grid={"lambda": (0.1, 1.0), "m1": (0.1,), "m2": (0.1, 0.2)},
+        bce_grid={"learning_rate": (0.001, 0.003), "l2": (1e-6, 1e-3)},
         overrides=TINY,
     ),
     "standard": Scale(
@@ -91,7 +102,8 @@ SCALES = {
         shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
         worlds=1_000,
         labels=(2, 3, 4, 5),
-        trials=48,
+        pwiser_grid=PWISER_GRID,
+        bce_grid=BCE_GRID,
         kuairand=("--train.epochs=6", "--train.patience=6"),
     ),
     "full": Scale(
@@ -103,7 +115,8 @@ SCALES = {
         shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
         worlds=4_000,
         labels=(2, 3, 4, 5),
-        trials=48,
+        pwiser_grid=PWISER_GRID,
+        bce_grid=BCE_GRID,
     ),
 }
 

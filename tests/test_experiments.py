@@ -171,6 +171,13 @@ def test_a_killed_experiment_goes_on_where_it_stopped(
     assert read_metrics(first.parent)
 
 
+def exit_code(command: list[str]) -> object:
+    try:
+        return experiments.main(command)
+    except SystemExit as stopped:  # what the parser itself refuses
+        return stopped.code
+
+
 @pytest.mark.parametrize(
     ("more", "word"),
     [
@@ -193,10 +200,7 @@ def test_a_mistake_gets_one_sentence(
     word: str,
 ) -> None:
     command = [*arguments(data, tmp_path, "paper_table"), *more]
-    try:
-        assert experiments.main(command) == 2
-    except SystemExit as stopped:  # what the parser itself refuses
-        assert stopped.code == 2
+    assert exit_code(command) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert word in error[-1]
     assert not runs_of(tmp_path)

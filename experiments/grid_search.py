@@ -1,0 +1,209 @@
+"""Chooses settings on validation: lambda, m1 and m2, as the paper's authors did.
+
+    python -m experiments.grid_search --data data/kuairand --configs configs/kuairand \\
+        --lambdas 0.03 0.1 0.3 1 --m1 0.05 0.1 0.2 0.4 --m2 0.1 0.2 0.4 \\
+        --output runs/grid_search
+
+Every point is run with tuning seeds, which no final run shares, and measured on
+validation; test is not looked at. Points that a configuration refuses, such as a
+negative lambda, are told and left out. grid.csv holds the points, best first.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import polars as pl
+
+from experiments.datasets import Dataset, given
+from experiments.grid import Cell
+from experiments.study import MODELS, SCALES, TUNING_SEED, Study
+from pwiser_jax.config import Config
+from pwiser_jax.errors import UserError
+from pwiser_jax.options import Parser
+from pwiser_jax.reports.html import Picture, Report, Section, TableBlock
+from pwiser_jax.reports.plots import surfaces
+from pwiser_jax.reports.tables import write_csv
+
+Point = Mapping[str, float]
+PWISER = ("lambda", "m1", "m2")
+
+
+def at(config: Config, point: Point) -> Config:
+    """The configuration of a point.
+
+    lambda, m1 (over click-only rows), m2 (over rows without a click) are PWiseR's;
+    learning_rate and l2 those of any loss. What a point does not name stays.
+
+    Raises:
+        ValueError: the configuration refuses a number.
+    """
+    loss, optimizer = config.loss, config.optimizer
+    if "lambda" in point:
+        loss = replace(loss, lambdas=point["lambda"])
+    if "m1" in point:
+        margins = {
+            "conversion>click": point["m1"],
+            "conversion>exposure": point["m2"],
+        }
+        loss = replace(loss, margins=margins)
+    if "learning_rate" in point:
+        optimizer = replace(
+            optimizer, learning_rate=point["learning_rate"], l2=point["l2"]
+        )
+    return replace(config, loss=loss, optimizer=optimizer)
+
+
+def points(**values: Sequence[float]) -> list[Point]:
+    """The grid of all values: points(m1=(0.1,), m2=(0.1, 0.2)) has two points."""
+    return [
+        dict(zip(values, point, strict=True)) for point in product(*values.values())
+    ]
+
+
+def grid_search(
+    study: Study,
+    experiment: str,
+    dataset: Dataset,
+    grid: Sequence[Point],
+    *,
+    model: str = "mmoe",
+    loss: str = "pwiser",
+    seeds: int = 1,
+) -> pl.DataFrame:
+    """Runs every point on validation.
+
+    Args:
+        study: where results go.
+        experiment: whose table.
+        dataset: what is run.
+        grid: the points.
+        model, loss: as in `grid`; a point's numbers replace those of the loss.
+        seeds: tuning seeds of each point.
+
+    Returns:
+        A row a point, in the grid's order: its numbers, and `auc`, the mean over seeds
+        and over CTR and CTCVR of the AUC on validation.
+
+    Raises:
+        UserError: no point is one that a configuration takes.
+    """
+    cells: list[Cell] = []
+    kept: list[Point] = []
+    for point in grid:
+        try:
+            own = [
+                replace(cell, config=at(cell.config, point), tags=dict(point))
+                for cell in study.cells(dataset, [model], [loss], seeds, TUNING_SEED)
+            ]
+        except ValueError as error:
+            print(f"left out {_text(point)}: {error}", file=sys.stderr)
+            continue
+        kept.append(point)
+        cells += own
+    if not cells:
+        raise UserError("the grid has no valid point")
+    results = study.run(experiment, cells, dataset, "valid")
+    heads = results.filter(pl.col("task").is_in(["ctr", "ctcvr"]))
+    means = heads.group_by(list(kept[0]), maintain_order=True).agg(pl.col("auc").mean())
+    return pl.DataFrame(kept).join(means, on=list(kept[0]), maintain_order="left")
+
+
+def best_point(table: pl.DataFrame) -> Point:
+    """The point with the highest AUC on validation, the first of equal ones.
+
+    Raises:
+        UserError: no point has an AUC.
+    """
+    finite = table.filter(pl.col("auc").is_finite())
+    if finite.is_empty():
+        raise UserError("no point of the grid has an AUC on validation")
+    row = finite.sort("auc", descending=True, maintain_order=True).row(0, named=True)
+    return {name: value for name, value in row.items() if name != "auc"}
+
+
+def contours(table: pl.DataFrame) -> Picture | None:
+    """Mean AUC over lambda and m2, a panel a value of m1; None without a surface."""
+    if min(table[name].n_unique() for name in ("lambda", "m2")) < 2:
+        return None
+    drawn = table.select(
+        pl.format("m1 = {}", "m1").alias("panel"),
+        pl.col("lambda").alias("x"),
+        pl.col("m2").alias("y"),
+        pl.col("auc").alias("value"),
+    )
+    figure = surfaces(
+        drawn, "lambda", "margin m2", "mean AUC on validation", "best on validation"
+    )
+    return Picture(
+        figure,
+        "Mean validation AUC over lambda and m2, a panel a value of m1.",
+        "Mean of the AUC of CTR and CTCVR; settings are spaced evenly.",
+    )
+
+
+def _text(point: Point) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in point.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="experiments.grid_search", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a prepared folder")
+    add("--configs", type=Path, required=True, help="a folder with MODEL_bce.yaml")
+    add("--output", type=Path, required=True)
+    add("--model", choices=list(MODELS), default="mmoe")
+    add("--lambdas", type=float, nargs="*", default=[0.03, 0.1, 0.3, 1.0])
+    add("--m1", type=float, nargs="*", default=[0.05, 0.1, 0.2, 0.4])
+    add("--m2", type=float, nargs="*", default=[0.1, 0.2, 0.4])
+    add("--seeds", type=int, default=1, help="tuning seeds of each point")
+    add("--set", type=str, nargs="+", help="options of every run: train.epochs=3 ...")
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = parser.parse(arguments)
+    dataset = given(options.data, options.configs)
+    study = Study(
+        output=options.output,
+        runs=options.output / "cells",
+        scale=SCALES["standard"],
+        datasets=[dataset],
+        overrides=tuple(f"--{item}" for item in options.set or ()),
+    )
+    try:
+        if options.seeds < 1:
+            raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
+        grid = points(**{"lambda": options.lambdas, "m1": options.m1, "m2": options.m2})
+        table = grid_search(
+            study,
+            "grid_search",
+            dataset,
+            grid,
+            model=options.model,
+            seeds=options.seeds,
+        )
+        best = best_point(table)
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    ranked = table.sort("auc", descending=True, maintain_order=True)
+    write_csv(ranked, options.output / "grid.csv")
+    answer = f"Best of {table.height} points on validation: {_text(best)}."
+    picture = contours(table)
+    section = Section(
+        "Grid search",
+        "Which lambda, m1 and m2 are the best on validation?",
+        answer,
+        [*([picture] if picture else []), TableBlock(ranked, "The points")],
+        command=f"python -m experiments.grid_search {' '.join(arguments)}",
+    )
+    Report("Grid search", "", [section]).write(options.output / "report.html")
+    print(answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
