@@ -68,7 +68,7 @@ def test_the_papers_table_and_what_follows_from_its_runs(
         assert run.endswith(found)
     aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "ctcvr"))
     by_loss = dict(aucs.group_by("loss").agg(pl.col("value").mean()).rows())
-    assert "pwiser" in capsys.readouterr().out
+    assert "CTCVR" in capsys.readouterr().out
     assert "| pwiser |" in (out / "results" / "paper_table.md").read_text()
     page = (out / "report.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 3
@@ -98,7 +98,7 @@ def test_experiments_end_to_end(
     small = replace(experiments.SCALES["quick"], worlds=5, pairs=4, overrides=())
     monkeypatch.setitem(experiments.SCALES, "quick", small)
     monkeypatch.setattr(f"experiments.{name}.MODEL", "shared_bottom")
-    command = arguments(data, tmp_path, name, "--quick", "train.epochs=1")
+    command = arguments(data, tmp_path, name, "train.epochs=1", "--quick")
     assert experiments.main(command) == 0
     runs = runs_of(tmp_path)
     table = tmp_path / "out" / "results" / f"{name}.parquet"
@@ -115,14 +115,15 @@ def test_experiments_end_to_end(
 def test_the_papers_table_from_raw_files(dataset: str, tmp_path: Path) -> None:
     raw, folder = tmp_path / "raw", tmp_path / f"{dataset}_data"
     if dataset == "aliexpress":
-        assert make_raw([dataset, f"--output={raw}", "--rows=6000"]) == 0
-        prepare_aliexpress(raw, folder)
+        assert make_raw([dataset, f"--output={raw}", "--rows=40000"]) == 0
+        prepare_aliexpress(raw, folder, valid_fraction=0.3)
     else:
         options = ["--rows=12000", "--lines=300", "--test-rows=9000"]
         assert make_raw([dataset, f"--output={raw}", *options]) == 0
         prepare_aliccp(raw, folder, valid_fraction=0.3, on_bad_label="nest")
-    command = arguments(folder, tmp_path, "paper_table", "--seeds=1", configs=dataset)
-    assert experiments.main([*command, "train.epochs=1"]) == 0
+    options = "train.epochs=1", "--seeds=1"
+    command = arguments(folder, tmp_path, "paper_table", *options, configs=dataset)
+    assert experiments.main(command) == 0
     results = pl.read_parquet(tmp_path / "out" / "results" / "paper_table.parquet")
     aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "ctr"))
     assert aucs["value"].is_between(0, 1).all()
