@@ -22,6 +22,7 @@ from rich.console import Console
 
 from experiments.calibration import CALIBRATION
 from experiments.datasets import Dataset, given, industrial, kuairand, synthetic
+from experiments.drift import DRIFT
 from experiments.ladders import LADDER_LEVELS
 from experiments.measure import machine
 from experiments.noise import NOISE
@@ -45,6 +46,7 @@ EXPERIMENTS = {
         SIGNIFICANCE,
         TUNING,
         LADDER_LEVELS,
+        DRIFT,
         CALIBRATION,
     )
 }
@@ -113,6 +115,7 @@ def _study(options: Namespace) -> Study:
         scale=scale,
         datasets=_datasets(options, scale),
         split=options.split,
+        kuairand=options.kuairand,
         overrides=tuple(f"--{item}" for item in options.set or ()),
     )
 

@@ -196,6 +196,7 @@ class Study:
         scale: how much.
         datasets: of the paper's table, the main one first.
         split: the split that is measured; choices are always made on validation.
+        kuairand: KuaiRand-Pure's files, where they are given.
         overrides: options of every run.
     """
 
@@ -204,6 +205,7 @@ class Study:
     scale: Scale
     datasets: Sequence[Dataset]
     split: str = "test"
+    kuairand: Path | None = None
     overrides: Sequence[str] = ()
     _tables: dict[str, ResultTable] = field(default_factory=dict)
 

@@ -1,5 +1,6 @@
 """The data of the experiments, and their result table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,16 @@ import polars as pl
 import pytest
 
 from experiments.datasets import given, industrial, synthetic
+from experiments.grid_search import Point, at, best_point, points
+from experiments.grid_search import main as grid_search
 from experiments.industrial import prepare_industrial
+from experiments.ladders import every_margin
 from experiments.relabel import accidental_clicks, shuffled_conversions
 from experiments.result_table import ResultTable, long_rows
+from experiments.streams import days_of, deal, prepare_shift
+from experiments.tuner import tune
 from experiments.words import average_difference
+from pwiser_jax.config import Config
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.synthetic import prepare_synthetic
 from pwiser_jax.errors import UserError
@@ -150,3 +157,79 @@ def test_average_difference_is_over_seeds() -> None:
     again = average_difference(more, "ctr")
     assert (again.low, again.high) == pytest.approx((found.low, found.high))
     assert np.isnan(average_difference(RESULTS, "cvr").value)
+
+
+def test_days_are_dealt_without_a_look_ahead(tmp_path: Path) -> None:
+    prepare_shift(tmp_path / "shift", 6_000)
+    days = days_of(tmp_path / "shift")
+    assert days == list(range(14))
+    deal(tmp_path / "shift", tmp_path / "day", 0, 5)
+    base, dealt = Prepared(tmp_path / "shift"), Prepared(tmp_path / "day")
+    assert dealt.schema == base.schema
+    train, valid, test = (dealt.load(name) for name in ("train", "valid", "test"))
+    for rows, expected in ((train, set(range(6))), (valid, {5}), (test, {6})):
+        assert rows.time is not None
+        assert set(rows.time.tolist()) == expected
+    assert not set(train.group.tolist()) & set(valid.group.tolist())
+    both = [base.load(name) for name in ("train", "valid", "test")]
+    times = np.concatenate([rows.time for rows in both if rows.time is not None])
+    assert len(train) + len(valid) == (times <= 5).sum()
+    # Rates shift, exposures do not.
+    rates = []
+    for name in ("train", "valid", "test"):
+        assert dealt.manifest.splits[name].rows == len(dealt.load(name))
+    for chosen in (times < 7, times >= 7):
+        labels = np.concatenate([rows.labels for rows in both])[chosen]
+        rates.append((labels[:, 0].mean(), labels[:, 1].sum() / labels[:, 0].sum()))
+    assert rates[0] == pytest.approx((0.2, 0.1), abs=0.08)
+    assert rates[1] == pytest.approx((0.12, 0.2), abs=0.08)
+
+
+def test_points_of_a_grid_become_configurations() -> None:
+    grid = points(**{"lambda": (0.1, 0.3), "m1": (0.1,), "m2": (0.2, 0.4)})
+    assert len(grid) == 4
+    config = at(Config(), grid[3])
+    assert config.loss.lambdas == 0.3
+    assert config.loss.margins == {"conversion>click": 0.1, "conversion>exposure": 0.4}
+    assert config.optimizer == Config().optimizer
+    other = at(Config(), {"learning_rate": 0.01, "l2": 0.0})
+    assert other.optimizer.learning_rate == 0.01
+    assert other.loss == Config().loss
+    table = pl.DataFrame({"lambda": [0.1, 0.3, 1.0], "auc": [0.7, 0.8, float("nan")]})
+    assert best_point(table) == {"lambda": 0.3}
+    with pytest.raises(UserError, match="no point"):
+        best_point(table.filter(pl.col("auc").is_nan()))
+
+
+@pytest.mark.parametrize("values", [["--lambdas", "-1", "-2"], ["--m1"]])
+def test_a_grid_without_a_valid_point_is_told(
+    data: Path, tmp_path: Path, values: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = Path(__file__).resolve().parents[1] / "configs" / "synthetic"
+    command = [f"--data={data}", f"--configs={configs}", f"--output={tmp_path / 'out'}"]
+    assert grid_search([*command, *values]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].endswith("error: the grid has no valid point")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_ladders_margins_are_a_tenth_a_rung() -> None:
+    assert every_margin(("click", "conversion")) == {
+        "click>exposure": 0.1,
+        "conversion>exposure": 0.2,
+        "conversion>click": 0.1,
+    }
+
+
+def test_a_tuner_gets_batches_and_finds_a_peak() -> None:
+    pytest.importorskip("optuna")
+    sizes = []
+
+    def measure(asked: Sequence[Point]) -> list[float]:
+        sizes.append(len(asked))
+        return [-abs(np.log(point["lambda"])) for point in asked]
+
+    found = tune(measure, 20, 8)
+    assert sizes == [8, 8, 4]
+    assert len(found) == 20
+    assert max(value for _, value in found) > -1
