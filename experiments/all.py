@@ -31,11 +31,13 @@ from experiments.significance import SIGNIFICANCE
 from experiments.study import MODELS, SCALES, Experiment, Scale, Study
 from experiments.terms import TERMS
 from experiments.tuning import TUNING
+from pwiser_jax.config import Protocol
 from pwiser_jax.errors import UserError
 from pwiser_jax.files import write_whole
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Report, Section
 from pwiser_jax.reports.tables import to_markdown, to_rich
+from pwiser_jax.training.protocol import CHOSEN, NAMES, TRAINED_ON, note
 
 EXPERIMENTS = {
     experiment.name: experiment
@@ -70,6 +72,7 @@ def _parser() -> Parser:
     add("--seeds", type=int | None, help="of every experiment; default: by size")
     add("--models", nargs="+", choices=list(MODELS), help="of the paper's table")
     add("--split", choices=["valid", "test"], default="test", help="to measure on")
+    add("--protocol", type=Protocol, default="default", help="see pwiser train --help")
     add("--set", type=str, nargs="+", help="options of every run: train.epochs=3 ...")
     return parser
 
@@ -107,6 +110,8 @@ def _study(options: Namespace) -> Study:
         scale = replace(scale, seeds=options.seeds, pairs=options.seeds)
     if options.models:
         scale = replace(scale, models=tuple(options.models))
+    if note(options.protocol, options.split) == TRAINED_ON:
+        raise UserError("protocol mtreclib trains on valid; measure --split test")
     if (options.data is None) != (options.configs is None):
         raise UserError("--data and --configs belong together; give both or none")
     return Study(
@@ -115,6 +120,7 @@ def _study(options: Namespace) -> Study:
         scale=scale,
         datasets=_datasets(options, scale),
         split=options.split,
+        protocol=options.protocol,
         kuairand=options.kuairand,
         overrides=tuple(f"--{item}" for item in options.set or ()),
     )
@@ -143,9 +149,10 @@ def report(
     study: Study, chosen: Sequence[Experiment], command: str, console: Console
 ) -> None:
     """Runs the experiments one by one; the report and the findings after each."""
+    chosen_on = NAMES[CHOSEN[study.protocol]]
     introduction = (
         f"Data: {', '.join(dataset.name for dataset in study.datasets)}; AUC on "
-        f"{study.split}, of the epoch with the best mean AUC on validation. Runs of "
+        f"{study.split}, of the epoch with the best mean AUC on {chosen_on}. Runs of "
         "one seed share initial weights and batches; differences are paired by seed. "
         f"Each number is in results/EXPERIMENT.parquet beside its run folder, seed and "
         f"config hash. Made on {machine()}."
@@ -157,12 +164,14 @@ def report(
         finding = experiment.find(study)
         console.print(finding.answer)
         if finding.table is not None:
-            Console().print(to_rich(finding.table, experiment.title))
+            Console().print(to_rich(finding.table, study.titled(experiment.title)))
             path = study.output / "results" / f"{experiment.name}.md"
-            write_whole(path, to_markdown(finding.table))
+            said = note(study.protocol, study.split)
+            head = "" if said is None else f"{said}\n\n"
+            write_whole(path, head + to_markdown(finding.table))
         page.sections.append(
             Section(
-                title=experiment.title,
+                title=study.titled(experiment.title),
                 asked=experiment.asked,
                 answer=finding.answer,
                 blocks=finding.blocks,
@@ -170,7 +179,7 @@ def report(
                 configuration=_configuration(study),
             )
         )
-        answers.append(f"- **{experiment.title}.** {finding.answer}\n")
+        answers.append(f"- **{study.titled(experiment.title)}.** {finding.answer}\n")
         page.write(study.output / "report.html")
         write_whole(study.output / "findings.md", "".join(answers))
 

@@ -18,6 +18,7 @@ from pwiser_jax.reports.plots import differences, score_distributions, training_
 from pwiser_jax.reports.tables import formatted, significance, summary
 from pwiser_jax.tasks import joint_task
 from pwiser_jax.training.metrics import read_metrics
+from pwiser_jax.training.protocol import note
 
 NAME = "paper_table"
 LOSSES = ("bce", "pwiser")
@@ -47,7 +48,7 @@ def find(study: Study) -> Finding:
     blocks.append(
         Picture(
             training_curves(_curves(main, study)),
-            "Validation AUC by epoch, by model, task and loss.",
+            "AUC by epoch on the rows that choose it, by model, task and loss.",
             f"{study.datasets[0].name}: a thin line a seed, the mean bold.",
         )
     )
@@ -76,6 +77,8 @@ def _answer(results: pl.DataFrame, tests: pl.DataFrame, study: Study) -> str:
 def _rows(study: Study) -> str:
     if study.split == "valid":
         return "the rows on which the epoch was chosen, so a little optimistic"
+    if (said := note(study.protocol, study.split)) is not None:
+        return said
     return "rows that no choice has seen"
 
 
@@ -84,7 +87,7 @@ def _curves(results: pl.DataFrame, study: Study) -> pl.DataFrame:
     cells = results.select("run", "model", "loss", "seed").unique(maintain_order=True)
     for run, model, loss, seed in cells.rows():
         for line in read_metrics(study.runs / run):
-            if line["kind"] == "valid":
+            if "mean_auc" in line:
                 rows += [
                     {
                         "model": model,

@@ -12,6 +12,7 @@ import polars as pl
 from experiments.datasets import Dataset
 from experiments.grid import Cell, Grid, run_cells
 from experiments.result_table import ResultTable, long_rows
+from pwiser_jax.config import Protocol
 from pwiser_jax.data.manifest import read_manifest
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.rows import Rows
@@ -21,6 +22,7 @@ from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.tasks import measured
 from pwiser_jax.training.evaluate import run_config
 from pwiser_jax.training.inference import load_best, predict_logits
+from pwiser_jax.training.protocol import note
 
 TUNING_SEED = 1000  # and on: seeds of choices, which no final run has
 
@@ -195,7 +197,9 @@ class Study:
         runs: the folder of run folders; experiments and studies share runs.
         scale: how much.
         datasets: of the paper's table, the main one first.
-        split: the split that is measured; choices are always made on validation.
+        split: the split that is measured; choices are made on validation.
+        protocol: "mtreclib" (with split "test"): epochs are chosen on test, for a
+            comparison with published tables, and every title says so.
         kuairand: KuaiRand-Pure's files, where they are given.
         overrides: options of every run.
     """
@@ -205,6 +209,7 @@ class Study:
     scale: Scale
     datasets: Sequence[Dataset]
     split: str = "test"
+    protocol: Protocol = "default"
     kuairand: Path | None = None
     overrides: Sequence[str] = ()
     _tables: dict[str, ResultTable] = field(default_factory=dict)
@@ -225,6 +230,11 @@ class Study:
             self._tables[experiment] = ResultTable(path, experiment)
         return self._tables[experiment]
 
+    def titled(self, text: str) -> str:
+        """A title, and what has to stand beside every figure of the protocol."""
+        said = note(self.protocol, self.split)
+        return text if said is None else f"{text} ({said})"
+
     def cells(
         self,
         dataset: Dataset,
@@ -235,7 +245,12 @@ class Study:
         tags: Mapping[str, str | int | float] | None = None,
     ) -> list[Cell]:
         """Models x losses x seeds first_seed, first_seed + 1, ..., paired by seed."""
-        overrides = (*self.scale.overrides, *dataset.overrides, *self.overrides)
+        overrides = (
+            *self.scale.overrides,
+            *dataset.overrides,
+            *self.overrides,
+            f"--protocol={self.protocol}",
+        )
         grid = Grid(dataset.configs, dataset.folder, models, losses, seeds, overrides)
         return [
             replace(

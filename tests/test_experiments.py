@@ -189,6 +189,7 @@ def exit_code(command: list[str]) -> object:
         (["--models", "gpt"], "gpt"),
         (["--only", "everything"], "everything"),
         (["--quick", "--full"], "choose one"),
+        (["--protocol=mtreclib", "--split=valid"], "measure --split test"),
         (["--set", "train.epochz=2"], "epochz"),
         (["--set", "optimizer.learning_rate=-1"], "learning_rate"),
     ],
