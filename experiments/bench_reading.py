@@ -101,11 +101,7 @@ def train(folder: Path, model: str, batch_size: int, steps: int) -> dict[str, fl
 
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training.inference import new_state
-    from pwiser_jax.training.parallel import (
-        device_count,
-        shard_batch,
-        train_program,
-    )
+    from pwiser_jax.training.parallel import replicated, stacked, train_program
     from pwiser_jax.training.step import Hyper
 
     config = Config(
@@ -118,16 +114,15 @@ def train(folder: Path, model: str, batch_size: int, steps: int) -> dict[str, fl
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
     program = train_program(config.model, schema, objective)
     hyper = Hyper(0, 1e-3, 1e-6, weights)
-    state = new_state(config, schema)
-    devices = device_count()
+    state = replicated(new_state(config, schema))
     batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
     waited = total = 0.0
-    with prefetched(shard_batch(batch, devices) for batch in batches) as ahead:
+    with prefetched(stacked([batch], 1) for batch in batches) as ahead:
         for step in range(WARM_UP + steps):
             started = time.perf_counter()
             batch = next(ahead)
             at_hand = time.perf_counter()
-            state, values = program(state, batch, hyper)
+            state, values = program(state, batch, 1, hyper)
             jax.block_until_ready(values)
             if step >= WARM_UP:
                 waited += at_hand - started

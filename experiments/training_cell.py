@@ -115,7 +115,12 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     from pwiser_jax.models import build
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training.inference import new_state
-    from pwiser_jax.training.parallel import device_count, shard_batch, train_program
+    from pwiser_jax.training.parallel import (
+        replicated,
+        shard_batch,
+        stacked,
+        train_program,
+    )
     from pwiser_jax.training.step import Hyper, train_step
 
     config = Config(
@@ -124,7 +129,7 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
         LossConfig(lambdas=cell.lambda_),
         OptimizerConfig(embedding=cell.embedding),  # pyright: ignore[reportArgumentType]
     )
-    schema, devices = cell.schema(), device_count()
+    schema = cell.schema()
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
     hyper = Hyper(
         seed=0,
@@ -138,24 +143,24 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
         program: Any = train_program(
             config.model, schema, objective, config.optimizer.embedding
         )
+        state, hyper = replicated((state, hyper))
+        cut: Any = [(stacked([batch], 1), np.int32(1)) for batch in batches(cell)]
     else:
         one = train_step(
             build(config.model, schema), objective, None, config.optimizer.embedding
         )
         program = jax.jit(jax.vmap(one, in_axes=(0, None, 0)), donate_argnums=0)
-        devices = 1
         state, hyper = jax.tree.map(
             lambda x: jnp.stack([jnp.asarray(x)] * cell.runs), (state, hyper)
         )
-    cut = [shard_batch(batch, devices) for batch in batches(cell)]
-    if cell.runs > 1:
-        cut = jax.tree.map(lambda x: x[0], cut)
-    work = program.lower(state, cut[0], hyper).compile().cost_analysis()
+        whole = [shard_batch(batch, 1) for batch in batches(cell)]
+        cut = [(jax.tree.map(lambda x: x[0], batch),) for batch in whole]
+    work = program.lower(state, *cut[0], hyper).compile().cost_analysis()
     turn = cycle(cut)
 
     def step() -> None:
         nonlocal state
-        state, values = program(state, next(turn), hyper)
+        state, values = program(state, *next(turn), hyper)
         jax.block_until_ready((state, values))
 
     return step, {"flops": work["flops"], "bytes": work["bytes accessed"]}

@@ -8,14 +8,18 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from pwiser_jax.errors import UserError
 from pwiser_jax.options import Parser
 from pwiser_jax.version import __version__
+
+if TYPE_CHECKING:
+    from pwiser_jax.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +93,23 @@ def _parser(argv: Sequence[str]) -> Parser:
     train.add_argument(
         "--profile", type=bool, default=False, help="trace a few steps: OUTPUT/profile"
     )
+    train.add_argument(
+        "--distributed",
+        type=bool,
+        default=False,
+        help="one of several processes, which the cluster's environment tells of",
+    )
+    train.add_argument(
+        "--coordinator",
+        type=str | None,
+        help="one of several processes; HOST:PORT of the first of them",
+    )
+    train.add_argument(
+        "--num_processes", type=int | None, help="how many, beside --coordinator"
+    )
+    train.add_argument(
+        "--process_id", type=int | None, help="which one this is, from 0 on"
+    )
     commands.add_subcommand("train", train, help=train.description)
 
     evaluate = Parser(description="Measure a run's best checkpoint on a split.")
@@ -158,24 +179,45 @@ def _inspect(parser: Parser, options: Namespace) -> int:
 
 def _train(parser: Parser, options: Namespace) -> int:
     from pwiser_jax.config import make_config
-    from pwiser_jax.training.evaluate import evaluate_run, summary
-    from pwiser_jax.training.loop import train
-    from pwiser_jax.training.progress import ProgressBar
-    from pwiser_jax.training.protocol import CHOSEN, NAMES
+    from pwiser_jax.training import processes
     from pwiser_jax.training.signals import Interrupted
 
     config = make_config(parser, options, "train")
-    output = options.train.output
+    chosen = options.train
+    explicit = chosen.coordinator, chosen.num_processes, chosen.process_id
+    if any(v is not None for v in explicit) and any(v is None for v in explicit):
+        raise UserError(
+            "--coordinator, --num-processes and --process-id are given together"
+        )
+    several = chosen.distributed or chosen.coordinator is not None
+    joined = processes.joined(*explicit) if several else nullcontext()
     try:
-        with ProgressBar() as bar:
-            result = train(config, output, bar, profile=options.train.profile)
+        with joined:
+            _train_here(config, chosen.output, chosen.profile)
     except Interrupted as stop:
         print(f"pwiser: {stop}", file=sys.stderr)
         return 0 if stop.signum == signal.SIGTERM else 130
-    chosen = CHOSEN[config.protocol]
-    print(f"best epoch {result['best']['epoch'] + 1}, on {NAMES[chosen]}:")
-    print(summary(evaluate_run(output, chosen)))
     return 0
+
+
+def _train_here(config: "Config", output: Path, profile: bool) -> None:
+    """The first of several processes is the one that speaks."""
+    from pwiser_jax.training import processes
+    from pwiser_jax.training.evaluate import evaluate_run, summary
+    from pwiser_jax.training.loop import train
+    from pwiser_jax.training.progress import ProgressBar, Silent
+    from pwiser_jax.training.protocol import CHOSEN, NAMES
+
+    if processes.first():
+        with ProgressBar() as bar:
+            result = train(config, output, bar, profile=profile)
+    else:
+        result = train(config, output, Silent())
+    split = CHOSEN[config.protocol]
+    report = evaluate_run(output, split)
+    if processes.first():
+        print(f"best epoch {result['best']['epoch'] + 1}, on {NAMES[split]}:")
+        print(summary(report))
 
 
 def _evaluate(parser: Parser, options: Namespace) -> int:

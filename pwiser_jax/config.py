@@ -34,12 +34,17 @@ class DataConfig:
         min_conversions: at least so many conversions (rows with the highest label) in
             each training batch; the cross-entropy weighs them down to what they are in
             the data. 0: as many as the order of the rows brings.
+        rows_from: where training rows are gathered: by the processor out of mapped
+            files, or by the devices, each of which then holds the whole split. auto:
+            the devices, where accelerators have four times its size free. The numbers
+            do not depend on it.
     """
 
     path: str = ""
     batch_size: int = 2048
     eval_batch_size: int = 8192
     min_conversions: int = 0
+    rows_from: Literal["auto", "device", "files"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,9 @@ class TrainConfig:
             the loop waits for the checkpoint that is being written rather than go
             further. Half as many between two checkpoints, where checkpoint_every is
             more than that. Unset: twice checkpoint_every.
+        steps_per_call: steps in one call of the compiled program; 0: as many as take
+            about half a second, 8 at most (with several processes always 8). The
+            numbers do not depend on it.
     """
 
     seed: int = 0
@@ -116,6 +124,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 1000
     max_steps_without_checkpoint: int | None = None
+    steps_per_call: int = 0
 
     @property
     def most_steps_lost(self) -> int:
@@ -169,6 +178,7 @@ class Config:
             "loss.lambdas": min(values, default=0.0),
             "optimizer.l2": self.optimizer.l2,
             "train.seed": self.train.seed,
+            "train.steps_per_call": self.train.steps_per_call,
             "data.min_conversions": self.data.min_conversions,
             "loss.bank": self.loss.bank,
         }

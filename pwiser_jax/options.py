@@ -13,6 +13,7 @@ FLAGS = (
     "--profile",
     "--quick",
     "--full",
+    "--distributed",
 )
 SHORT = {"--max_steps_without_checkpoint": "--train.max_steps_without_checkpoint"}
 

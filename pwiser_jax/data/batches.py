@@ -36,6 +36,20 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
+class Taken(NamedTuple):
+    """Which rows a batch, or one process's share of it, is made of.
+
+    Args:
+        places: int64[<= B], in the split; fewer than B in an epoch's last batch.
+        rows: uint32[B], places in the global batch.
+        conversion_weight: of a conversion in the cross-entropy; other rows weigh 1.
+    """
+
+    places: np.ndarray
+    rows: np.ndarray
+    conversion_weight: float
+
+
 def steps_per_epoch(rows: int, batch_size: int, min_conversions: int = 0) -> int:
     """Batches that hold each row once; the last may be partly padding."""
     own = batch_size - min_conversions
@@ -47,7 +61,13 @@ def steps_per_epoch(rows: int, batch_size: int, min_conversions: int = 0) -> int
     return -(-rows // own)
 
 
-def epoch_batches(
+def epoch_batches(rows: Rows, batch_size: int, **order: int) -> Iterator[Batch]:
+    """The batches of an epoch: the rows that `epoch_order` takes, of its arguments."""
+    taken_rows = epoch_order(rows, batch_size, **order)
+    return (gather(rows, each) for each in taken_rows)
+
+
+def epoch_order(
     rows: Rows,
     batch_size: int,
     *,
@@ -57,8 +77,8 @@ def epoch_batches(
     min_conversions: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
-    """The batches of an epoch, each row once, in an order of (seed, epoch) alone.
+) -> Iterator[Taken]:
+    """The rows of an epoch's batches, each once, in an order of (seed, epoch) alone.
 
     With n = min_conversions, a batch holds B - n rows of that order and n conversions
     (rows with the highest label) of their own: all C of them in a random order, then
@@ -110,31 +130,33 @@ def epoch_batches(
     else:
         weight, more = 1.0, None
 
-    def batches() -> Iterator[Batch]:
+    def taken_rows() -> Iterator[Taken]:
         share = np.arange(process_index, batch_size, process_count, dtype=np.uint32)
         for index in indices:
             if more is not None:
                 index = np.concatenate([index, next(more)])
-            mine = index[process_index::process_count]
-            yield gather(rows, mine, share, conversion_weight=weight)
+            yield Taken(index[process_index::process_count], share, weight)
 
-    return batches()
+    return taken_rows()
 
 
-def sequential_batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
-    """The batches of a split in its own order."""
+def sequential_batches(
+    rows: Rows, batch_size: int, start: int = 0, stop: int | None = None
+) -> Iterator[Batch]:
+    """The batches of a split, or of its rows start .. stop - 1, in its own order."""
     steps_per_epoch(len(rows), batch_size)
+    end = len(rows) if stop is None else stop
 
     def batches() -> Iterator[Batch]:
         places = np.arange(batch_size, dtype=np.uint32)
-        asked = 0
-        for start in range(0, len(rows), batch_size):
-            stop = min(start + batch_size, len(rows))
-            if stop > asked:
+        asked = start
+        for first in range(start, end, batch_size):
+            last = min(first + batch_size, end)
+            if last > asked:
                 rows.done()
-                asked = max(asked + AT_ONCE, stop)
-                rows.soon(start, min(asked, len(rows)))
-            yield gather(rows, np.arange(start, stop), places)
+                asked = max(asked + AT_ONCE, last)
+                rows.soon(first, min(asked, end))
+            yield gather(rows, Taken(np.arange(first, last), places, 1.0))
 
     return batches()
 
@@ -180,10 +202,9 @@ def _conversions(
         waiting = waiting[size:]
 
 
-def gather(
-    rows: Rows, index: np.ndarray, places: np.ndarray, *, conversion_weight: float = 1.0
-) -> Batch:
-    """The rows of an index, padded to the length of `places`."""
+def gather(rows: Rows, taken_rows: Taken) -> Batch:
+    """The rows of an index, padded to the length of their places in the batch."""
+    index, places, conversion_weight = taken_rows
     missing = len(places) - len(index)
     labels = taken(rows.labels, index)
     weights = np.ones(len(index), np.float32)

@@ -15,23 +15,38 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+import orbax.checkpoint as ocp
 
 from pwiser_jax.errors import UserError
+from pwiser_jax.training import processes
 
 KEPT = {"last": 2, "best": 1}
 
 
 class Checkpoints:
-    """One series of checkpoints of a run: "last" or "best"."""
+    """One series of checkpoints of a run: "last" or "best".
+
+    Of several processes the first alone reads and writes. (orbax's newer interface, v1,
+    wants all of them in every save, even of arrays that one process has.)
+    """
 
     def __init__(self, run: Path, series: str) -> None:
-        newest = ocp.training.preservation_policies.LatestN
         self._folder = run / "checkpoints" / series
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self._folder.resolve()),
-            preservation_policy=newest(KEPT[series]),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
+        if not processes.first():
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix=series
+        )
+        self._manager = ocp.CheckpointManager(
+            self._folder.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT[series],
+                create=False,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+                multiprocessing_options=alone,
+            ),
         )
 
     def save(self, step: int, state: Any, loop: dict[str, Any]) -> None:
@@ -40,10 +55,16 @@ class Checkpoints:
         Raises:
             UserError: they cannot be written.
         """
+        if not processes.first():
+            return
+        parts = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+            loop=ocp.args.JsonSave(loop),  # pyright: ignore[reportCallIssue]
+        )
         try:
-            self._checkpointer.save(
-                step, state, custom_metadata=loop, force=True, overwrite=True
-            )
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=parts, force=True)
         except Exception as error:  # orbax raises many kinds
             raise UserError(
                 f"the checkpoint {self._folder / str(step)} cannot be written: "
@@ -56,26 +77,35 @@ class Checkpoints:
         """The newest whole checkpoint as (state, loop's state); None if there is none.
 
         A checkpoint that cannot be read is skipped for the one before it, with a
-        warning.
+        warning. All processes get what the first has read.
 
         Raises:
             UserError: there are checkpoints, and none can be read.
         """
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            template,
-        )
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        found = self._read(zeros, warn) if processes.first() else None
+        loop = processes.from_first(found and found[1])
+        if loop is None:
+            return None
+        return processes.state_from_first(found[0] if found else zeros), loop
+
+    def _read(
+        self, template: Any, warn: Callable[[str], None]
+    ) -> tuple[Any, dict[str, Any]] | None:
         # From the folder's names, not from orbax's list: reading that list opens each
         # checkpoint's metadata, and one damaged file would hide the good ones.
         steps = sorted(
             (int(path.name) for path in self._folder.iterdir() if path.name.isdigit()),
             reverse=True,
         )
+        parts = ocp.args.Composite(
+            state=ocp.args.StandardRestore(template),  # pyright: ignore[reportCallIssue]
+            loop=ocp.args.JsonRestore(),
+        )
         for step in steps:
             try:
-                state = self._checkpointer.load(step, abstract)
-                loop = self._checkpointer.metadata(step).custom_metadata
+                found = self._manager.restore(step, args=parts)
+                state, loop = found["state"], found["loop"]
                 if not isinstance(loop, dict):
                     raise ValueError("its metadata is missing")
             except Exception as error:  # orbax raises many kinds on damage
@@ -88,7 +118,8 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        self._checkpointer.close()
+        if processes.first():
+            self._manager.close()
 
 
 class BackgroundSaves:

@@ -8,7 +8,7 @@ from pwiser_jax.data.manifest import read_manifest
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import evaluate
-from pwiser_jax.training import protocol
+from pwiser_jax.training import processes, protocol
 from pwiser_jax.training.inference import load_best, predict_logits
 from pwiser_jax.training.run import CONFIG, write_json
 
@@ -55,7 +55,8 @@ def evaluate_run(run: Path, split: str, *, data: Path | None = None) -> dict[str
     )
     if (note := protocol.note(config.protocol, split)) is not None:
         report = {"note": note, **report}
-    write_json(run / f"evaluation_{split}.json", report)
+    if processes.first():
+        write_json(run / f"evaluation_{split}.json", report)
     return report
 
 

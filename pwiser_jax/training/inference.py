@@ -17,9 +17,15 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.training import objective as objectives
+from pwiser_jax.training import processes
 from pwiser_jax.training.checkpoint import Checkpoints
 from pwiser_jax.training.objective import Objective
-from pwiser_jax.training.parallel import device_count, eval_program, split_rows
+from pwiser_jax.training.parallel import (
+    device_count,
+    eval_program,
+    replicated,
+    split_rows,
+)
 from pwiser_jax.training.step import TrainState, initial_state
 
 # Drawing the weights is a large program that runs once a run: compiled without
@@ -98,20 +104,30 @@ def load_best(run: Path, config: Config, schema: Schema) -> TrainState:
 def predict_logits(
     config: Config, schema: Schema, state: TrainState, rows: Rows
 ) -> dict[str, np.ndarray]:
-    """Logits f32[N] by name for every row, in order."""
+    """Logits f32[N] by name for every row, in order.
+
+    Several processes look at a range of the rows each, and all of them get all logits.
+    """
     program = eval_program(config.model, schema)
     chunks: dict[str, list[np.ndarray]] = {}
-    for logits, count in _logits(program, config, state, rows):
+    for logits, count in _logits(program, config, replicated(state), rows):
         for name, values in logits.items():
             chunks.setdefault(name, []).append(values.reshape(-1)[:count])
-    return {name: np.concatenate(parts) for name, parts in chunks.items()}
+    each = -(-len(rows) // processes.count())
+
+    def whole(parts: list[np.ndarray]) -> np.ndarray:
+        own = np.concatenate(parts)
+        return processes.gathered(np.pad(own, (0, each - len(own))))[: len(rows)]
+
+    return {name: whole(parts) for name, parts in chunks.items()}
 
 
 def _logits(
     program: Any, config: Config, state: TrainState, rows: Rows
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     devices = device_count()
-    for batch in sequential_batches(rows, config.data.eval_batch_size):
+    size = -(-config.data.eval_batch_size // processes.count())
+    for batch in sequential_batches(rows, size, *processes.share(len(rows))):
         inputs = split_rows(batch.inputs, devices)
         logits = program(state.params, state.batch_stats, inputs)
         yield jax.device_get(logits), int(np.sum(batch.mask))

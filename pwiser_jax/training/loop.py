@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches import epoch_batches, steps_per_epoch
+from pwiser_jax.data.batches import epoch_order, steps_per_epoch
 from pwiser_jax.data.prefetch import prefetched
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.rows import Rows
@@ -19,22 +21,30 @@ from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
 from pwiser_jax.training import objective as objectives
-from pwiser_jax.training import protocol
+from pwiser_jax.training import processes, protocol
 from pwiser_jax.training.checkpoint import BackgroundSaves, Checkpoints
 from pwiser_jax.training.inference import new_state, predict_logits, state_template
 from pwiser_jax.training.metrics import TIMING, MetricsWriter
 from pwiser_jax.training.observe import is_observation, numbers
-from pwiser_jax.training.parallel import device_count, shard_batch, train_program
+from pwiser_jax.training.parallel import (
+    largest,
+    replicated,
+    train_program,
+)
 from pwiser_jax.training.progress import Reporter
 from pwiser_jax.training.run import RESULT, open_run, write_json
 from pwiser_jax.training.signals import Interrupted, StopSignals
+from pwiser_jax.training.source import Source, source
 from pwiser_jax.training.step import Batch, Hyper, TrainState
 from pwiser_jax.training.stopwatch import Stopwatch
 from pwiser_jax.training.trace import Trace
 
-# Metrics are read from the devices this often: a CPU backend of several devices can
-# deadlock when a loop runs ahead without ever waiting.
-READ_EVERY = 8
+# Steps in one call of the program, where the configuration leaves it open: as many as
+# take about so long, so that signals and the bar are looked at in time, and at most so
+# many. On 2 CPU cores eight steps in a call take 0.9 of the time of single calls where
+# a step takes 6 ms, and the same where it takes 1 s.
+CALL_SECONDS = 0.5
+MOST_STEPS = 8
 
 
 @dataclass
@@ -88,10 +98,17 @@ def train(
     objective, weights = objectives.build(
         config.loss, schema.labels, config.model.cvr_space
     )
-    open_run(output, config, Path(config.data.path))
-    if (output / RESULT).exists():
+    if config.data.batch_size % processes.count():
+        raise UserError(
+            f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
+            f"{processes.count()} processes"
+        )
+    if processes.first():
+        open_run(output, config, Path(config.data.path))
+    finished = processes.from_first(_result(output))
+    if finished is not None:
         reporter.line(f"{output} is finished already")
-        return json.loads((output / RESULT).read_text())
+        return finished
     train_rows, valid_rows = protocol.rows_of(config.protocol, prepared)
     for text in protocol.lines(config):
         reporter.line(text)
@@ -103,7 +120,8 @@ def train(
     last, best = Checkpoints(output, "last"), Checkpoints(output, "best")
     found = last.restore(state_template(config, schema), reporter.line)
     if found is None:
-        state, progress = new_state(config, schema), Progress()
+        state = processes.state_from_first(new_state(config, schema))
+        progress = Progress()
     else:
         state, progress = found[0], Progress(**found[1])
         reporter.line(f"going on from the checkpoint at step {progress.step}")
@@ -111,7 +129,8 @@ def train(
     saves = BackgroundSaves(progress.step)
 
     # 3. Epochs.
-    trace = Trace(output / "profile" if profile else None)
+    trace = Trace(output / "profile" if profile and processes.first() else None)
+    state = replicated(state)
     loop = _Loop(
         config, schema, reporter, metrics, last, best, saves, trace, progress, state
     )
@@ -120,15 +139,18 @@ def train(
         seed=config.train.seed,
         learning_rate=config.optimizer.learning_rate,
         l2=config.optimizer.l2,
-        weights=weights,
+        # Whole numbers would be of another type, and compile another program.
+        weights=jax.tree.map(float, weights),
         log_every=config.train.log_every,
     )
+    hyper = replicated(hyper)
+    made = source(train_rows, config.data.rows_from)
     budget = None if stop_after is None else progress.step + stop_after
     try:
         with StopSignals() as signals, trace:
             while not progress.stopped:
                 loop.train_epoch(
-                    program, hyper, train_rows, epoch_steps, signals, budget
+                    program, hyper, train_rows, made, epoch_steps, signals, budget
                 )
                 loop.end_epoch(valid_rows)
             saves.wait()
@@ -150,8 +172,15 @@ def train(
         "stopped": progress.stopped,
         **protocol.label(config),
     }
-    write_json(output / RESULT, result)
+    if processes.first():
+        write_json(output / RESULT, result)
     return result
+
+
+def _result(output: Path) -> dict[str, Any] | None:
+    """The tree of a finished run's result.json."""
+    path = output / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 @dataclass
@@ -166,9 +195,10 @@ class _Loop:
     trace: Trace
     progress: Progress
     state: TrainState
+    _pace: int = 1
+    _signal: int = 0
     _clock: float = field(default_factory=time.perf_counter)
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    _observed: dict[str, Any] = field(default_factory=dict)
 
     def save(self, *series: Checkpoints) -> None:
         tree = asdict(self.progress)
@@ -191,66 +221,101 @@ class _Loop:
         program: Any,
         hyper: Hyper,
         rows: Rows,
+        made: Source,
         epoch_steps: int,
         signals: StopSignals,
         budget: int | None,
     ) -> None:
-        """The rest of an epoch, from the position on."""
-        progress, train = self.progress, self.config.train
-        epoch = progress.epoch
-        done = progress.step - epoch * epoch_steps
-        self.reporter.epoch(epoch, epoch_steps, done)
-        size = self.config.data.batch_size
-        pending: list[Any] = []
-        self._clock = time.perf_counter()
-        watch = self._stopwatch
-        with prefetched(self._batches(rows, epoch, done)) as batches, watch.running():
-            for batch in watch.waited_for(batches):
-                self.state, values = program(self.state, batch, hyper)
-                pending.append(values)
-                progress.step += 1
-                self.trace.at(1, self.state)
-                log = progress.step % train.log_every == 0
-                checkpoint = progress.step % train.checkpoint_interval == 0
-                out_of_budget = progress.step == budget
-                stop = signals.received is not None or out_of_budget
-                if log or checkpoint or stop or len(pending) == READ_EVERY:
-                    self._read(pending, size)
-                    pending = []
-                if log:
-                    self._log(epoch)
-                self.checkpoint(stop)
-                if stop:
-                    raise Interrupted(progress.step, signals.received or 0)
-        self._read(pending, size)
+        """The rest of an epoch, from the position on.
 
-    def _batches(self, rows: Rows, epoch: int, start_step: int) -> Iterator[Batch]:
-        """The batches of an epoch from a step on, cut for the devices."""
-        data, devices = self.config.data, device_count()
-        batches = epoch_batches(
+        While a call computes, the one before it is read and the next is made ready.
+        """
+        progress, watch = self.progress, self._stopwatch
+        end = (progress.epoch + 1) * epoch_steps
+        done = progress.step + epoch_steps - end
+        self.reporter.epoch(progress.epoch, epoch_steps, done)
+        running: deque[tuple[int, int, Any, Any]] = deque()
+        self._clock = time.perf_counter()
+        ahead = self._calls(rows, made, done, end, budget)
+        with prefetched(ahead) as calls, watch.running():
+            for batches, count, pause in watch.waited_for(calls):
+                self.state, values = program(
+                    self.state, batches, np.int32(count), hyper
+                )
+                signal = largest(signals.received or 0)
+                running.append((progress.step, count, values, signal))
+                progress.step += count
+                self.trace.at(count, self.state)
+                # The newest call alone is not waited for. More of them in flight gain
+                # nothing, and deadlock on a CPU backend of several devices.
+                while len(running) > 1:
+                    self._read(*running.popleft())
+                # A signal is heeded when its call is read, by all processes alike.
+                stop = bool(self._signal) or progress.step == budget
+                if stop or pause:
+                    self._read(*running.popleft())
+                    self.checkpoint(stop)
+                if stop:
+                    raise Interrupted(progress.step, self._signal)
+            while running:
+                self._read(*running.popleft())
+
+    def _calls(
+        self, rows: Rows, made: Source, done: int, end: int, budget: int | None
+    ) -> Iterator[tuple[Batch, int, bool]]:
+        """The rest of an epoch's batches, call by call.
+
+        Each comes with its number of steps, and whether a checkpoint begins or is
+        waited for after them.
+
+        Args:
+            rows: the split.
+            made: makes batches of its rows.
+            done: steps of the epoch that are behind.
+            end: the run's steps when the epoch is over.
+            budget: the run's steps when this process stops, or None.
+        """
+        data, train = self.config.data, self.config.train
+        order = epoch_order(
             rows,
             data.batch_size,
-            seed=self.config.train.seed,
-            epoch=epoch,
-            start_step=start_step,
+            seed=train.seed,
+            epoch=self.progress.epoch,
+            start_step=done,
             min_conversions=data.min_conversions,
+            process_index=processes.index(),
+            process_count=processes.count(),
         )
-        return (shard_batch(batch, devices) for batch in batches)
+        step = start = self.progress.step
+        every, lost = train.checkpoint_interval, train.most_steps_lost
+        most = train.steps_per_call or MOST_STEPS
+        # Several processes cannot each go by a clock of their own.
+        paced = not train.steps_per_call and processes.count() == 1
+        while step < end:
+            stops = [end, step + every - step % every]
+            stops += [step + every - (step - lost) % every, start + lost]
+            stops += [] if budget is None else [budget]
+            stop = min(stop for stop in stops if stop > step)
+            count = min(self._pace if paced else most, stop - step)
+            step += count
+            yield made(list(islice(order, count)), most), count, step == stop
 
-    def _read(self, pending: list[Any], batch_size: int) -> None:
-        """Waits for the steps in `pending` and adds their metrics to the window."""
-        if not pending:
-            return
-        progress = self.progress
-        first = progress.step - len(pending) + 1
-        for step, metrics in enumerate(jax.device_get(pending), start=first):
-            values = {k: v for k, v in metrics.items() if not is_observation(k)}
-            if step % self.config.train.log_every == 0:
-                observed = {k: v for k, v in metrics.items() if is_observation(k)}
-                self._observed = numbers(observed)
-            # The parts first: a part says more than the whole.
-            for name in sorted(values, key="loss".__eq__):
-                value = values[name]
+    def _read(self, done: int, count: int, metrics: Any, signal: Any) -> None:
+        """Waits for a call that began after `done` steps; its metrics join the window.
+
+        The window is written, as means since the line before, every `log_every` steps.
+        """
+        progress, train = self.progress, self.config.train
+        self._signal = int(signal)
+        read = jax.device_get(metrics)
+        # The parts first: a part says more than the whole.
+        names = sorted(read, key="loss".__eq__)
+        losses = [name for name in names if not is_observation(name)]
+        self._stopwatch.count(count, count * self.config.data.batch_size)
+        for at in range(count):
+            step = done + at + 1
+            for name in losses:
+                value = read[name][at]
                 if not np.isfinite(value):
                     raise UserError(
                         f"the loss is not finite: {name} is {value} at step {step}; "
@@ -259,21 +324,24 @@ class _Loop:
                 total = progress.window.get(name, 0.0)
                 progress.window[name] = total + float(value)
             progress.window_steps += 1
-        self._stopwatch.count(len(pending), len(pending) * batch_size)
+            if step % train.log_every == 0:
+                observed = {k: read[k][at] for k in names if is_observation(k)}
+                self._log(step, numbers(observed))
         now = time.perf_counter()
-        speed = len(pending) * batch_size / max(now - self._clock, 1e-9)
+        seconds = max(now - self._clock, 1e-9) / count
         self._clock = now
-        loss = progress.window["loss"] / progress.window_steps
-        self.reporter.steps(len(pending), loss, speed)
+        self._pace = min(max(int(CALL_SECONDS / seconds), 1), MOST_STEPS)
+        loss = float(np.mean(read["loss"][:count]))
+        self.reporter.steps(count, loss, self.config.data.batch_size / seconds)
 
-    def _log(self, epoch: int) -> None:
+    def _log(self, step: int, observed: dict[str, Any] | None = None) -> None:
         """A line of metrics, means since the line before, and one of timings."""
         progress = self.progress
         means = {k: v / progress.window_steps for k, v in progress.window.items()}
-        line = {"epoch": epoch, **means, **self._observed}
-        self.metrics.write("train", progress.step, line)
-        self.metrics.write(TIMING, progress.step, self._stopwatch.lap())
-        progress.window, progress.window_steps, self._observed = {}, 0, {}
+        line = {"epoch": progress.epoch, **means, **(observed or {})}
+        self.metrics.write("train", step, line)
+        self.metrics.write(TIMING, step, self._stopwatch.lap())
+        progress.window, progress.window_steps = {}, 0
 
     def end_epoch(self, valid: Rows) -> None:
         """Validation, early stopping, checkpoints."""
@@ -286,11 +354,11 @@ class _Loop:
                     f"the logits of {name} are not finite after step {progress.step}; "
                     "the last good checkpoint stays"
                 )
-        mean, aucs = mean_auc(
-            logits, valid.labels, self.schema.labels, config.model.cvr_space
+        mean, aucs = processes.from_first(
+            mean_auc(logits, valid.labels, self.schema.labels, config.model.cvr_space)
         )
         if progress.window_steps:
-            self._log(epoch)
+            self._log(progress.step)
         chosen = protocol.CHOSEN[config.protocol]
         self.metrics.write(
             chosen, progress.step, {"epoch": epoch, "auc": aucs, "mean_auc": mean}

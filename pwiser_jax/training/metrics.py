@@ -6,6 +6,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from pwiser_jax.training import processes
+
 TIMING = "timing"
 
 
@@ -16,10 +18,14 @@ class MetricsWriter:
     other lines are the same for every run of one configuration.
 
     A run that goes on from step `start` first cuts off the lines after it: they will be
-    written again, so the file ends up as if nothing had happened.
+    written again, so the file ends up as if nothing had happened. Of several processes
+    the first alone writes.
     """
 
     def __init__(self, run: Path, start: int) -> None:
+        self._writes = processes.first()
+        if not self._writes:
+            return
         path = run / "metrics.jsonl"
         kept = read_metrics(run, upto=start, timing=True)
         with path.open("w", encoding="utf-8") as file:
@@ -31,6 +37,8 @@ class MetricsWriter:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line, {"kind", "step", **values}; event files join names with "/"."""
+        if not self._writes:
+            return
         line = {"kind": kind, "step": step, **values}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
@@ -42,6 +50,8 @@ class MetricsWriter:
                     self._board.add_scalar(tag, number, step)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._board.close()
 

@@ -1,21 +1,26 @@
 """Devices: the only module that knows how many there are.
 
 `jax.pmap` over the local devices: the state is given whole to each of them (no device
-axis, `in_axes=None`), a batch is cut into one part a device.
+axis, `in_axes=None`), a batch is cut into one part a device. With several processes the
+mapped axis spans the devices of all of them, and each process gives its own share.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pwiser_jax.config import EmbeddingOptimizer
 from pwiser_jax.data import batches as data
 from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.training import processes
 from pwiser_jax.training.objective import Objective
+from pwiser_jax.training.several import several_steps
 from pwiser_jax.training.step import Batch, eval_step, train_step
 
 AXIS = "devices"
@@ -36,12 +41,16 @@ def train_program(
     objective: Objective,
     embedding: EmbeddingOptimizer = "adam",
 ) -> Any:
-    """The pmapped train step; the old state's buffers are given up to the new one."""
+    """(state, batches, count, hyper) -> (state, metrics), see `several_steps`, pmapped.
+
+    Batches come from `stacked`. The old state's buffers are given up to the new one:
+    give a state that is `replicated`.
+    """
     module = build(model, schema, axis_name=AXIS)
     return jax.pmap(
-        train_step(module, objective, AXIS, embedding),
+        several_steps(train_step(module, objective, AXIS, embedding)),
         axis_name=AXIS,
-        in_axes=(None, 0, None),
+        in_axes=(None, 0, None, None),
         out_axes=None,
         donate_argnums=0,
     )
@@ -49,9 +58,41 @@ def train_program(
 
 @functools.lru_cache(maxsize=16)
 def eval_program(model: ModelConfig, schema: Any) -> Any:
-    """The pmapped evaluation step; its logits keep the device axis."""
+    """The pmapped evaluation step; its logits keep the device axis.
+
+    Of this process's devices alone: each process has rows of its own to evaluate.
+    """
     module: nn.Module = build(model, schema)
-    return jax.pmap(eval_step(module), axis_name=AXIS, in_axes=(None, None, 0))
+    return per_device_program(eval_step(module), in_axes=(None, None, 0))
+
+
+def per_device_program(function: Any, in_axes: Any) -> Any:
+    """A pmapped function in which devices have nothing to do with each other."""
+    return jax.pmap(
+        function, axis_name=AXIS, in_axes=in_axes, devices=jax.local_devices()
+    )
+
+
+def free_bytes() -> int:
+    """Free memory of the fullest local device; 0 where that is the host's own."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if jax.default_backend() == "cpu" or not all(stats):
+        return 0
+    return min(int(s["bytes_limit"]) - int(s["bytes_in_use"]) for s in stats if s)
+
+
+@functools.lru_cache(maxsize=1)
+def _largest_program() -> Any:
+    return jax.pmap(
+        lambda value: jax.lax.pmax(value, AXIS), axis_name=AXIS, out_axes=None
+    )
+
+
+def largest(value: int) -> Any:
+    """The largest of the processes' values, a scalar that may have to be waited for."""
+    if processes.count() == 1:
+        return value
+    return _largest_program()(np.full(device_count(), value, np.int32))
 
 
 def split_rows(tree: Any, devices: int) -> Any:
@@ -75,3 +116,32 @@ def shard_batch(batch: data.Batch, devices: int) -> Batch:
     """What a step needs of a batch of the data pipeline, cut for the devices."""
     parts = batch.inputs, batch.labels, batch.mask, batch.rows, batch.weights
     return Batch(*split_rows(parts, devices))
+
+
+def stacked(batches: Sequence[data.Batch], steps: int) -> Batch:
+    """Up to `steps` batches side by side, [devices, steps, B / devices, ...], on the
+    devices; zeros where there are fewer."""
+    return stack([shard_batch(batch, device_count()) for batch in batches], steps)
+
+
+def stack(parts: Sequence[Any], steps: int) -> Any:
+    """Trees of arrays [devices, ...] as one tree of [devices, steps, ...] on the
+    devices; zeros where there are fewer trees than steps."""
+
+    def side_by_side(*arrays: np.ndarray) -> np.ndarray:
+        devices, *row = arrays[0].shape
+        whole = np.zeros((devices, steps, *row), arrays[0].dtype)
+        np.stack(arrays, axis=1, out=whole[:, : len(arrays)])
+        return whole
+
+    return jax.device_put(jax.tree.map(side_by_side, *parts), _sharding(AXIS))
+
+
+def replicated(tree: Any) -> Any:
+    """The tree whole on each local device."""
+    return jax.device_put(tree, _sharding())
+
+
+def _sharding(*axes: str) -> NamedSharding:
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec(*axes))

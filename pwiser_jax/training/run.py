@@ -26,6 +26,9 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 DATA_FILES = ("manifest.json", "vocabulary.parquet")
 
+# Options that a run's numbers do not depend on.
+FREE = (("data", "path"), ("data", "rows_from"), ("train", "steps_per_call"))
+
 
 def write_json(path: Path, tree: Any) -> None:
     write_whole(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
@@ -37,9 +40,10 @@ def config_tree(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits that name a configuration, wherever its data folder lies."""
+    """Twelve hex digits that name a configuration, but for its `FREE` options."""
     tree = config_tree(config)
-    tree["data"].pop("path")
+    for section, name in FREE:
+        tree[section].pop(name)
     text = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -80,8 +84,9 @@ def open_run(output: Path, config: Config, data: Path) -> None:
 
 def _same_config(path: Path, tree: dict[str, Any]) -> None:
     old, new = _flatten(yaml.safe_load(path.read_text())), _flatten(tree)
-    for name in sorted(old.keys() | new.keys()):
-        if name != "data.path" and old.get(name) != new.get(name):
+    free = {".".join(path) for path in FREE}
+    for name in sorted((old.keys() | new.keys()) - free):
+        if old.get(name) != new.get(name):
             raise UserError(
                 f"{path.parent} holds a run with {name} {old.get(name)}, not "
                 f"{new.get(name)}; name another --output"

@@ -1,0 +1,40 @@
+"""One process of a run: trains one step into OUTPUT-1, then a whole run into OUTPUT.
+
+python processes_worker.py DATA OUTPUT [HOST:PORT COUNT INDEX]
+"""
+
+import sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+from training_helpers import small_config
+
+from pwiser_jax.config import Config
+from pwiser_jax.training.loop import train
+from pwiser_jax.training.processes import joined
+from pwiser_jax.training.progress import Silent
+from pwiser_jax.training.signals import Interrupted
+
+
+def worker_config(data: Path) -> Config:
+    return small_config(
+        data,
+        data={"batch_size": 256, "min_conversions": 4},
+        model={"name": "shared_bottom"},
+        loss={"bank": 300},
+        train={"log_every": 1, "steps_per_call": 5},
+    )
+
+
+def main(data: str, output: str, *cluster: str) -> None:
+    config = worker_config(Path(data))
+    coordinator, count, index = cluster or (None, 1, 0)
+    several = joined(coordinator, int(count), int(index)) if cluster else nullcontext()
+    with several:
+        with suppress(Interrupted):
+            train(config, Path(f"{output}-1"), Silent(), stop_after=1)
+        train(config, Path(output), Silent())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
