@@ -21,6 +21,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from experiments.calibration import CALIBRATION
+from experiments.commands import ended
 from experiments.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.drift import DRIFT
 from experiments.ladders import LADDER_LEVELS
@@ -84,19 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.quick:
         # Tiny runs spend their time compiling; read when jax is first used.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}"
-    console = Console(stderr=True, highlight=False)
-    try:
+
+    def work() -> None:
         study = _study(options)
         chosen = [EXPERIMENTS[name] for name in options.only or EXPERIMENTS]
-        report(study, chosen, _command(arguments), console)
-    except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    print(study.output / "report.html")
-    return 0
+        report(study, chosen, _command(arguments))
+
+    return ended(parser.prog, work)
 
 
 def _study(options: Namespace) -> Study:
@@ -145,10 +140,9 @@ def _datasets(options: Namespace, scale: Scale) -> list[Dataset]:
     return found
 
 
-def report(
-    study: Study, chosen: Sequence[Experiment], command: str, console: Console
-) -> None:
+def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
     """Runs the experiments one by one; the report and the findings after each."""
+    console = Console(stderr=True, highlight=False)
     chosen_on = NAMES[CHOSEN[study.protocol]]
     introduction = (
         f"Data: {', '.join(dataset.name for dataset in study.datasets)}; AUC on "
@@ -182,6 +176,7 @@ def report(
         answers.append(f"- **{study.titled(experiment.title)}.** {finding.answer}\n")
         page.write(study.output / "report.html")
         write_whole(study.output / "findings.md", "".join(answers))
+    print(study.output / "report.html")
 
 
 def _configuration(study: Study) -> str:

@@ -5,11 +5,11 @@ The paper's table with three seeds: see `paper_table`.
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments.all import report
+from experiments.commands import ended
 from experiments.datasets import CONFIGS, Dataset
 from experiments.paper_table import PAPER_TABLE
 from experiments.study import SCALES, Study
@@ -37,9 +37,5 @@ if __name__ == "__main__":
         scale=replace(SCALES["standard"], seeds=3),
         datasets=[Dataset("synthetic", OUTPUT / "data", CONFIGS / "synthetic", _make)],
     )
-    try:
-        report(study, [PAPER_TABLE], "make demo", Console(stderr=True, highlight=False))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
-    print(OUTPUT / "report.html")
+    work = partial(report, study, [PAPER_TABLE], "make demo")
+    sys.exit(ended("experiments.demo", work))

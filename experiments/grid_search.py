@@ -9,6 +9,7 @@ validation; test is not looked at. Points that a configuration refuses, such as 
 negative lambda, are told and left out. grid.csv holds the points, best first.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,9 @@ from itertools import product
 from pathlib import Path
 
 import polars as pl
+from jsonargparse import Namespace
 
+from experiments.commands import ended
 from experiments.datasets import Dataset, given
 from experiments.grid import Cell
 from experiments.study import MODELS, SCALES, TUNING_SEED, Study
@@ -162,6 +165,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--set", type=str, nargs="+", help="options of every run: train.epochs=3 ...")
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parser.parse(arguments)
+    command = f"python -m experiments.grid_search {shlex.join(arguments)}"
+    return ended(parser.prog, lambda: _search(options, command))
+
+
+def _search(options: Namespace, command: str) -> None:
+    """The command: runs the grid, writes grid.csv and report.html, says the best."""
+    if options.seeds < 1:
+        raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
     dataset = given(options.data, options.configs)
     study = Study(
         output=options.output,
@@ -170,25 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         datasets=[dataset],
         overrides=tuple(f"--{item}" for item in options.set or ()),
     )
-    try:
-        if options.seeds < 1:
-            raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
-        grid = points(**{"lambda": options.lambdas, "m1": options.m1, "m2": options.m2})
-        table = grid_search(
-            study,
-            "grid_search",
-            dataset,
-            grid,
-            model=options.model,
-            seeds=options.seeds,
-        )
-        best = best_point(table)
-    except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    grid = points(**{"lambda": options.lambdas, "m1": options.m1, "m2": options.m2})
+    name, seeds = "grid_search", options.seeds
+    table = grid_search(study, name, dataset, grid, model=options.model, seeds=seeds)
+    best = best_point(table)
     ranked = table.sort("auc", descending=True, maintain_order=True)
     write_csv(ranked, options.output / "grid.csv")
     answer = f"Best of {table.height} points on validation: {_text(best)}."
@@ -198,11 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Which lambda, m1 and m2 are the best on validation?",
         answer,
         [*([picture] if picture else []), TableBlock(ranked, "The points")],
-        command=f"python -m experiments.grid_search {' '.join(arguments)}",
+        command=command,
     )
     Report("Grid search", "", [section]).write(options.output / "report.html")
     print(answer)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The experiment scripts, on a few rows: paired, resumable, nothing run twice."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_experiments_end_to_end(
     data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each writes its section; the same command again trains and measures nothing."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which --quick adds to
     small = replace(experiments.SCALES["quick"], worlds=5, pairs=4, overrides=())
     monkeypatch.setitem(experiments.SCALES, "quick", small)
     monkeypatch.setattr(f"experiments.{name}.MODEL", "shared_bottom")
