@@ -47,14 +47,14 @@ def example_inputs(schema: Schema) -> dict[str, Any]:
 
 def new_state(config: Config, schema: Schema) -> TrainState:
     """The state at step 0, drawn from the config's seed."""
-    program = _draw_program(
+    program = draw_program(
         config.model, schema, _objective(config, schema), config.optimizer.embedding
     )
     return program(config.train.seed)
 
 
 @lru_cache(maxsize=16)
-def _draw_program(
+def draw_program(
     model: ModelConfig,
     schema: Schema,
     objective: Objective,

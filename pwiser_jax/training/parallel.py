@@ -21,7 +21,8 @@ from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.training import processes
 from pwiser_jax.training.objective import Objective
 from pwiser_jax.training.several import several_steps
-from pwiser_jax.training.step import Batch, eval_step, train_step
+from pwiser_jax.training.stack import VARIED, stacked_eval, stacked_steps
+from pwiser_jax.training.step import Batch, Hyper, eval_step, train_step
 
 AXIS = "devices"
 
@@ -145,3 +146,60 @@ def replicated(tree: Any) -> Any:
 def _sharding(*axes: str) -> NamedSharding:
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+# A stack of runs (see `stack`) is dealt to the devices whole run by whole run, so they
+# need not meet.
+
+
+def runs_at_once(runs: int) -> int:
+    """How many of a device's runs are computed side by side."""
+    return 1 if jax.default_backend() == "cpu" else -(-runs // device_count())
+
+
+def stack_size(runs: int) -> int:
+    """The next number of runs that devices share evenly."""
+    at_once = runs_at_once(runs)
+    return -(-runs // (at_once * device_count())) * at_once * device_count()
+
+
+@functools.lru_cache(maxsize=16)
+def sweep_program(
+    model: ModelConfig,
+    schema: Any,
+    objective: Objective,
+    embedding: EmbeddingOptimizer,
+    at_once: int,
+) -> Any:
+    """`stacked_steps` over the devices; the old states' buffers are given up."""
+    step = train_step(build(model, schema), objective, None, embedding)
+    steps = stacked_steps(step, at_once)
+    shared, own = PartitionSpec(), PartitionSpec(AXIS)
+    hypers = Hyper(
+        **{name: own if name in VARIED else shared for name in Hyper._fields}  # pyright: ignore[reportArgumentType]
+    )
+    specs = (own, shared, shared, hypers, own, own)
+    return jax.jit(_over_devices(steps, specs, own), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=16)
+def sweep_eval_program(model: ModelConfig, schema: Any, at_once: int) -> Any:
+    """`stacked_eval` over the devices."""
+    logits = stacked_eval(eval_step(build(model, schema)), at_once)
+    shared, own = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.jit(_over_devices(logits, (own, own, shared, own), own))
+
+
+def dealt(tree: Any) -> Any:
+    """A stack on the devices, each of them with its share of the runs."""
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def _over_devices(function: Any, in_specs: Any, out_specs: Any) -> Any:
+    return jax.shard_map(
+        function, mesh=_mesh(), in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
