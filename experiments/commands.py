@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from pwiser_jax.errors import UserError
+from pwiser_jax.training.signals import Interrupted
 
 
 def ended(name: str, work: Callable[[], None]) -> int:
@@ -13,7 +14,7 @@ def ended(name: str, work: Callable[[], None]) -> int:
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     return 0

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,24 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    track,
 )
 
 from pwiser_jax.config import Config, DataConfig, load_config
 from pwiser_jax.data.manifest import FILE
 from pwiser_jax.data.prepared import Prepared
+from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.tasks import measured
 from pwiser_jax.training.evaluate import evaluate_run
-from pwiser_jax.training.loop import train
-from pwiser_jax.training.progress import Silent
-from pwiser_jax.training.run import config_hash
+from pwiser_jax.training.run import RESULT, config_hash
+from pwiser_jax.training.sweep import (
+    RunsFailed,
+    most_runs,
+    sweep_key,
+    sweeps_in_progress,
+    train_sweep,
+)
 
 MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
 
@@ -152,45 +160,125 @@ def run_cells(
     dataset = prepared.manifest.dataset
     manifest = (data / FILE).read_bytes()
     series = f"{dataset}-{hashlib.sha256(manifest).hexdigest()[:8]}"
+    configs = {
+        runs / series / cell.name: replace(
+            cell.config, data=replace(cell.config.data, path=str(data))
+        )
+        for cell in cells
+    }
+    _train(configs, prepared.schema)
     rows: list[dict[str, Any]] = []
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("runs", total=len(cells))
-        for cell in cells:
-            bar.update(task, description=f"{cell.model} {cell.loss} seed {cell.seed}")
-            folder = f"{series}/{cell.name}"
-            config = replace(
-                cell.config, data=replace(cell.config.data, path=str(data))
+    for cell in track(cells, "measuring", console=_console()):
+        folder = f"{series}/{cell.name}"
+        result = json.loads((runs / folder / RESULT).read_text())
+        report = _evaluation(runs / folder, split)
+        for name in names:
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "model": cell.model,
+                    "loss": cell.loss,
+                    "seed": cell.seed,
+                    **{tag: cell.tags.get(tag) for tag in tags},
+                    "split": split,
+                    "protocol": cell.config.protocol,
+                    "task": name,
+                    "auc": report[name]["auc"]["value"],
+                    "log_loss": report[name]["log_loss"],
+                    "best_epoch": result["best"]["epoch"] + 1,
+                    "run": folder,
+                    "config_hash": config_hash(cell.config),
+                }
             )
-            result = train(config, runs / folder, Silent())
-            report = _evaluation(runs / folder, split)
-            for name in names:
-                rows.append(
-                    {
-                        "dataset": dataset,
-                        "model": cell.model,
-                        "loss": cell.loss,
-                        "seed": cell.seed,
-                        **{tag: cell.tags.get(tag) for tag in tags},
-                        "split": split,
-                        "protocol": cell.config.protocol,
-                        "task": name,
-                        "auc": report[name]["auc"]["value"],
-                        "log_loss": report[name]["log_loss"],
-                        "best_epoch": result["best"]["epoch"] + 1,
-                        "run": folder,
-                        "config_hash": config_hash(cell.config),
-                    }
-                )
-            bar.advance(task)
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _train(configs: Mapping[Path, Config], schema: Schema) -> None:
+    """Trains what is missing, sweep by sweep.
+
+    Raises:
+        UserError: some runs failed; all others are finished.
+    """
+    missing = [f for f, config in configs.items() if not (f / RESULT).exists()]
+    failures: dict[Path, str] = {}
+    with _Bar(len(configs), len(configs) - len(missing)) as bar:
+        for folders in _sweeps(missing, configs, schema):
+            bar.sweep([folder.name for folder in folders])
+            try:
+                train_sweep([configs[folder] for folder in folders], folders, bar)
+            except RunsFailed as error:
+                failures |= error.failures
+            bar.done(len(folders))
+    if failures:
+        raise RunsFailed(failures, len(configs))
+
+
+def _sweeps(
+    missing: list[Path], configs: Mapping[Path, Config], schema: Schema
+) -> list[list[Path]]:
+    """The folders of each sweep: those in progress come first."""
+    sweeps = [
+        folders
+        for parent in dict.fromkeys(folder.parent for folder in missing)
+        for folders in sweeps_in_progress(parent).values()
+        if configs.keys() >= set(folders) and not set(missing).isdisjoint(folders)
+    ]
+    taken = {folder for folders in sweeps for folder in folders}
+    groups: dict[str, list[Path]] = {}
+    for folder in missing:
+        if folder not in taken:
+            groups.setdefault(sweep_key(configs[folder]), []).append(folder)
+    for folders in groups.values():
+        # Of equal size, rather than full ones and a rest.
+        count = -(-len(folders) // most_runs(configs[folders[0]], schema))
+        ends = [len(folders) * i // count for i in range(count + 1)]
+        sweeps += [folders[start:end] for start, end in pairwise(ends)]
+    return sweeps
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+class _Bar(Progress):
+    """The steps of the sweep at work, and the runs that are done of all."""
+
+    def __init__(self, runs: int, done: int) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=_console(),
+        )
+        self._runs = self.add_task("runs", total=runs, completed=done)
+        self._steps = self.add_task("steps", total=None, visible=False)
+        self._name = ""
+
+    def sweep(self, names: list[str]) -> None:
+        """A sweep begins."""
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        self._name = names[0].rpartition("-")[0] + more
+        self.reset(self._steps, description=self._name, visible=True)
+
+    def done(self, runs: int) -> None:
+        """A sweep of so many runs is over."""
+        self.update(self._runs, advance=runs)
+
+    def epoch(self, epoch: int, steps: int, done: int) -> None:
+        self.reset(
+            self._steps,
+            description=f"{self._name}: epoch {epoch + 1}",
+            total=steps,
+            completed=done,
+        )
+
+    def steps(self, count: int, loss: float, rows_per_second: float) -> None:
+        self.update(self._steps, advance=count)
+
+    def line(self, text: str) -> None:
+        pass
 
 
 def _evaluation(run: Path, split: str) -> dict[str, Any]:

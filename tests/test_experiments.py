@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +15,6 @@ from pwiser_jax.data.aliccp import prepare_aliccp
 from pwiser_jax.data.aliexpress import prepare_aliexpress
 from pwiser_jax.data.synthetic import prepare_synthetic
 from pwiser_jax.errors import UserError
-from pwiser_jax.training.metrics import read_metrics
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TINY = (
@@ -155,23 +155,18 @@ def test_paired_runs_start_from_the_same_weights_and_see_the_same_batches(
 def test_a_killed_experiment_goes_on_where_it_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = grids.train, []
     command = arguments(data, tmp_path, "paper_table", "--seeds=1")
-
-    def dies_in_the_second(*args: object, **options: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*args, **options)
-
-    monkeypatch.setattr(grids, "train", dies_in_the_second)
-    assert experiments.main(command) == 130
+    with monkeypatch.context() as patch:
+        killed = partial(grids.train_sweep, stop_after=3)
+        patch.setattr(grids, "train_sweep", killed)
+        assert experiments.main(command) == 130
     assert not (tmp_path / "out" / "report.html").exists()
-    (first,) = runs_of(tmp_path)
-    when = first.stat().st_mtime_ns
+    assert not list(tmp_path.rglob("result.json"))
+    heard: list[str] = []
+    monkeypatch.setattr(grids._Bar, "line", lambda bar, text: heard.append(text))
     assert experiments.main(command) == 0
-    assert first.stat().st_mtime_ns == when
-    assert read_metrics(first.parent)
+    assert heard[0] == "going on from the checkpoint at step 3"
+    assert len(list(tmp_path.rglob("result.json"))) == 2
 
 
 def exit_code(command: list[str]) -> object:
