@@ -51,6 +51,7 @@ class Cell:
         lambda_: the weight of PWiseR.
         changes: options of the model's config that differ from the defaults.
         runs: so many runs in one vmapped program.
+        steps: so many steps in one call of the program, of one run.
     """
 
     engine: str = "jax"
@@ -64,6 +65,7 @@ class Cell:
     lambda_: float = 0.0
     changes: str = "{}"
     runs: int = 1
+    steps: int = 1
 
     def schema(self) -> Schema:
         sizes = ALIEXPRESS if self.data == "aliexpress" else ALICCP
@@ -144,7 +146,11 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
             config.model, schema, objective, config.optimizer.embedding
         )
         state, hyper = replicated((state, hyper))
-        cut: Any = [(stacked([batch], 1), np.int32(1)) for batch in batches(cell)]
+        count, several = np.int32(cell.steps), batches(cell)
+        cut: Any = [
+            (stacked(several[at:][: cell.steps], cell.steps), count)
+            for at in range(0, len(several), cell.steps)
+        ]
     else:
         one = train_step(
             build(config.model, schema), objective, None, config.optimizer.embedding
@@ -236,7 +242,8 @@ def measure(cell: Cell) -> dict[str, float]:
     step, work = ENGINES[cell.engine](cell)
     for _ in range(WARM_UP):
         step()
-    return {"seconds": median_seconds(step, budget=BUDGET, least=LEAST), **work}
+    seconds = median_seconds(step, budget=BUDGET, least=LEAST) / cell.steps
+    return {"seconds": seconds, **work}
 
 
 if __name__ == "__main__":
