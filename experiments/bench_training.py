@@ -224,25 +224,27 @@ def _share(part: float | None, whole: float | None) -> str:
 
 
 def models_table(of: Measurements) -> pl.DataFrame:
-    flops, bandwidth = peaks()
+    best = peaks() if accelerated() else None
     lines = []
     for model in MODELS:
         cell = Cell(model=model)
         fast, torch = of.seconds(cell), of.best(in_torch(cell))
         plain = of.seconds(replace(cell, changes=PLAIN))
-        operations, moved = (of.work(cell, what) for what in ("flops", "bytes"))
-        lines.append(
-            {
-                "Model": model,
-                "PyTorch, rows/s": _rate(cell.batch, torch),
-                "plain, rows/s": _rate(cell.batch, plain),
-                "rows/s": _rate(cell.batch, fast),
-                "step [ms]": _ms(fast),
-                "times PyTorch": _ratio(torch, fast),
-                "of peak product": _share(operations and operations / flops, fast),
-                "of bandwidth": _share(moved and moved / bandwidth, fast),
+        line = {
+            "Model": model,
+            "PyTorch, rows/s": _rate(cell.batch, torch),
+            "plain, rows/s": _rate(cell.batch, plain),
+            "rows/s": _rate(cell.batch, fast),
+            "step [ms]": _ms(fast),
+            "times PyTorch": _ratio(torch, fast),
+        }
+        if best:
+            operations, moved = (of.work(cell, what) for what in ("flops", "bytes"))
+            line |= {
+                "of peak product": _share(operations and operations / best[0], fast),
+                "of bandwidth": _share(moved and moved / best[1], fast),
             }
-        )
+        lines.append(line)
     return pl.DataFrame(lines)
 
 
@@ -414,12 +416,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "experiments.bench_training`."
     )
     sections = [
-        f"## {title}\n\n{to_markdown(table(of))}"
+        f"## {title}\n\n{to_markdown(table(of)).rstrip()}"
         for part, (title, table) in TITLES.items()
         if part in options.parts and (part != "runs" or accelerated())
     ]
     write_csv(pl.DataFrame(of.rows(cells)), options.output.with_suffix(".csv"))
-    text = "\n\n".join(("# Training", note, *sections))
+    text = "\n\n".join(("# Training", note, *sections)) + "\n"
     write_whole(options.output.with_suffix(".md"), text)
     plot(of, options.output.with_suffix(".png"))
     return 0
