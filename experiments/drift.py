@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import polars as pl
 
 from experiments.datasets import CONFIGS, Dataset
@@ -58,7 +59,8 @@ def find(study: Study) -> Finding:
 
 
 def _streams(study: Study) -> list[Dataset]:
-    rows, place = study.scale.rows, study.place
+    # A day's validation rows must hold conversions.
+    rows, place = max(study.scale.rows, 30_000), study.place
     found = [
         Dataset(
             "synthetic shift",
@@ -87,7 +89,7 @@ def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
         A row a day, task and metric of every stream, and the last run's folder.
     """
     base = dataset.ready()
-    days = days_of(base)
+    days = days_of(base)[: BEGIN + study.scale.days]
     rows: list[dict[str, Any]] = []
     run = Path()
     cells = study.cells(dataset, [MODEL], LOSSES, min(study.scale.seeds, 3))
@@ -120,6 +122,7 @@ def _train(cell: Cell, run: Path, before: Path | None) -> None:
         open_run(run, config, Path(config.data.path))
         schema = Prepared(Path(config.data.path)).schema
         state = load_best(before, run_config(before), schema)
+        state = state._replace(step=jnp.zeros_like(state.step))
         last = Checkpoints(run, "last")
         if not any((run / "checkpoints" / "last").glob("[0-9]*")):
             last.save(0, state, asdict(Progress()))

@@ -10,7 +10,7 @@ from pwiser_jax.data.funnel import funnel
 from pwiser_jax.data.hashing import fraction, hash_integers
 from pwiser_jax.data.kuairand import prepare_kuairand
 from pwiser_jax.data.manifest import FILE, Split, read_manifest
-from pwiser_jax.data.prepared import shard_names, write_shards
+from pwiser_jax.data.prepared import refuse_empty, shard_names, write_shards
 from pwiser_jax.data.table import prepare_table
 
 VALID = 0.2  # share of the last train day's groups that are kept for validation
@@ -68,6 +68,9 @@ def deal(folder: Path, output: Path, first: int, day: int) -> None:
     the day after it as test. Fields and vocabularies stay those of `folder`.
 
     Groups of the last day go to validation whole, by a hash of theirs.
+
+    Raises:
+        UserError: a class is missing in train or validation.
     """
     if (output / FILE).is_file():
         return
@@ -90,6 +93,7 @@ def deal(folder: Path, output: Path, first: int, day: int) -> None:
             write_shards(own.lazy(), place, split)
             sums = {name: int(own[name].sum()) for name in manifest.schema.labels}
             counts[split] = Split(shard_names(split, own.height), own.height, sums)
+        refuse_empty(manifest.spec, counts)
         note = {"first_day": first, "last_train_day": day}
         noted = replace(manifest, splits=counts, options={**manifest.options, **note})
         (place / FILE).write_text(noted.to_json(), encoding="utf-8")

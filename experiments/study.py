@@ -40,6 +40,7 @@ class Scale:
         shares: of accidental clicks.
         worlds: of the simulation of the intervals' coverage.
         labels: of the ladders.
+        days: that are tested of a stream, the first so many.
         pwiser_grid, bce_grid: the points of the two tuned losses, equally many.
         overrides: options of every run, such as "--train.epochs=1".
         kuairand: further ones of runs on KuaiRand.
@@ -53,6 +54,7 @@ class Scale:
     shares: tuple[float, ...]
     worlds: int
     labels: tuple[int, ...]
+    days: int
     pwiser_grid: Mapping[str, Sequence[float]]
     bce_grid: Mapping[str, Sequence[float]]
     overrides: tuple[str, ...] = ()
@@ -91,6 +93,7 @@ SCALES = {
         shares=(0.0, 0.5),
         worlds=200,
         labels=(2, 3),
+        days=2,
         pwiser_grid={"lambda": (0.1, 1.0), "m1": (0.1,), "m2": (0.1, 0.2)},
         bce_grid={"learning_rate": (0.001, 0.003), "l2": (1e-6, 1e-3)},
         overrides=TINY,
@@ -104,6 +107,7 @@ SCALES = {
         shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
         worlds=1_000,
         labels=(2, 3, 4, 5),
+        days=99,
         pwiser_grid=PWISER_GRID,
         bce_grid=BCE_GRID,
         kuairand=("--train.epochs=6", "--train.patience=6"),
@@ -117,6 +121,7 @@ SCALES = {
         shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
         worlds=4_000,
         labels=(2, 3, 4, 5),
+        days=99,
         pwiser_grid=PWISER_GRID,
         bce_grid=BCE_GRID,
     ),

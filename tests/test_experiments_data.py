@@ -160,7 +160,7 @@ def test_average_difference_is_over_seeds() -> None:
 
 
 def test_days_are_dealt_without_a_look_ahead(tmp_path: Path) -> None:
-    prepare_shift(tmp_path / "shift", 6_000)
+    prepare_shift(tmp_path / "shift", 12_000)
     days = days_of(tmp_path / "shift")
     assert days == list(range(14))
     deal(tmp_path / "shift", tmp_path / "day", 0, 5)
