@@ -113,7 +113,7 @@ SCALES = {
         kuairand=("--train.epochs=6", "--train.patience=6"),
     ),
     "full": Scale(
-        rows=200_000,
+        rows=120_000,
         models=MODELS,
         seeds=10,
         pairs=30,
@@ -124,6 +124,7 @@ SCALES = {
         days=99,
         pwiser_grid=PWISER_GRID,
         bce_grid=BCE_GRID,
+        kuairand=("--train.epochs=6", "--train.patience=6"),
     ),
 }
 
