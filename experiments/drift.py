@@ -243,7 +243,7 @@ def _answer(results: pl.DataFrame, latency: pl.DataFrame) -> str:
             gap = _gap(part, ("pwiser", mode), ("bce", mode))
             texts.append(f"PWiseR less BCE, {mode}, {text_of(gap)}")
     times = ", ".join(
-        f"{rows:,} rows {milliseconds:.1f} ms"
+        f"{rows:,} {'row' if rows == 1 else 'rows'} {milliseconds:.1f} ms"
         for rows, milliseconds, _ in latency.rows()
     )
     return f"CTCVR AUC on the next day: {listed(texts)}. A call of the model: {times}."

@@ -84,15 +84,22 @@ class ResultTable:
 
 
 def long_rows(results: pl.DataFrame) -> pl.DataFrame:
-    """The results of `grid.run_cells`, a row a number; other columns are tags."""
-    tags = [name for name in results.columns if name not in (*CELL, *METRICS)]
+    """The results of `grid.run_cells`, a row a number.
+
+    Columns of its own are tags, and so is the protocol where it is not the default.
+    """
+    names = [name for name in results.columns if name not in (*CELL, *METRICS)]
+    left_out = (None, "default")
     texts = [
-        json.dumps({k: v for k, v in row.items() if v is not None}, sort_keys=True)
-        for row in (results.select(tags) if tags else results).iter_rows(named=True)
+        json.dumps(
+            {name: row[name] for name in names if row[name] not in left_out},
+            sort_keys=True,
+        )
+        for row in results.iter_rows(named=True)
     ]
     marked = results.select(
         *CELL,
-        pl.Series("tags", texts if tags else ["{}"] * len(results)),
+        pl.Series("tags", texts),
         *(pl.col(name).cast(pl.Float64) for name in METRICS),
     )
     return marked.unpivot(
