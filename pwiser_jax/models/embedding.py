@@ -39,14 +39,12 @@ class Embedding(nn.Module):
     def __call__(self, inputs: Mapping[str, jax.Array], context: Context) -> Features:
         layout, schema = self.layout, self.layout.schema
         singles = self._large(inputs, context) if layout.large else {}
-        small = self._table("small", layout.small) if layout.small else None
+        small = self._small() if layout.small else {}
         parts = []
         for i, field in enumerate(schema.categorical):
-            if small is not None and layout.is_small(field):
-                start = layout.places[field.name]
-                ids = inputs["categorical"][:, i]
-                hot = jax.nn.one_hot(ids, field.rows)
-                parts.append(Part(hot, small[start : start + field.rows]))
+            if field.name in small:
+                hot = jax.nn.one_hot(inputs["categorical"][:, i], field.rows)
+                parts.append(Part(hot, small[field.name]))
             else:
                 parts.append(Part(singles[field.name]))
         parts += [Part(singles[field.name]) for field in schema.multi_valued]
@@ -60,6 +58,14 @@ class Embedding(nn.Module):
             else:
                 parts.append(Part(*product(x, linear)))
         return Features(parts)
+
+    def _small(self) -> dict[str, jax.Array]:
+        """The vectors of each field in `small`, [rows, dim], by its name."""
+        fields = self.layout.small
+        ends = np.cumsum([field.rows for field in fields])[:-1]
+        tables = jnp.split(self._table("small", fields), ends)
+        names = (field.name for field in fields)
+        return dict(zip(names, tables, strict=True))
 
     def _large(
         self, inputs: Mapping[str, jax.Array], context: Context

@@ -56,11 +56,13 @@ class Features(NamedTuple):
         """The kernel [..., I, O] of z as that of the factors: [..., N, O]."""
         if all(part.vectors is None for part in self.parts):
             return kernel
-        rows, start = [], 0
-        for part in self.parts:
-            own = kernel[..., start : start + part.width, :]
-            start += part.width
-            rows.append(own if part.vectors is None else part.vectors @ own)
+        ends = np.cumsum([part.width for part in self.parts])[:-1]
+        rows = [
+            own if part.vectors is None else part.vectors @ own
+            for part, own in zip(
+                self.parts, jnp.split(kernel, ends, axis=-2), strict=True
+            )
+        ]
         return jnp.concatenate(rows, axis=-2)
 
 
