@@ -18,7 +18,7 @@ def random(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_layers_of_one_input_are_one_product():
+def test_a_stack_over_one_input_is_one_product():
     x = random(0, 7, 5)
     alone = Weights(random(1, 5, 3), random(2, 3))
     stack = Weights(random(3, 4, 5, 2), random(4, 4, 2))
@@ -26,9 +26,9 @@ def test_layers_of_one_input_are_one_product():
     np.testing.assert_allclose(first, x @ alone.kernel + alone.bias, rtol=1e-5)
     for e in range(4):
         expected = x @ stack.kernel[e] + stack.bias[e]
-        np.testing.assert_allclose(second[e], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(second[:, e], expected, rtol=1e-5, atol=1e-6)
     text = str(jax.make_jaxpr(product)(x, alone, stack))
-    assert text.count("dot_general") == 1
+    assert text.count("dot_general") == 2
 
 
 def test_factors_give_the_product_of_what_they_stand_for():

@@ -22,13 +22,17 @@ class Context(NamedTuple):
     rows: jax.Array | None = None
     axis_name: str | None = None
 
-    def sum_rows(self, x: jax.Array) -> jax.Array:
-        """Sum of x [..., B, D] over the real rows of all devices: [..., 1, D]."""
-        if self.mask is not None:
-            real = self.mask.reshape((1,) * (x.ndim - 2) + (-1, 1))
-            x = jnp.where(real, x, 0)
-        total = jnp.sum(x, axis=-2, keepdims=True)
-        return total if self.axis_name is None else lax.psum(total, self.axis_name)
+    def real_rows(self, batch: int, ndim: int, axis: int) -> jax.Array:
+        """1 for a real row and 0 for padding, on this of so many axes; batch is B."""
+        shape = [1] * ndim
+        shape[axis] = batch
+        if self.mask is None:
+            return jnp.ones(shape)
+        return self.mask.astype(jnp.float32).reshape(shape)
+
+    def over_devices(self, x: jax.Array) -> jax.Array:
+        """The sum of x over the devices."""
+        return x if self.axis_name is None else lax.psum(x, self.axis_name)
 
     def count_rows(self, batch: int) -> jax.Array:
         """Number of real rows on all devices, a float32 scalar; batch is B."""
@@ -36,4 +40,4 @@ class Context(NamedTuple):
             count = jnp.float32(batch)
         else:
             count = jnp.sum(self.mask, dtype=jnp.float32)
-        return count if self.axis_name is None else lax.psum(count, self.axis_name)
+        return self.over_devices(count)

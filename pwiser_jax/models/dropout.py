@@ -29,29 +29,39 @@ def scramble(x: jax.Array) -> jax.Array:
 
 
 def keep_mask(
-    seeds: jax.Array, rows: jax.Array, shape: tuple[int, ...], rate: float
+    seeds: jax.Array,
+    rows: jax.Array,
+    shape: tuple[int, ...],
+    rate: float,
+    axis: int = -2,
 ) -> jax.Array:
-    """bool[..., B, D] of the given shape, True with probability 1 - rate.
+    """bool of the given shape, the rows on `axis`, True with probability 1 - rate.
 
     seeds is uint32[2] and rows uint32[B]. Rows and units are scrambled under their own
     seeds first: neighbouring coordinates then meet the last hash far apart, and two
     layers whose seeds happen to be close share nothing.
     """
-    *stack, batch, width = shape
-    row = scramble(seeds[0] ^ rows).reshape((1,) * len(stack) + (batch, 1))
-    units = jnp.arange(math.prod(stack) * width, dtype=jnp.uint32)
-    unit = scramble(seeds[1] ^ units).reshape((*stack, 1, width))
+    of_units = list(shape)
+    of_units[axis] = 1
+    of_rows = [1] * len(shape)
+    of_rows[axis] = -1
+    row = scramble(seeds[0] ^ rows).reshape(of_rows)
+    units = jnp.arange(math.prod(of_units), dtype=jnp.uint32)
+    unit = scramble(seeds[1] ^ units).reshape(of_units)
     return scramble(row + unit) >= np.uint32(round(rate * 2**32))
 
 
 class Dropout(nn.Module):
-    """Zeroes each value of x [..., B, D] with probability rate, scales up the rest.
+    """Zeroes each value of x with probability rate, scales up the rest.
+
+    x holds the rows on one axis: [B, D], [E, B, D] or, with axis 0, [B, E, D].
 
     Only in training. Needs the rng "dropout", the same key on every device; another
     key for each step, the module's place in the model is folded in.
     """
 
     rate: float
+    axis: int = -2
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
@@ -62,7 +72,7 @@ class Dropout(nn.Module):
             if context.axis_name is not None:
                 # Counting from 0 on each device would give them all the same mask.
                 raise ValueError("rows must be given for dropout with an axis_name")
-            rows = jnp.arange(x.shape[-2], dtype=jnp.uint32)
+            rows = jnp.arange(x.shape[self.axis], dtype=jnp.uint32)
         seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-        keep = keep_mask(seeds, rows, x.shape, self.rate)
+        keep = keep_mask(seeds, rows, x.shape, self.rate, self.axis)
         return jnp.where(keep, x / (1 - self.rate), 0)

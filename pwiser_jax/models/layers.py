@@ -57,20 +57,24 @@ class Blocks(nn.Module):
 
     def setup(self) -> None:
         self.layer = [Linear(width, self.stack) for width in self.hidden]
-        self.norm = [BatchNorm() for _ in self.hidden]
-        self.dropout = [Dropout(self.rate) for _ in self.hidden]
+        rows = [-2 if i else 0 for i in range(len(self.hidden))]
+        self.norm = [BatchNorm(axis) for axis in rows]
+        self.dropout = [Dropout(self.rate, axis) for axis in rows]
 
     def first(self, inputs: int) -> Weights:
         """The weights of the first layer, which reads so many inputs."""
         return self.layer[0](inputs)
 
     def __call__(self, y: jax.Array, context: Context) -> jax.Array:
-        """From the first product, [B, O] or [E, B, O], to the last layer's output."""
+        """From the first product, [B, O] or [B, E, O], to the last layer's output."""
         for i, norm in enumerate(self.norm):
             if i:
                 kernel, bias = self.layer[i](y.shape[-1])
                 y = y @ kernel + jnp.expand_dims(bias, -2)
             y = self.dropout[i](nn.relu(norm(y, context)), context)
+            if i == 0 and self.stack is not None:
+                # Expert-major from here on: each has its own input.
+                y = jnp.swapaxes(y, 0, 1)
         return y
 
 

@@ -1,4 +1,4 @@
-"""Linear layers over one input as one matrix product, the first ones by factors."""
+"""Linear layers over one input, the first ones by factors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,21 +49,19 @@ class Features(NamedTuple):
         return jnp.concatenate(parts, axis=1)
 
     def factors(self) -> jax.Array:
-        """All x side by side: [B, N]."""
-        return jnp.concatenate([part.x for part in self.parts], axis=1)
+        """All x side by side, then a column of ones: [B, N + 1]."""
+        ones = jnp.ones((len(self.parts[0].x), 1))
+        return jnp.concatenate([*(part.x for part in self.parts), ones], axis=1)
 
-    def reduced(self, kernel: jax.Array) -> jax.Array:
-        """The kernel [..., I, O] of z as that of the factors: [..., N, O]."""
-        if all(part.vectors is None for part in self.parts):
-            return kernel
+    def reduced(self, layer: Weights) -> jax.Array:
+        """The kernel [..., N + 1, O] of the factors; the bias is its last row."""
         ends = np.cumsum([part.width for part in self.parts])[:-1]
+        blocks = jnp.split(layer.kernel, ends, axis=-2)
         rows = [
-            own if part.vectors is None else part.vectors @ own
-            for part, own in zip(
-                self.parts, jnp.split(kernel, ends, axis=-2), strict=True
-            )
+            block if part.vectors is None else part.vectors @ block
+            for part, block in zip(self.parts, blocks, strict=True)
         ]
-        return jnp.concatenate(rows, axis=-2)
+        return jnp.concatenate([*rows, jnp.expand_dims(layer.bias, -2)], axis=-2)
 
 
 def width(x: jax.Array | Features) -> int:
@@ -79,22 +77,17 @@ def vector(x: jax.Array | Features) -> jax.Array:
 def product(x: jax.Array | Features, *layers: Weights) -> list[jax.Array]:
     """x kernel + bias of each layer, for layers that read the same x [B, I].
 
-    All of them are one matrix product, [B, I] with [I, Σ E O], so that narrow ones (a
-    gate) ride along with wide ones (the experts). A layer gives [B, O], a stack of E
-    gives [E, B, O].
+    A layer gives [B, O]. A stack of E is one matrix product too, [B, I] with [I, E O],
+    and gives [B, E, O].
     """
-    kernels = [layer.kernel for layer in layers]
     if isinstance(x, Features):
-        kernels = [x.reduced(kernel) for kernel in kernels]
-        x = x.factors()
-    wide = [_wide(kernel) for kernel in kernels]
-    columns = x @ (wide[0] if len(wide) == 1 else jnp.concatenate(wide, axis=1))
-    ends = np.cumsum([kernel.shape[1] for kernel in wide])[:-1]
+        factors = x.factors()
+        columns = [factors @ _wide(x.reduced(layer)) for layer in layers]
+    else:
+        columns = [x @ _wide(kernel) + bias.reshape(1, -1) for kernel, bias in layers]
     return [
-        _of_stack(part, kernel) + jnp.expand_dims(layer.bias, -2)
-        for part, kernel, layer in zip(
-            jnp.split(columns, ends, axis=1), kernels, layers, strict=True
-        )
+        y.reshape(-1, *layer.bias.shape)
+        for y, layer in zip(columns, layers, strict=True)
     ]
 
 
@@ -103,10 +96,3 @@ def _wide(kernel: jax.Array) -> jax.Array:
     if kernel.ndim == 2:
         return kernel
     return jnp.swapaxes(kernel, 0, 1).reshape(kernel.shape[1], -1)
-
-
-def _of_stack(columns: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[B, O] as it is, [B, E O] as [E, B, O]."""
-    if kernel.ndim == 2:
-        return columns
-    return jnp.swapaxes(columns.reshape(-1, kernel.shape[0], kernel.shape[2]), 0, 1)
