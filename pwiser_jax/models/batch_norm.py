@@ -58,7 +58,11 @@ class BatchNorm(nn.Module):
             mean = jnp.expand_dims(running_mean.value, rows)
             var = jnp.expand_dims(running_var.value, rows)
         slope = jnp.expand_dims(scale, rows) * lax.rsqrt(var + self.epsilon)
-        return _affine(x, mean, slope, jnp.expand_dims(bias, rows), rows)
+        mean, slope, bias = (
+            context.varying(of_units, like=x)
+            for of_units in (mean, slope, jnp.expand_dims(bias, rows))
+        )
+        return _affine(x, mean, slope, bias, rows)
 
 
 # Sums over rows and their gradients. Each is written such that XLA need not store what

@@ -34,6 +34,15 @@ class Context(NamedTuple):
         """The sum of x over the devices."""
         return x if self.axis_name is None else lax.psum(x, self.axis_name)
 
+    def varying(self, x: jax.Array, like: jax.Array) -> jax.Array:
+        """x, the same on all devices, typed as differing between them, as `like` does.
+
+        shard_map's types ask for it where a custom gradient differs by device.
+        """
+        if self.axis_name is None:
+            return x
+        return x + 0 * lax.stop_gradient(like.ravel()[0])
+
     def count_rows(self, batch: int) -> jax.Array:
         """Number of real rows on all devices, a float32 scalar; batch is B."""
         if self.mask is None:
