@@ -1,6 +1,8 @@
 """The optimizer of a whole model: Adam, and what `tables` has for large tables."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,8 @@ Params = dict[str, Any]
 
 TABLE = "large"
 
+B1, B2, EPSILON = 0.9, 0.999, 1e-8
+
 
 def adam(
     learning_rate: jax.Array | float, l2: jax.Array | float
@@ -22,8 +26,22 @@ def adam(
     """Adam whose L2 is added to the gradient before the moments, as PyTorch's is."""
     return optax.chain(
         optax.add_decayed_weights(l2),
-        optax.scale_by_adam(),
+        optax.scale_by_adam(B1, B2, EPSILON),
         optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def last_updates(state: Any, learning_rate: jax.Array | float) -> Any:
+    """What `adam` added last, from its state.
+
+    Few steps ask for it. To keep it for them would write it at every step: in the step
+    itself it is never stored but goes right into the parameters.
+    """
+    moments = state[1]
+    mu = optax.tree.bias_correction(moments.mu, B1, moments.count)
+    nu = optax.tree.bias_correction(moments.nu, B2, moments.count)
+    return jax.tree.map(
+        lambda m, v: -learning_rate * m / (jnp.sqrt(v) + EPSILON), mu, nu
     )
 
 
@@ -92,8 +110,8 @@ class Optimizer:
         count: jax.Array,
         learning_rate: jax.Array | float,
         l2: jax.Array | float,
-    ) -> tuple[Params, Any, Params]:
-        """The parameters and the state after a step, and what was added.
+    ) -> tuple[Params, Any, Callable[[], Params]]:
+        """The parameters and the state after a step, and a function of what was added.
 
         Args:
             grads: with respect to the parameters that `narrow` gave, `which` its rows.
@@ -107,14 +125,14 @@ class Optimizer:
         dense, rows = adam(learning_rate, l2), of_rows(self.embedding)
         if rows is None:
             updates, state = dense.update(grads, state, params)
-            added: Any = updates
-            return optax.apply_updates(params, updates), state, added  # pyright: ignore[reportReturnType]
+            new: Any = optax.apply_updates(params, updates)
+            return new, state, partial(last_updates, state, learning_rate)
         others = _others(params)
         updates, of_others = dense.update(_others(grads), state.others, others)
-        new: Any = optax.apply_updates(others, updates)
-        added = updates
+        new = optax.apply_updates(others, updates)
+        of_dense = partial(last_updates, of_others, learning_rate)
         if which is None:
-            return new, Apart(of_others, state.tables), added
+            return new, Apart(of_others, state.tables), of_dense
         of_grads, tables, states, moved = _tables(grads), {}, {}, {}
         for name, table in _tables(params).items():
             tables[name], states[name], moved[name] = update_rows(
@@ -127,8 +145,11 @@ class Optimizer:
                 learning_rate,
                 l2,
             )
-        new, added = _with_tables(new, tables), _with_tables(added, moved)
-        return new, Apart(of_others, states), added
+
+        def added() -> Params:
+            return _with_tables(of_dense(), moved)
+
+        return _with_tables(new, tables), Apart(of_others, states), added
 
 
 def _ids(

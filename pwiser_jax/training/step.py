@@ -121,7 +121,7 @@ def train_step(
             # The losses are global values, and the mean over devices of their
             # gradients is the gradient of the whole batch (see losses).
             grads = jax.lax.pmean(grads, axis_name)
-        new_params, optimizer_state, updates = optimizer.update(
+        new_params, optimizer_state, added = optimizer.update(
             grads,
             state.optimizer,
             state.params,
@@ -140,7 +140,7 @@ def train_step(
 
         def observed() -> observe.Observations:
             return {
-                **observe.norms(grads, updates),
+                **observe.norms(grads, added()),
                 **objective.pair_counts(
                     logits,
                     batch.labels,
