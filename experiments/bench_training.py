@@ -43,6 +43,7 @@ SWITCHES = {
     "as it is": {},
     "without tables projected": {"changes": PLAIN},
     "without dropout (another function)": {"changes": json.dumps({"dropout": 0.0})},
+    "bfloat16 (rounded products)": {"changes": json.dumps({"compute": "bfloat16"})},
     "8 steps a call": {"steps": 8},
 }
 

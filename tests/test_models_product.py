@@ -124,3 +124,35 @@ def test_rows_of_a_part_of_the_table_may_stand_for_the_ids():
     given = inputs | {"large_rows": places.astype(np.int32)}
     found = model.apply(variables, given, train=False)
     jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
+def test_bfloat16_rounds_factors_of_products_and_nothing_else():
+    inputs = make_inputs(SCHEMA, 40)
+    model = build(tiny("mmoe"), SCHEMA)
+    rounded = build(tiny("mmoe", compute="bfloat16"), SCHEMA)
+    variables = make_variables(model, inputs)
+
+    def measured(model):
+        def loss(params):
+            both = {**variables, "params": params}
+            logits, stats = model.apply(
+                both, inputs, train=True, mutable=["batch_stats"]
+            )
+            return sum(jnp.sum(jnp.sin(x)) for x in logits.values()), (logits, stats)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    for exact, found in zip(measured(model), measured(rounded), strict=True):
+        leaves = jax.tree.leaves(exact)
+        largest = max(np.abs(leaf).max() for leaf in leaves)
+        differences = []
+        for a, b in zip(leaves, jax.tree.leaves(found), strict=True):
+            assert b.dtype == np.float32
+            differences.append(np.abs(a - b).max() / largest)
+        assert 1e-5 < max(differences) < 0.1
+    text = str(
+        jax.make_jaxpr(lambda v: rounded.apply(v, inputs, train=False))(variables)
+    )
+    products = [line for line in text.splitlines() if "dot_general[" in line]
+    # All but the mixtures of the experts (a softmax's weights stay as they are).
+    assert sum(":bf16" in line for line in products) >= len(products) - 2 * 3

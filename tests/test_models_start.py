@@ -139,6 +139,7 @@ def test_names_in_the_parameter_tree():
         ("levels", ((4,), ())),
         ("levels", ((4,), (0,))),
         ("cvr_space", "ctr"),
+        ("compute", "float16"),
     ],
 )
 def test_config_names_the_option_that_is_wrong(option, value):

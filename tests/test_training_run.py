@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from training_helpers import small_config
 
-from pwiser_jax.data.prepared import DataWarning
+from pwiser_jax.data.prepared import DataWarning, Prepared
 from pwiser_jax.data.synthetic import prepare_synthetic
 from pwiser_jax.errors import UserError
+from pwiser_jax.evaluation import mean_auc
 from pwiser_jax.training.evaluate import evaluate_run
+from pwiser_jax.training.inference import load_best, predict_logits
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.metrics import read_metrics
 from pwiser_jax.training.progress import Silent
@@ -172,6 +175,26 @@ def test_training_learns_the_synthetic_funnel(tmp_path: Path) -> None:
     result = train(config, tmp_path / "run", Silent())
     assert result["best"]["auc"]["ctr"] > 0.65
     assert result["best"]["auc"]["ctcvr"] > 0.65
+    # Products in bfloat16 learn it too, and rank as those of float32 do.
+    rounded = replace(config, model=replace(config.model, compute="bfloat16"))
+    result = train(rounded, tmp_path / "bfloat16", Silent())
+    assert result["best"]["auc"]["ctr"] > 0.65
+    assert result["best"]["auc"]["ctcvr"] > 0.65
+    prepared = Prepared(tmp_path / "data")
+    valid, labels = prepared.load("valid"), prepared.schema.labels
+    state = load_best(tmp_path / "run", config, prepared.schema)
+    aucs = [
+        mean_auc(
+            predict_logits(one, prepared.schema, state, valid),
+            valid.labels,
+            labels,
+            config.model.cvr_space,
+        )[1]
+        for one in (config, rounded)
+    ]
+    assert aucs[0] != aucs[1]
+    for task, auc in aucs[0].items():
+        assert abs(aucs[1][task] - auc) < 0.001, task
 
 
 def test_evaluation_of_an_empty_test_split_is_an_error(
@@ -187,9 +210,7 @@ def test_evaluation_of_an_empty_test_split_is_an_error(
 
 
 def test_state_leaves_are_float32(finished: Path, data: Path) -> None:
-    from pwiser_jax.data.prepared import Prepared
     from pwiser_jax.training.evaluate import run_config
-    from pwiser_jax.training.inference import load_best
 
     state = load_best(finished, run_config(finished), Prepared(data).schema)
     kinds = {np.asarray(leaf).dtype for leaf in jax.tree.leaves(state)}

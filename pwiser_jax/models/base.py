@@ -56,7 +56,9 @@ class MultiTaskModel(nn.Module):
             AssertionError: a shape or dtype that does not fit the schema.
         """
         self._check(inputs, mask, rows)
-        context = Context(train, mask, rows, self.axis_name)
+        context = Context(
+            train, mask, rows, self.axis_name, jnp.dtype(self.config.compute)
+        )
         features = self.features(inputs, context)
         logits = {
             name: self._tower(name)(features[name], context) for name in self.heads

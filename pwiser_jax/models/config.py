@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from pwiser_jax.tasks import CvrSpace
 
+Compute = Literal["float32", "bfloat16"]
 ModelName = Literal["single_task", "shared_bottom", "mmoe", "ple"]
 
 
@@ -30,6 +31,9 @@ class ModelConfig:
         task_experts: of ple, experts of each task in a level.
         tower: hidden layers of a task's tower; its last layer, of one unit, is extra.
         dropout: rate of every dropout.
+        compute: "bfloat16": the factors of matrix products are rounded to it; twice and
+            more as fast on accelerators made for it, slower on most CPUs. Sums, batch
+            statistics, losses, parameters and the optimizer stay in float32.
 
     Raises:
         ValueError: a size or a rate that no model can have; the message names it.
@@ -47,6 +51,7 @@ class ModelConfig:
     task_experts: int = 4
     tower: tuple[int, ...] = (128, 64)
     dropout: float = 0.2
+    compute: Compute = "float32"
 
     def __post_init__(self) -> None:
         for option in ("embedding_dim", "experts", "shared_experts", "task_experts"):
@@ -63,6 +68,10 @@ class ModelConfig:
             raise ValueError("model.levels must name at least one level")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be in [0, 1), not {self.dropout}")
+        if self.compute not in get_args(Compute):
+            raise ValueError(
+                f"model.compute must be float32 or bfloat16, not {self.compute!r}"
+            )
         if self.cvr_space not in get_args(CvrSpace):
             raise ValueError(
                 f"model.cvr_space must be one of {', '.join(get_args(CvrSpace))}, "

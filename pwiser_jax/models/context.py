@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 
 class Context(NamedTuple):
@@ -15,12 +16,14 @@ class Context(NamedTuple):
         mask: bool[B], False for padding rows; None where every row is real.
         rows: uint32[B], the position of each row in the batch of all devices.
         axis_name: the axis over which devices share the batch.
+        dtype: what the factors of matrix products are rounded to; all else is float32.
     """
 
     train: bool
     mask: jax.Array | None = None
     rows: jax.Array | None = None
     axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
 
     def real_rows(self, batch: int, ndim: int, axis: int) -> jax.Array:
         """1 for a real row and 0 for padding, on this of so many axes; batch is B."""

@@ -12,7 +12,14 @@ from flax import linen as nn
 from pwiser_jax.models.batch_norm import BatchNorm
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.dropout import Dropout
-from pwiser_jax.models.product import Features, Weights, product, vector, width
+from pwiser_jax.models.product import (
+    Features,
+    Weights,
+    matmul,
+    product,
+    vector,
+    width,
+)
 
 
 class Linear(nn.Module):
@@ -70,7 +77,7 @@ class Blocks(nn.Module):
         for i, norm in enumerate(self.norm):
             if i:
                 kernel, bias = self.layer[i](y.shape[-1])
-                y = y @ kernel + jnp.expand_dims(bias, -2)
+                y = matmul(y, kernel, context.dtype) + jnp.expand_dims(bias, -2)
             y = self.dropout[i](nn.relu(norm(y, context)), context)
             if i == 0 and self.stack is not None:
                 # Expert-major from here on: each has its own input.
@@ -82,7 +89,7 @@ def through(blocks: Blocks, x: jax.Array | Features, context: Context) -> jax.Ar
     """The output of blocks that read x [B, I] alone; without a layer, x itself."""
     if not blocks.hidden:
         return vector(x)
-    (y,) = product(x, blocks.first(width(x)))
+    (y,) = product(x, blocks.first(width(x)), dtype=context.dtype)
     return blocks(y, context)
 
 
@@ -96,7 +103,7 @@ class Tower(nn.Module):
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
         hidden = Blocks(self.hidden, self.dropout, name="hidden")
         x = through(hidden, x, context)
-        (logits,) = product(x, Linear(1, name="out")(width(x)))
+        (logits,) = product(x, Linear(1, name="out")(width(x)), dtype=context.dtype)
         return logits[:, 0]
 
 

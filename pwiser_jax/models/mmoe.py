@@ -19,7 +19,7 @@ class MMoE(MultiTaskModel):
         gates = [
             Linear(sizes.experts, name=f"gate_{head}")(width(z)) for head in self.heads
         ]
-        y, *gates = product(z, experts.first(width(z)), *gates)
+        y, *gates = product(z, experts.first(width(z)), *gates, dtype=context.dtype)
         outputs = experts(y, context)
         return {
             head: Mix(name=f"mix_{head}")(gate, outputs)

@@ -84,7 +84,7 @@ class ExtractionLevel(nn.Module):
             count = self.task_experts * len(tasks) + self.shared_experts
             add_gate("shared_gate", count, shared)
 
-        ys = _products(readers, first)
+        ys = _products(readers, first, context)
         outputs = {name: blocks(ys[name], context) for name, blocks in experts.items()}
         of_task = {task: outputs[f"experts_{task}"] for task in tasks}
         of_all = outputs["shared_experts"]
@@ -99,13 +99,15 @@ class ExtractionLevel(nn.Module):
 
 
 def _products(
-    inputs: dict[str, jax.Array | Features], layers: dict[str, Weights]
+    inputs: dict[str, jax.Array | Features],
+    layers: dict[str, Weights],
+    context: Context,
 ) -> dict[str, jax.Array]:
-    """The first product of each layer by name: one product an input."""
+    """The first product of each layer by name; an input is made once."""
     found: dict[str, jax.Array] = {}
     by_input = {id(x): x for x in inputs.values()}
     for key, x in by_input.items():
         names = [name for name in inputs if id(inputs[name]) == key]
-        ys = product(x, *(layers[name] for name in names))
+        ys = product(x, *(layers[name] for name in names), dtype=context.dtype)
         found |= dict(zip(names, ys, strict=True))
     return found

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 
 class Weights(NamedTuple):
@@ -53,12 +54,12 @@ class Features(NamedTuple):
         ones = jnp.ones((len(self.parts[0].x), 1))
         return jnp.concatenate([*(part.x for part in self.parts), ones], axis=1)
 
-    def reduced(self, layer: Weights) -> jax.Array:
+    def reduced(self, layer: Weights, dtype: DTypeLike) -> jax.Array:
         """The kernel [..., N + 1, O] of the factors; the bias is its last row."""
         ends = np.cumsum([part.width for part in self.parts])[:-1]
         blocks = jnp.split(layer.kernel, ends, axis=-2)
         rows = [
-            block if part.vectors is None else part.vectors @ block
+            block if part.vectors is None else matmul(part.vectors, block, dtype)
             for part, block in zip(self.parts, blocks, strict=True)
         ]
         return jnp.concatenate([*rows, jnp.expand_dims(layer.bias, -2)], axis=-2)
@@ -74,17 +75,32 @@ def vector(x: jax.Array | Features) -> jax.Array:
     return x.vector() if isinstance(x, Features) else x
 
 
-def product(x: jax.Array | Features, *layers: Weights) -> list[jax.Array]:
+def matmul(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """a @ b of factors rounded to dtype, as float32, like its gradients.
+
+    Hardware that multiplies bfloat16 adds in float32; the sums are rounded at the end.
+    """
+    return jnp.matmul(a.astype(dtype), b.astype(dtype)).astype(jnp.float32)
+
+
+def product(
+    x: jax.Array | Features, *layers: Weights, dtype: DTypeLike = jnp.float32
+) -> list[jax.Array]:
     """x kernel + bias of each layer, for layers that read the same x [B, I].
 
     A layer gives [B, O]. A stack of E is one matrix product too, [B, I] with [I, E O],
-    and gives [B, E, O].
+    and gives [B, E, O]. Products are `matmul`'s, of this dtype.
     """
     if isinstance(x, Features):
         factors = x.factors()
-        columns = [factors @ _wide(x.reduced(layer)) for layer in layers]
+        columns = [
+            matmul(factors, _wide(x.reduced(layer, dtype)), dtype) for layer in layers
+        ]
     else:
-        columns = [x @ _wide(kernel) + bias.reshape(1, -1) for kernel, bias in layers]
+        columns = [
+            matmul(x, _wide(kernel), dtype) + bias.reshape(1, -1)
+            for kernel, bias in layers
+        ]
     return [
         y.reshape(-1, *layer.bias.shape)
         for y, layer in zip(columns, layers, strict=True)
