@@ -17,21 +17,20 @@ from pwiser_jax.data.batches import epoch_order, steps_per_epoch
 from pwiser_jax.data.prefetch import prefetched
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.rows import Rows
-from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
-from pwiser_jax.evaluation import mean_auc
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training import processes, protocol
+from pwiser_jax.training import record as records
 from pwiser_jax.training.checkpoint import BackgroundSaves, Checkpoints
 from pwiser_jax.training.inference import new_state, predict_logits, state_template
-from pwiser_jax.training.metrics import TIMING, MetricsWriter
-from pwiser_jax.training.observe import is_observation, numbers
+from pwiser_jax.training.metrics import MetricsWriter
 from pwiser_jax.training.parallel import (
     largest,
     replicated,
     train_program,
 )
 from pwiser_jax.training.progress import Reporter
+from pwiser_jax.training.record import Progress, Record
 from pwiser_jax.training.run import RESULT, open_run, write_json
 from pwiser_jax.training.signals import Interrupted, StopSignals
 from pwiser_jax.training.source import Source, source
@@ -45,26 +44,6 @@ from pwiser_jax.training.trace import Trace
 # a step takes 6 ms, and the same where it takes 1 s.
 CALL_SECONDS = 0.5
 MOST_STEPS = 8
-
-
-@dataclass
-class Progress:
-    """The loop's own state: kept in each checkpoint, so that a resumed run is the same.
-
-    The position in the data is the number of steps done; `epoch` counts the epochs that
-    have been evaluated too.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    best_step: int = -1
-    best_epoch: int = -1
-    best_auc: float = -1.0
-    best_aucs: dict[str, float] = field(default_factory=dict)
-    without_gain: int = 0
-    stopped: str = ""
-    window: dict[str, float] = field(default_factory=dict)
-    window_steps: int = 0
 
 
 def train(
@@ -131,19 +110,11 @@ def train(
     # 3. Epochs.
     trace = Trace(output / "profile" if profile and processes.first() else None)
     state = replicated(state)
-    loop = _Loop(
-        config, schema, reporter, metrics, last, best, saves, trace, progress, state
-    )
+    watch = Stopwatch()
+    record = Record(config, schema, metrics, progress, watch)
+    loop = _Loop(record, reporter, watch, last, best, saves, trace, state)
     program = train_program(config.model, schema, objective, config.optimizer.embedding)
-    hyper = Hyper(
-        seed=config.train.seed,
-        learning_rate=config.optimizer.learning_rate,
-        l2=config.optimizer.l2,
-        # Whole numbers would be of another type, and compile another program.
-        weights=jax.tree.map(float, weights),
-        log_every=config.train.log_every,
-    )
-    hyper = replicated(hyper)
+    hyper = replicated(records.hyper(config, weights))
     made = source(train_rows, config.data.rows_from)
     budget = None if stop_after is None else progress.step + stop_after
     try:
@@ -161,17 +132,7 @@ def train(
         best.close()
 
     # 4. Result.
-    result = {
-        "best": {
-            "epoch": progress.best_epoch,
-            "step": progress.best_step,
-            "mean_auc": progress.best_auc,
-            "auc": progress.best_aucs,
-        },
-        "steps": progress.step,
-        "stopped": progress.stopped,
-        **protocol.label(config),
-    }
+    result = records.result(config, progress)
     if processes.first():
         write_json(output / RESULT, result)
     return result
@@ -185,20 +146,25 @@ def _result(output: Path) -> dict[str, Any] | None:
 
 @dataclass
 class _Loop:
-    config: Config
-    schema: Schema
+    record: Record
     reporter: Reporter
-    metrics: MetricsWriter
+    watch: Stopwatch
     last: Checkpoints
     best: Checkpoints
     saves: BackgroundSaves
     trace: Trace
-    progress: Progress
     state: TrainState
     _pace: int = 1
     _signal: int = 0
     _clock: float = field(default_factory=time.perf_counter)
-    _stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def config(self) -> Config:
+        return self.record.config
+
+    @property
+    def progress(self) -> Progress:
+        return self.record.progress
 
     def save(self, *series: Checkpoints) -> None:
         tree = asdict(self.progress)
@@ -207,7 +173,7 @@ class _Loop:
     def checkpoint(self, stop: bool) -> None:
         """Begins a checkpoint where one is due; see `TrainConfig`."""
         train, step, saves = self.config.train, self.progress.step, self.saves
-        with self._stopwatch.measured("checkpoint"):
+        with self.watch.measured("checkpoint"):
             if step - saves.finished >= train.most_steps_lost:
                 saves.wait()
             due = step % train.checkpoint_interval == 0 and not saves.in_flight()
@@ -230,11 +196,12 @@ class _Loop:
 
         While a call computes, the one before it is read and the next is made ready.
         """
-        progress, watch = self.progress, self._stopwatch
+        progress, watch = self.progress, self.watch
         end = (progress.epoch + 1) * epoch_steps
         done = progress.step + epoch_steps - end
         self.reporter.epoch(progress.epoch, epoch_steps, done)
-        running: deque[tuple[int, int, Any, Any]] = deque()
+        begun = progress.step
+        running: deque[tuple[int, Any, Any]] = deque()
         self._clock = time.perf_counter()
         ahead = self._calls(rows, made, done, end, budget)
         with prefetched(ahead) as calls, watch.running():
@@ -243,15 +210,15 @@ class _Loop:
                     self.state, batches, np.int32(count), hyper
                 )
                 signal = largest(signals.received or 0)
-                running.append((progress.step, count, values, signal))
-                progress.step += count
+                running.append((count, values, signal))
+                begun += count
                 self.trace.at(count, self.state)
                 # The newest call alone is not waited for. More of them in flight gain
                 # nothing, and deadlock on a CPU backend of several devices.
                 while len(running) > 1:
                     self._read(*running.popleft())
                 # A signal is heeded when its call is read, by all processes alike.
-                stop = bool(self._signal) or progress.step == budget
+                stop = bool(self._signal) or begun == budget
                 if stop or pause:
                     self._read(*running.popleft())
                     self.checkpoint(stop)
@@ -300,33 +267,12 @@ class _Loop:
             step += count
             yield made(list(islice(order, count)), most), count, step == stop
 
-    def _read(self, done: int, count: int, metrics: Any, signal: Any) -> None:
-        """Waits for a call that began after `done` steps; its metrics join the window.
-
-        The window is written, as means since the line before, every `log_every` steps.
-        """
-        progress, train = self.progress, self.config.train
+    def _read(self, count: int, metrics: Any, signal: Any) -> None:
+        """Waits for a call of so many steps; its metrics go into the record."""
         self._signal = int(signal)
         read = jax.device_get(metrics)
-        # The parts first: a part says more than the whole.
-        names = sorted(read, key="loss".__eq__)
-        losses = [name for name in names if not is_observation(name)]
-        self._stopwatch.count(count, count * self.config.data.batch_size)
-        for at in range(count):
-            step = done + at + 1
-            for name in losses:
-                value = read[name][at]
-                if not np.isfinite(value):
-                    raise UserError(
-                        f"the loss is not finite: {name} is {value} at step {step}; "
-                        "the last good checkpoint stays"
-                    )
-                total = progress.window.get(name, 0.0)
-                progress.window[name] = total + float(value)
-            progress.window_steps += 1
-            if step % train.log_every == 0:
-                observed = {k: read[k][at] for k in names if is_observation(k)}
-                self._log(step, numbers(observed))
+        self.watch.count(count, count * self.config.data.batch_size)
+        self.record.read(read, count)
         now = time.perf_counter()
         seconds = max(now - self._clock, 1e-9) / count
         self._clock = now
@@ -334,51 +280,11 @@ class _Loop:
         loss = float(np.mean(read["loss"][:count]))
         self.reporter.steps(count, loss, self.config.data.batch_size / seconds)
 
-    def _log(self, step: int, observed: dict[str, Any] | None = None) -> None:
-        """A line of metrics, means since the line before, and one of timings."""
-        progress = self.progress
-        means = {k: v / progress.window_steps for k, v in progress.window.items()}
-        line = {"epoch": progress.epoch, **means, **(observed or {})}
-        self.metrics.write("train", step, line)
-        self.metrics.write(TIMING, step, self._stopwatch.lap())
-        progress.window, progress.window_steps = {}, 0
-
     def end_epoch(self, valid: Rows) -> None:
         """Validation, early stopping, checkpoints."""
-        progress, config = self.progress, self.config
-        epoch = progress.epoch
-        logits = predict_logits(config, self.schema, self.state, valid)
-        for name, values in logits.items():
-            if not np.all(np.isfinite(values)):
-                raise UserError(
-                    f"the logits of {name} are not finite after step {progress.step}; "
-                    "the last good checkpoint stays"
-                )
-        mean, aucs = processes.from_first(
-            mean_auc(logits, valid.labels, self.schema.labels, config.model.cvr_space)
-        )
-        if progress.window_steps:
-            self._log(progress.step)
-        chosen = protocol.CHOSEN[config.protocol]
-        self.metrics.write(
-            chosen, progress.step, {"epoch": epoch, "auc": aucs, "mean_auc": mean}
-        )
-        if mean > progress.best_auc:
-            progress.best_auc, progress.best_aucs = mean, aucs
-            progress.best_step, progress.best_epoch = progress.step, epoch
-            progress.without_gain = 0
-            series = (self.best, self.last)
-        else:
-            series = (self.last,)
-            progress.without_gain += 1
-        if progress.without_gain >= config.train.patience:
-            progress.stopped = "early"
-        elif epoch + 1 >= config.train.epochs:
-            progress.stopped = "epochs"
-        progress.epoch = epoch + 1
+        record = self.record
+        logits = predict_logits(record.config, record.schema, self.state, valid)
+        better = record.end_epoch(logits, valid)
         # The best first: the loop's state in the last names it.
-        self.save(*series)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in aucs.items())
-        mark = " *" if progress.without_gain == 0 else ""
-        name = protocol.NAMES[chosen]
-        self.reporter.line(f"epoch {epoch + 1}: {name} AUC {shown}{mark}")
+        self.save(*((self.best, self.last) if better else (self.last,)))
+        self.reporter.line(record.epoch_line())

@@ -1,8 +1,10 @@
 """What is kept of a run while it trains: its window of metrics and early stopping."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
 from pwiser_jax.config import Config
@@ -10,12 +12,34 @@ from pwiser_jax.data.rows import Rows
 from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
-from pwiser_jax.training import protocol
-from pwiser_jax.training.loop import Progress
-from pwiser_jax.training.metrics import MetricsWriter
+from pwiser_jax.training import processes, protocol
+from pwiser_jax.training.metrics import TIMING, MetricsWriter
 from pwiser_jax.training.objective import Weights
 from pwiser_jax.training.observe import is_observation, numbers
 from pwiser_jax.training.step import Hyper
+from pwiser_jax.training.stopwatch import Stopwatch
+
+
+@dataclass
+class Progress:
+    """The state of a run besides its weights.
+
+    It is kept in each checkpoint, so that a resumed run is the same.
+
+    The position in the data is the number of steps done; `epoch` counts the epochs that
+    have been evaluated too.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    best_step: int = -1
+    best_epoch: int = -1
+    best_auc: float = -1.0
+    best_aucs: dict[str, float] = field(default_factory=dict)
+    without_gain: int = 0
+    stopped: str = ""
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
 
 
 def hyper(config: Config, weights: Weights) -> Hyper:
@@ -24,7 +48,8 @@ def hyper(config: Config, weights: Weights) -> Hyper:
         seed=config.train.seed,
         learning_rate=config.optimizer.learning_rate,
         l2=config.optimizer.l2,
-        weights=weights,
+        # Whole numbers would be of another type, and compile another program.
+        weights=jax.tree.map(float, weights),
         log_every=config.train.log_every,
     )
 
@@ -45,13 +70,23 @@ def result(config: Config, progress: Progress) -> dict[str, Any]:
 
 
 class Record:
-    """The progress of one run, and the lines of metrics that come of it."""
+    """The progress of one run, and the lines of metrics that come of it.
+
+    With a stopwatch, a line of timings follows each of metrics.
+    """
 
     def __init__(
-        self, config: Config, schema: Schema, metrics: MetricsWriter, progress: Progress
+        self,
+        config: Config,
+        schema: Schema,
+        metrics: MetricsWriter,
+        progress: Progress,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.config, self.schema = config, schema
         self.metrics, self.progress = metrics, progress
+        self._stopwatch = stopwatch
+        self.aucs: dict[str, float] = {}
 
     def read(self, values: Mapping[str, np.ndarray], count: int) -> None:
         """Takes the metrics of the next `count` steps: those up to a line are averaged.
@@ -84,6 +119,8 @@ class Record:
         means = {k: v / progress.window_steps for k, v in progress.window.items()}
         line = {"epoch": progress.epoch, **means, **observed}
         self.metrics.write("train", progress.step, line)
+        if self._stopwatch is not None:
+            self.metrics.write(TIMING, progress.step, self._stopwatch.lap())
         progress.window, progress.window_steps = {}, 0
 
     def end_epoch(self, logits: Mapping[str, np.ndarray], valid: Rows) -> bool:
@@ -99,14 +136,17 @@ class Record:
                     f"the logits of {name} are not finite after step {progress.step}; "
                     "the last good checkpoint stays"
                 )
-        mean, aucs = mean_auc(
-            logits, valid.labels, self.schema.labels, config.model.cvr_space
+        mean, aucs = processes.from_first(
+            mean_auc(logits, valid.labels, self.schema.labels, config.model.cvr_space)
         )
+        self.aucs = aucs
         if progress.window_steps:
             self._log({})
         epoch = progress.epoch
         self.metrics.write(
-            "valid", progress.step, {"epoch": epoch, "auc": aucs, "mean_auc": mean}
+            protocol.CHOSEN[config.protocol],
+            progress.step,
+            {"epoch": epoch, "auc": aucs, "mean_auc": mean},
         )
         better = mean > progress.best_auc
         if better:
@@ -121,3 +161,11 @@ class Record:
             progress.stopped = "epochs"
         progress.epoch = epoch + 1
         return better
+
+    def epoch_line(self) -> str:
+        """The last epoch's AUCs, a star for the best so far, for people to read."""
+        progress = self.progress
+        chosen = protocol.CHOSEN[self.config.protocol]
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in self.aucs.items())
+        mark = " *" if progress.without_gain == 0 else ""
+        return f"epoch {progress.epoch}: {protocol.NAMES[chosen]} AUC {shown}{mark}"
