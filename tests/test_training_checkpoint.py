@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import yaml
-from orbax.checkpoint import v1 as ocp
 from training_helpers import small_config
 
 from pwiser_jax.config import TrainConfig
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_one_sentence(
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ocp.training.Checkpointer, "save", full)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(UserError, match=r"last/7 cannot be written: .*No space left"):
         train(small_config(data), tmp_path / "run", Silent())
 
