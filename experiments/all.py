@@ -173,7 +173,8 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
                 configuration=_configuration(study),
             )
         )
-        answers.append(f"- **{study.titled(experiment.title)}.** {finding.answer}\n")
+        title = study.titled(experiment.title).rstrip("?")
+        answers.append(f"- **{title}.** {finding.answer}\n")
         page.write(study.output / "report.html")
         write_whole(study.output / "findings.md", "".join(answers))
     print(study.output / "report.html")
