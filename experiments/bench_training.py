@@ -55,6 +55,7 @@ class Options:
     Args:
         work: a folder for single measurements; those there are not made again.
         output: path of the results, without a suffix.
+        large_models: the models of the part "tables", the longest.
         parts: which of the parts: models, tables, ids, losses, switches, runs.
         repeats: how often everything is measured.
     """
@@ -62,6 +63,7 @@ class Options:
     work: Path
     output: Path = Path("experiments/results/training")
     parts: tuple[str, ...] = ("models", "tables", "ids", "losses", "switches", "runs")
+    large_models: tuple[str, ...] = MODELS
     repeats: int = 3
 
 
@@ -259,6 +261,8 @@ def tables_table(of: Measurements) -> pl.DataFrame:
         torch = of.best(in_torch(cell))
         torch_sparse = of.best(in_torch(sparse))
         dense = of.seconds(cell)
+        if not (dense or torch):
+            continue
         lines.append(
             {
                 "Model": model,
@@ -405,6 +409,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     have_torch = find_spec("torch") is not None
     cells = list(dict.fromkeys(c for part in options.parts for c in PARTS[part]()))
     cells = [cell for cell in cells if cell.engine != "torch" or have_torch]
+    others = set(MODELS) - set(options.large_models)
+    cells = [c for c in cells if not (c.data == "aliccp" and c.model in others)]
     of = Measurements(options.work, options.repeats)
     of.make(cells)
     settings = " ".join(f"{key}={value}" for key, value in KEEP_MEMORY.items())
