@@ -35,6 +35,7 @@ DIMS = (16, 128)
 IDS = (30_000, 300_000, 3_000_000)
 LARGE_BATCH = 65_536
 RUNS = 16
+SEVERAL = 8  # steps in one call, the most that training takes
 ALLOCATORS = {"usual": {}, "keep": KEEP_MEMORY}
 
 # The same function with more work, or called in another way.
@@ -44,7 +45,7 @@ SWITCHES = {
     "without tables projected": {"changes": PLAIN},
     "without dropout (another function)": {"changes": json.dumps({"dropout": 0.0})},
     "bfloat16 (rounded products)": {"changes": json.dumps({"compute": "bfloat16"})},
-    "8 steps a call": {"steps": 8},
+    "8 steps a call": {"steps": SEVERAL},
 }
 
 
@@ -78,6 +79,7 @@ def model_cells() -> Iterator[Cell]:
         yield from in_torch(cell)
         yield replace(cell, changes=PLAIN)
         yield cell
+        yield replace(cell, steps=SEVERAL)
 
 
 def table_cells() -> Iterator[Cell]:
@@ -233,6 +235,7 @@ def models_table(of: Measurements) -> pl.DataFrame:
         cell = Cell(model=model)
         fast, torch = of.seconds(cell), of.best(in_torch(cell))
         plain = of.seconds(replace(cell, changes=PLAIN))
+        several = of.seconds(replace(cell, steps=SEVERAL))
         line = {
             "Model": model,
             "PyTorch, rows/s": _rate(cell.batch, torch),
@@ -240,6 +243,8 @@ def models_table(of: Measurements) -> pl.DataFrame:
             "rows/s": _rate(cell.batch, fast),
             "step [ms]": _ms(fast),
             "times PyTorch": _ratio(torch, fast),
+            f"step, {SEVERAL} in a call [ms]": _ms(several),
+            f"times PyTorch, {SEVERAL} in a call": _ratio(torch, several),
         }
         if best:
             operations, moved = (of.work(cell, what) for what in ("flops", "bytes"))

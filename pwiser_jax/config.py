@@ -114,7 +114,7 @@ class TrainConfig:
             further. Half as many between two checkpoints, where checkpoint_every is
             more than that. Unset: twice checkpoint_every.
         steps_per_call: steps in one call of the compiled program; 0: as many as take
-            about half a second, 8 at most (with several processes always 8). The
+            about two seconds, 8 at most (with several processes always 8). The
             numbers do not depend on it.
     """
 
