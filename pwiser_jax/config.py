@@ -90,11 +90,15 @@ class OptimizerConfig:
             "lazy_adam" and "rowwise_adagrad" move only the rows in the batch, in a time
             that does not depend on the number of ids; l2 decays those rows alone. They
             are other functions than "adam", and their numbers differ from it.
+        shard_tables: each device holds a share of the rows of that table and of their
+            optimizer's state, in place of all of them; not for "adam". The numbers do
+            not depend on it, but for rounding.
     """
 
     learning_rate: float = 1e-3
     l2: float = 1e-6
     embedding: EmbeddingOptimizer = "adam"
+    shard_tables: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,11 @@ class Config:
             raise ValueError(
                 f"data.min_conversions must be below data.batch_size "
                 f"({self.data.batch_size}), got {self.data.min_conversions}"
+            )
+        if self.optimizer.shard_tables and self.optimizer.embedding == "adam":
+            raise ValueError(
+                "optimizer.shard_tables needs optimizer.embedding lazy_adam or "
+                "rowwise_adagrad"
             )
         if self.loss.gate == "literal" and self.loss.surrogate != "squared_hinge":
             raise ValueError("loss.gate literal needs loss.surrogate squared_hinge")

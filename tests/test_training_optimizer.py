@@ -31,10 +31,10 @@ MODEL = replace(SMALL, small_rows=8)
 USERS, TAGS = 12, 33
 
 
-def tagged(rows: int, padding: int) -> tuple[Batch, set[int]]:
+def tagged(rows: int, padding: int, seed: int = 0) -> tuple[Batch, set[int]]:
     """A batch, and the rows of the table `large` that it reads."""
-    batch = make_batch(rows, padding=padding)
-    rng = np.random.default_rng(5)
+    batch = make_batch(rows, seed, padding)
+    rng = np.random.default_rng(5 + seed)
     ids = rng.integers(0, 12, (rows + padding, 3)).astype(np.int32)
     weights = rng.uniform(0.5, 2, ids.shape) * (rng.random(ids.shape) < 0.5)
     users = batch.inputs["categorical"][:, 0]

@@ -55,6 +55,11 @@ class Layout:
             found |= dict(zip(names, starts[:-1].tolist(), strict=True))
         return found
 
+    @property
+    def large_size(self) -> int:
+        """The rows of the table `large`."""
+        return sum(field.rows for field in self.large)
+
     def large_rows(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
         """The rows of `large` that each row of a batch reads: int32[B, L].
 

@@ -143,8 +143,13 @@ class BackgroundSaves:
             UserError: the save before this one failed.
         """
         self.wait()
-        # A copy: the next step gives the buffers of `state` away.
-        host = jax.tree.map(np.array, jax.device_get(state))
+        # A copy: the next step gives the buffers of `state` away. Arrays in host memory
+        # are the caller's word that nothing changes them.
+        host = jax.tree.map(
+            lambda leaf, got: np.array(got) if isinstance(leaf, jax.Array) else got,
+            state,
+            jax.device_get(state),
+        )
 
         def write() -> None:
             for checkpoints in series:

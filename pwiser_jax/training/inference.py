@@ -16,16 +16,20 @@ from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.models.layout import layout
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training import processes
 from pwiser_jax.training.checkpoint import Checkpoints
 from pwiser_jax.training.objective import Objective
 from pwiser_jax.training.parallel import (
     device_count,
+    drawn_on,
     eval_program,
-    replicated,
+    made_whole,
+    placed,
     split_rows,
 )
+from pwiser_jax.training.shards import Parted, parameters
 from pwiser_jax.training.step import TrainState, initial_state
 
 # Drawing the weights is a large program that runs once a run: compiled without
@@ -50,7 +54,8 @@ def new_state(config: Config, schema: Schema) -> TrainState:
     program = draw_program(
         config.model, schema, _objective(config, schema), config.optimizer.embedding
     )
-    return program(config.train.seed)
+    with jax.default_device(drawn_on() if config.optimizer.shard_tables else None):
+        return program(config.train.seed)
 
 
 @lru_cache(maxsize=16)
@@ -81,6 +86,11 @@ def state_template(config: Config, schema: Schema) -> TrainState:
     )
 
 
+def table_rows(config: Config, schema: Schema) -> int:
+    """The rows of a large table, on however many devices it is."""
+    return layout(config.model, schema).large_size
+
+
 def _objective(config: Config, schema: Schema) -> Objective:
     return objectives.build(config.loss, schema.labels, config.model.cvr_space)[0]
 
@@ -102,15 +112,20 @@ def load_best(run: Path, config: Config, schema: Schema) -> TrainState:
 
 
 def predict_logits(
-    config: Config, schema: Schema, state: TrainState, rows: Rows
+    config: Config, schema: Schema, state: TrainState | Parted, rows: Rows
 ) -> dict[str, np.ndarray]:
     """Logits f32[N] by name for every row, in order.
 
     Several processes look at a range of the rows each, and all of them get all logits.
     """
-    program = eval_program(config.model, schema)
+    shard_tables = config.optimizer.shard_tables
+    program = eval_program(config.model, schema, shard_tables)
+    if processes.count() > 1:
+        state = made_whole(state, table_rows(config, schema))
+    if not isinstance(state, Parted):
+        state = placed(state, shard_tables, locally=True)
     chunks: dict[str, list[np.ndarray]] = {}
-    for logits, count in _logits(program, config, replicated(state), rows):
+    for logits, count in _logits(program, config, state, rows):
         for name, values in logits.items():
             chunks.setdefault(name, []).append(values.reshape(-1)[:count])
     each = -(-len(rows) // processes.count())
@@ -123,11 +138,15 @@ def predict_logits(
 
 
 def _logits(
-    program: Any, config: Config, state: TrainState, rows: Rows
+    program: Any, config: Config, state: TrainState | Parted, rows: Rows
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     devices = device_count()
+    if isinstance(state, Parted):
+        params, batch_stats = parameters(state), state.rest.batch_stats
+    else:
+        params, batch_stats = state.params, state.batch_stats
     size = -(-config.data.eval_batch_size // processes.count())
     for batch in sequential_batches(rows, size, *processes.share(len(rows))):
         inputs = split_rows(batch.inputs, devices)
-        logits = program(state.params, state.batch_stats, inputs)
+        logits = program(params, batch_stats, inputs)
         yield jax.device_get(logits), int(np.sum(batch.mask))

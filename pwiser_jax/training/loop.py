@@ -22,16 +22,24 @@ from pwiser_jax.training import objective as objectives
 from pwiser_jax.training import processes, protocol
 from pwiser_jax.training import record as records
 from pwiser_jax.training.checkpoint import BackgroundSaves, Checkpoints
-from pwiser_jax.training.inference import new_state, predict_logits, state_template
+from pwiser_jax.training.inference import (
+    new_state,
+    predict_logits,
+    state_template,
+    table_rows,
+)
 from pwiser_jax.training.metrics import MetricsWriter
 from pwiser_jax.training.parallel import (
     largest,
+    made_whole,
+    placed,
     replicated,
     train_program,
 )
 from pwiser_jax.training.progress import Reporter
 from pwiser_jax.training.record import Progress, Record
 from pwiser_jax.training.run import RESULT, open_run, write_json
+from pwiser_jax.training.shards import Parted
 from pwiser_jax.training.signals import Interrupted, StopSignals
 from pwiser_jax.training.source import Source, source
 from pwiser_jax.training.step import Batch, Hyper, TrainState
@@ -109,11 +117,14 @@ def train(
 
     # 3. Epochs.
     trace = Trace(output / "profile" if profile and processes.first() else None)
-    state = replicated(state)
+    shard_tables = config.optimizer.shard_tables
+    state = placed(state, shard_tables)
     watch = Stopwatch()
     record = Record(config, schema, metrics, progress, watch)
     loop = _Loop(record, reporter, watch, last, best, saves, trace, state)
-    program = train_program(config.model, schema, objective, config.optimizer.embedding)
+    program = train_program(
+        config.model, schema, objective, config.optimizer.embedding, shard_tables
+    )
     hyper = replicated(records.hyper(config, weights))
     made = source(train_rows, config.data.rows_from)
     budget = None if stop_after is None else progress.step + stop_after
@@ -153,7 +164,7 @@ class _Loop:
     best: Checkpoints
     saves: BackgroundSaves
     trace: Trace
-    state: TrainState
+    state: TrainState | Parted
     _pace: int = 1
     _signal: int = 0
     _clock: float = field(default_factory=time.perf_counter)
@@ -168,7 +179,8 @@ class _Loop:
 
     def save(self, *series: Checkpoints) -> None:
         tree = asdict(self.progress)
-        self.saves.save(self.progress.step, self.state, tree, *series)
+        state = made_whole(self.state, table_rows(self.config, self.record.schema))
+        self.saves.save(self.progress.step, state, tree, *series)
 
     def checkpoint(self, stop: bool) -> None:
         """Begins a checkpoint where one is due; see `TrainConfig`."""
@@ -176,7 +188,9 @@ class _Loop:
         with self.watch.measured("checkpoint"):
             if step - saves.finished >= train.most_steps_lost:
                 saves.wait()
-            due = step % train.checkpoint_interval == 0 and not saves.in_flight()
+            due = step % train.checkpoint_interval == 0
+            # All processes or none, for each may have a part of the state.
+            due = due and not processes.from_first(saves.in_flight())
             if due or stop:
                 self.save(self.last)
             if stop or step - saves.finished >= train.most_steps_lost:

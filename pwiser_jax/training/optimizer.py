@@ -70,17 +70,20 @@ class Optimizer:
     Attributes:
         embedding: what trains those tables; see `OptimizerConfig`.
         layout: of the model's tables; an embedding has one `large` of this layout.
+        sharded: under a mapped axis, the tables in parameters and state are a device's
+            parts of them (see `shards`).
     """
 
     embedding: EmbeddingOptimizer
     layout: Layout
+    sharded: bool = False
 
     def init(self, params: Params) -> Any:
         rows = of_rows(self.embedding)
         if rows is None:
             return adam(0.0, 0.0).init(params)
-        tables = {name: rows.init(table) for name, table in _tables(params).items()}
-        return Apart(adam(0.0, 0.0).init(_others(params)), tables)
+        tables = {name: rows.init(table) for name, table in tables_of(params).items()}
+        return Apart(adam(0.0, 0.0).init(others_of(params)), tables)
 
     def narrow(
         self,
@@ -90,15 +93,9 @@ class Optimizer:
         axis_name: str | None,
     ) -> Narrowed:
         """What a step differentiates: gradients are of the rows read, not of tables."""
-        tables = _tables(params)
-        if of_rows(self.embedding) is None or not tables:
+        if of_rows(self.embedding) is None:
             return Narrowed(params, inputs, None)
-        rows = len(next(iter(tables.values())))
-        which = distinct(_ids(self.layout, inputs, mask, rows), axis_name)
-        read = {name: which.read(table) for name, table in tables.items()}
-        return Narrowed(
-            _with_tables(params, read), inputs | {"large_rows": which.places}, which
-        )
+        return narrowed(self.layout, params, inputs, mask, axis_name, self.sharded)
 
     def update(
         self,
@@ -127,14 +124,14 @@ class Optimizer:
             updates, state = dense.update(grads, state, params)
             new: Any = optax.apply_updates(params, updates)
             return new, state, partial(last_updates, state, learning_rate)
-        others = _others(params)
-        updates, of_others = dense.update(_others(grads), state.others, others)
+        others = others_of(params)
+        updates, of_others = dense.update(others_of(grads), state.others, others)
         new = optax.apply_updates(others, updates)
         of_dense = partial(last_updates, of_others, learning_rate)
         if which is None:
             return new, Apart(of_others, state.tables), of_dense
-        of_grads, tables, states, moved = _tables(grads), {}, {}, {}
-        for name, table in _tables(params).items():
+        of_grads, tables, states, moved = tables_of(grads), {}, {}, {}
+        for name, table in tables_of(params).items():
             tables[name], states[name], moved[name] = update_rows(
                 rows,
                 which,
@@ -147,9 +144,49 @@ class Optimizer:
             )
 
         def added() -> Params:
-            return _with_tables(of_dense(), moved)
+            return with_tables(of_dense(), moved)
 
-        return _with_tables(new, tables), Apart(of_others, states), added
+        return with_tables(new, tables), Apart(of_others, states), added
+
+    def everywhere(self, added: Params, axis_name: str | None) -> Params:
+        """What a step added, with the rows that other devices added to their parts."""
+        if not self.sharded:
+            return added
+        return with_tables(added, jax.lax.psum(tables_of(added), axis_name))
+
+
+def narrowed(
+    layout: Layout,
+    params: Params,
+    inputs: dict[str, Any],
+    mask: jax.Array,
+    axis_name: str | None,
+    sharded: bool,
+) -> Narrowed:
+    """Parameters in which the rows that a batch reads stand for the tables `large`.
+
+    Args:
+        layout: of the tables.
+        params: the parameters; where `sharded`, with a device's parts of the tables.
+        inputs: a device's part of the batch.
+        mask: bool[B], False for padding.
+        axis_name: the mapped axis that the batch is spread over, if any.
+        sharded: whether the tables are spread over it, too.
+    """
+    tables, size = tables_of(params), layout.large_size
+    if not tables:
+        return Narrowed(params, inputs, None)
+    which = distinct(_ids(layout, inputs, mask, size), axis_name)
+    if sharded:
+        if axis_name is None:
+            raise ValueError("tables can only be sharded over a mapped axis")
+        which = which.owned(size, axis_name)
+        read = {k: which.read_everywhere(v, axis_name) for k, v in tables.items()}
+    else:
+        read = {k: which.read(v) for k, v in tables.items()}
+    return Narrowed(
+        with_tables(params, read), inputs | {"large_rows": which.places}, which
+    )
 
 
 def _ids(
@@ -165,18 +202,18 @@ def _ids(
     return jnp.where(read, rows, past)
 
 
-def _tables(params: Params) -> dict[str, Any]:
+def tables_of(params: Params) -> dict[str, Any]:
     """The table `large` of each embedding, by the embedding's name."""
     return {name: tree[TABLE] for name, tree in params.items() if TABLE in tree}
 
 
-def _others(params: Params) -> Params:
+def others_of(params: Params) -> Params:
     return {
         name: {key: leaf for key, leaf in tree.items() if key != TABLE}
         for name, tree in params.items()
     }
 
 
-def _with_tables(params: Params, tables: dict[str, Any]) -> Params:
+def with_tables(params: Params, tables: dict[str, Any]) -> Params:
     put = {name: params[name] | {TABLE: table} for name, table in tables.items()}
     return params | put

@@ -1,7 +1,8 @@
 """Devices: the only module that knows how many there are.
 
 `jax.pmap` over the local devices: the state is given whole to each of them (no device
-axis, `in_axes=None`), a batch is cut into one part a device. With several processes the
+axis, `in_axes=None`), but for large tables that are to be spread over them (see
+`shards`), a batch is cut into one part a device. With several processes the
 mapped axis spans the devices of all of them, and each process gives its own share.
 """
 
@@ -9,7 +10,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,11 +20,28 @@ from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.training import processes
 from pwiser_jax.training.objective import Objective
+from pwiser_jax.training.optimizer import with_tables
 from pwiser_jax.training.several import several_steps
+from pwiser_jax.training.shards import (
+    Parted,
+    in_order,
+    joined,
+    of_parted,
+    parted,
+    parts_of,
+)
 from pwiser_jax.training.stack import VARIED, stacked_eval, stacked_steps
-from pwiser_jax.training.step import Batch, Hyper, eval_step, train_step
+from pwiser_jax.training.step import (
+    Batch,
+    Hyper,
+    TrainState,
+    eval_step,
+    train_step,
+)
 
 AXIS = "devices"
+# What processes tell each other of their parts of a table at a time.
+GATHERED_BYTES = 64 * 2**20
 
 
 def device_count() -> int:
@@ -41,37 +58,57 @@ def train_program(
     schema: Any,
     objective: Objective,
     embedding: EmbeddingOptimizer = "adam",
+    shard_tables: bool = False,
 ) -> Any:
     """(state, batches, count, hyper) -> (state, metrics), see `several_steps`, pmapped.
 
     Batches come from `stacked`. The old state's buffers are given up to the new one:
-    give a state that is `replicated`.
+    give a state that is `placed`.
     """
     module = build(model, schema, axis_name=AXIS)
+    step = train_step(module, objective, AXIS, embedding, shard_tables)
+    axes = Parted(0, None) if shard_tables else None
     return jax.pmap(
-        several_steps(train_step(module, objective, AXIS, embedding)),
+        several_steps(of_parted(step) if shard_tables else step),
         axis_name=AXIS,
-        in_axes=(None, 0, None, None),
-        out_axes=None,
+        in_axes=(axes, 0, None, None),
+        out_axes=(axes, None),
         donate_argnums=0,
     )
 
 
 @functools.lru_cache(maxsize=16)
-def eval_program(model: ModelConfig, schema: Any) -> Any:
+def eval_program(model: ModelConfig, schema: Any, shard_tables: bool = False) -> Any:
     """The pmapped evaluation step; its logits keep the device axis.
 
     Of this process's devices alone: each process has rows of its own to evaluate.
+    Parameters are `Parted` where large tables are spread over those devices.
     """
-    module: nn.Module = build(model, schema)
-    return per_device_program(eval_step(module), in_axes=(None, None, 0))
+    module = build(model, schema)
+    if not shard_tables:
+        return per_device_program(eval_step(module), in_axes=(None, None, 0))
+    step = eval_step(module, AXIS)
+
+    def of_parts(params: Parted, batch_stats: Any, inputs: Any) -> Any:
+        return step(with_tables(params.rest, params.tables), batch_stats, inputs)
+
+    return per_device_program(of_parts, in_axes=(Parted(0, None), None, 0))
 
 
 def per_device_program(function: Any, in_axes: Any) -> Any:
-    """A pmapped function in which devices have nothing to do with each other."""
+    """A pmapped function of this process's devices alone."""
     return jax.pmap(
         function, axis_name=AXIS, in_axes=in_axes, devices=jax.local_devices()
     )
+
+
+def drawn_on() -> Any:
+    """Where to draw what no device may be able to hold whole: the host, if jax has it
+    as a device."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def free_bytes() -> int:
@@ -141,6 +178,56 @@ def stack(parts: Sequence[Any], steps: int) -> Any:
 def replicated(tree: Any) -> Any:
     """The tree whole on each local device."""
     return jax.device_put(tree, _sharding())
+
+
+def placed(
+    state: TrainState, shard_tables: bool, *, locally: bool = False
+) -> TrainState | Parted:
+    """A whole state on the devices: replicated, or with its large tables spread.
+
+    Args:
+        state: in host memory, where it is to be spread.
+        shard_tables: whether large tables are spread by rows.
+        locally: over the devices of this process alone, and not over those of all.
+    """
+    if not shard_tables:
+        return replicated(state)
+    tables, rest = parted(state)
+    own = device_count()
+    devices, start = (
+        (own, 0) if locally else (jax.device_count(), processes.index() * own)
+    )
+
+    def put(table: Any) -> jax.Array:
+        return jax.device_put(
+            parts_of(table, devices)[start : start + own], _sharding(AXIS)
+        )
+
+    return Parted(jax.tree.map(put, tables), replicated(rest))
+
+
+def made_whole(state: TrainState | Parted, rows: int) -> TrainState:
+    """The state without parts; what was in parts comes into host memory.
+
+    Args:
+        state: as `placed` has made it, over the devices of all processes. Called by
+            all of them, in turn.
+        rows: of a large table.
+    """
+    if not isinstance(state, Parted):
+        return state
+
+    def gather(parts: jax.Array) -> np.ndarray:
+        # A little of it at a time: on its way it is on each device whole.
+        local = np.asarray(parts)
+        each = local.shape[1]
+        step = max(1, each * GATHERED_BYTES // local.nbytes)
+        pieces = [
+            processes.gathered(local[:, at : at + step]) for at in range(0, each, step)
+        ]
+        return in_order(np.concatenate(pieces, axis=1), rows)
+
+    return joined(state._replace(tables=jax.tree.map(gather, state.tables)))
 
 
 def _sharding(*axes: str) -> NamedSharding:

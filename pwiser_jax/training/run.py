@@ -27,7 +27,12 @@ RESULT = "result.json"
 DATA_FILES = ("manifest.json", "vocabulary.parquet")
 
 # Options that a run's numbers do not depend on.
-FREE = (("data", "path"), ("data", "rows_from"), ("train", "steps_per_call"))
+FREE = (
+    ("data", "path"),
+    ("data", "rows_from"),
+    ("optimizer", "shard_tables"),
+    ("train", "steps_per_call"),
+)
 
 
 def write_json(path: Path, tree: Any) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,7 +12,7 @@ from pwiser_jax.models import MultiTaskModel
 from pwiser_jax.models.layout import layout
 from pwiser_jax.training import observe
 from pwiser_jax.training.objective import Banks, Objective, Weights
-from pwiser_jax.training.optimizer import Optimizer
+from pwiser_jax.training.optimizer import Optimizer, narrowed
 
 
 class Hyper(NamedTuple):
@@ -65,8 +64,10 @@ def initial_state(
     )
 
 
-def _optimizer(module: MultiTaskModel, embedding: EmbeddingOptimizer) -> Optimizer:
-    return Optimizer(embedding, layout(module.config, module.schema))
+def _optimizer(
+    module: MultiTaskModel, embedding: EmbeddingOptimizer, sharded: bool = False
+) -> Optimizer:
+    return Optimizer(embedding, layout(module.config, module.schema), sharded)
 
 
 def train_step(
@@ -74,15 +75,17 @@ def train_step(
     objective: Objective,
     axis_name: str | None,
     embedding: EmbeddingOptimizer = "adam",
+    sharded: bool = False,
 ) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, jax.Array]]]:
     """The step function: (state, batch, hyper) -> (state, metrics).
 
     Under a mapped axis, each device holds its part of the batch and the whole state;
     losses and batch statistics are global, so the new state is the same everywhere.
+    Where `sharded`, each holds but its part of the large tables (see `shards`).
     The metrics are the loss, its parts and, every `log_every` steps, what `observe`
     describes.
     """
-    optimizer = _optimizer(module, embedding)
+    optimizer = _optimizer(module, embedding, sharded)
 
     def step(
         state: TrainState, batch: Batch, hyper: Hyper
@@ -140,7 +143,7 @@ def train_step(
 
         def observed() -> observe.Observations:
             return {
-                **observe.norms(grads, added()),
+                **observe.norms(grads, optimizer.everywhere(added(), axis_name)),
                 **objective.pair_counts(
                     logits,
                     batch.labels,
@@ -160,12 +163,23 @@ def train_step(
     return step
 
 
-def eval_step(module: nn.Module) -> Callable[[Any, Any, dict[str, Any]], Any]:
-    """The function (params, batch_stats, inputs) -> logits by name."""
+def eval_step(
+    module: MultiTaskModel, sharded_over: str | None = None
+) -> Callable[[Any, Any, dict[str, Any]], Any]:
+    """The function (params, batch_stats, inputs) -> logits by name.
+
+    Args:
+        module: the model.
+        sharded_over: the mapped axis that the large tables are spread over, if any.
+    """
 
     def step(
         params: Any, batch_stats: Any, inputs: dict[str, Any]
     ) -> dict[str, jax.Array]:
+        if sharded_over is not None:
+            own = layout(module.config, module.schema)
+            every = jnp.ones(len(inputs["categorical"]), bool)
+            params, inputs, _ = narrowed(own, params, inputs, every, sharded_over, True)
         return module.apply(  # pyright: ignore[reportReturnType]  # not mutable
             {"params": params, "batch_stats": batch_stats}, inputs, train=False
         )

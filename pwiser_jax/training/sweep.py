@@ -141,7 +141,8 @@ def train_sweep(
         The tree of result.json of each run.
     Raises:
         ValueError: the configs do not share a sweep, or a folder is named twice.
-        UserError: the data, a configuration or a folder do not fit.
+        UserError: the data, a configuration or a folder do not fit, or large tables
+            are to be sharded.
         RunsFailed: the loss of some runs was not finite; each stopped alone there, with
             the sentence in its failure.txt.
         Interrupted: stopped by a signal or `stop_after`, after saving.
@@ -153,6 +154,11 @@ def train_sweep(
     if len(set(outputs)) != len(configs) or len(outputs) != len(configs):
         raise ValueError("each config needs a folder of its own")
     data = configs[0].data
+    if configs[0].optimizer.shard_tables:
+        raise UserError(
+            "optimizer.shard_tables: the runs of a sweep are whole on a device each; "
+            "leave it out, or train such runs one by one"
+        )
     if not data.path:
         raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
     prepared = Prepared(Path(data.path))

@@ -25,8 +25,8 @@ class Distinct(NamedTuple):
     """The rows of a table [N, ...] that a batch names; see `distinct`.
 
     Attributes:
-        rows: int32[U], ascending; a row named more than once stands there as often, and
-            N stands for no row.
+        rows: int32[U], ascending (but see `owned`); a row named more than once stands
+            there as often, and N stands for no row.
         first: bool[U], True where a row stands for the first time.
         places: int32[B, L], where in `rows` each id first stands.
     """
@@ -49,6 +49,24 @@ class Distinct(NamedTuple):
         past = len(table) + jnp.arange(len(self.rows), dtype=jnp.int32)
         to = jnp.where(self.written(len(table)), self.rows, past)
         return table.at[to].set(values, mode="drop", unique_indices=True)
+
+    def owned(self, size: int, axis_name: str) -> "Distinct":
+        """The same rows of a table [size, ...] whose rows are dealt to the devices of a
+        mapped axis (see `shards`), as places in this device's part of it.
+
+        Rows of other devices, and no rows, are past the part's end.
+        """
+        devices = jax.lax.axis_size(axis_name)
+        here = self.rows % devices == jax.lax.axis_index(axis_name)
+        places = jnp.where(
+            here & (self.rows < size), self.rows // devices, -(-size // devices)
+        )
+        return self._replace(rows=places)
+
+    def read_everywhere(self, part: jax.Array, axis_name: str) -> jax.Array:
+        """The rows, [U, ...], each from the device that owns it; zeros for no row."""
+        here = (self.rows < len(part))[:, None]
+        return jax.lax.psum(jnp.where(here, self.read(part), 0), axis_name)
 
 
 def distinct(ids: jax.Array, axis_name: str | None = None) -> Distinct:
