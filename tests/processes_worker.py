@@ -10,24 +10,28 @@ from pathlib import Path
 from training_helpers import small_config
 
 from pwiser_jax.config import Config
+from pwiser_jax.training import processes
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.processes import joined
 from pwiser_jax.training.progress import Silent
 from pwiser_jax.training.signals import Interrupted
 
 
-def worker_config(data: Path) -> Config:
+def worker_config(data: Path, shard_tables: bool = False) -> Config:
     return small_config(
         data,
         data={"batch_size": 256, "min_conversions": 4},
         model={"name": "shared_bottom"},
         loss={"bank": 300},
+        optimizer={"embedding": "lazy_adam", "shard_tables": shard_tables},
         train={"log_every": 1, "steps_per_call": 5},
     )
 
 
 def main(data: str, output: str, *cluster: str) -> None:
-    config = worker_config(Path(data))
+    """Alone with whole tables; where there are several processes, spread over them."""
+    config = worker_config(Path(data), shard_tables=bool(cluster))
+    processes.PIECE_BYTES = 2_000  # so that tables come in several pieces
     coordinator, count, index = cluster or (None, 1, 0)
     several = joined(coordinator, int(count), int(index)) if cluster else nullcontext()
     with several:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pwiser_jax.training.checkpoint import Checkpoints
 from pwiser_jax.training.objective import Objective
 from pwiser_jax.training.parallel import (
     device_count,
-    drawn_on,
+    drawn_on_host,
     eval_program,
     made_whole,
     placed,
@@ -54,7 +55,7 @@ def new_state(config: Config, schema: Schema) -> TrainState:
     program = draw_program(
         config.model, schema, _objective(config, schema), config.optimizer.embedding
     )
-    with jax.default_device(drawn_on() if config.optimizer.shard_tables else None):
+    with drawn_on_host() if config.optimizer.shard_tables else nullcontext():
         return program(config.train.seed)
 
 

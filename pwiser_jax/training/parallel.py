@@ -8,6 +8,7 @@ mapped axis spans the devices of all of them, and each process gives its own sha
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -40,8 +41,6 @@ from pwiser_jax.training.step import (
 )
 
 AXIS = "devices"
-# What processes tell each other of their parts of a table at a time.
-GATHERED_BYTES = 64 * 2**20
 
 
 def device_count() -> int:
@@ -102,13 +101,13 @@ def per_device_program(function: Any, in_axes: Any) -> Any:
     )
 
 
-def drawn_on() -> Any:
-    """Where to draw what no device may be able to hold whole: the host, if jax has it
-    as a device."""
+def drawn_on_host() -> Any:
+    """A context in which the host computes, if jax has it as a device: for what no
+    other device may be able to hold whole."""
     try:
-        return jax.local_devices(backend="cpu")[0]
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
-        return None
+        return nullcontext()
 
 
 def free_bytes() -> int:
@@ -218,10 +217,10 @@ def made_whole(state: TrainState | Parted, rows: int) -> TrainState:
         return state
 
     def gather(parts: jax.Array) -> np.ndarray:
-        # A little of it at a time: on its way it is on each device whole.
+        # In pieces: on its way each is on each device whole.
         local = np.asarray(parts)
         each = local.shape[1]
-        step = max(1, each * GATHERED_BYTES // local.nbytes)
+        step = max(1, each * processes.PIECE_BYTES // local.nbytes)
         pieces = [
             processes.gathered(local[:, at : at + step]) for at in range(0, each, step)
         ]

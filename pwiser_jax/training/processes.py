@@ -28,6 +28,8 @@ HEARTBEAT_SECONDS = 60
 # lost the others waits for the reason.
 LOOK_SECONDS = 0.5
 REASON_SECONDS = 3.0
+# What of a large array processes tell each other at a time.
+PIECE_BYTES = 64 * 2**20
 FAILED = "pwiser/failed"
 TOLD = "pwiser/told/"
 
@@ -173,8 +175,21 @@ def from_first(tree: Any) -> Any:
 
 
 def state_from_first(state: Any) -> Any:
-    """Arrays as the first process has them; those of the others count by shape."""
-    return multihost_utils.broadcast_one_to_all(state) if count() > 1 else state
+    """Arrays as the first process has them; those of the others count by shape.
+
+    Large ones come in pieces, for on its way a piece is on each device whole.
+    """
+    if count() == 1:
+        return state
+    send = multihost_utils.broadcast_one_to_all
+    leaves, tree = jax.tree.flatten(jax.device_get(state))
+    large = [i for i, leaf in enumerate(leaves) if leaf.nbytes > PIECE_BYTES]
+    found = dict(enumerate(leaves))
+    found |= send({i: leaf for i, leaf in found.items() if i not in large})
+    for i in large:
+        pieces = np.array_split(leaves[i], -(-leaves[i].nbytes // PIECE_BYTES))
+        found[i] = np.concatenate([send(piece) for piece in pieces])
+    return tree.unflatten(found[i] for i in range(len(leaves)))
 
 
 def gathered(values: np.ndarray) -> np.ndarray:
