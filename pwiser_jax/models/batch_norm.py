@@ -5,6 +5,7 @@ device with few of them, or none, moves the statistics of all.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +47,9 @@ class BatchNorm(nn.Module):
             # Two passes: the mean of squares less the squared mean would cancel. The
             # variance is least at the mean, so its gradient does not go through it.
             real = context.real_rows(batch_size, x.ndim, rows)
-            mean = context.over_devices(_total(x, real, rows)) / jnp.maximum(count, 1)
-            squares = _squares(x, lax.stop_gradient(mean), real, rows)
+            total: Any = _total(x, real, rows)
+            mean = context.over_devices(total) / jnp.maximum(count, 1)
+            squares: Any = _squares(x, lax.stop_gradient(mean), real, rows)
             var = context.over_devices(squares) / jnp.maximum(count, 1)
             unbiased = var * (count / jnp.maximum(count - 1, 1))
             for running, batch in ((running_mean, mean), (running_var, unbiased)):

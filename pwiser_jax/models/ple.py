@@ -1,5 +1,7 @@
 """PLE: levels of experts, some of one task and some shared, mixed level by level."""
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
@@ -28,7 +30,7 @@ class PLE(MultiTaskModel):
     def features(self, inputs, context):
         sizes = self.config
         shared = self.embed("embedding", inputs, context)
-        tasks = dict.fromkeys(self.heads, shared)
+        tasks: dict[str, Any] = dict.fromkeys(self.heads, shared)
         for i, hidden in enumerate(sizes.levels):
             level = ExtractionLevel(
                 hidden=hidden,

@@ -64,12 +64,13 @@ class TorchReader:
             theirs = np.split(
                 self._take(name, (sum(sizes), dim)), np.cumsum(sizes)[:-1]
             )
-            by_field = dict(zip(schema.categorical, theirs, strict=True))
+            names = (field.name for field in schema.categorical)
+            by_name = dict(zip(names, theirs, strict=True))
             for table, fields in (("small", tables.small), ("large", tables.large)):
                 if fields:
                     own = own_rows(fields)
                     ours = np.zeros((len(own), dim), np.float32)
-                    ours[own] = np.concatenate([by_field[field] for field in fields])
+                    ours[own] = np.concatenate([by_name[f.name] for f in fields])
                     self._params[path, table] = ours
         if schema.numerical:
             name, columns = f"numerical_layer{task}", len(schema.numerical)
