@@ -22,13 +22,14 @@ def test_a_stack_over_one_input_is_one_product():
     x = random(0, 7, 5)
     alone = Weights(random(1, 5, 3), random(2, 3))
     stack = Weights(random(3, 4, 5, 2), random(4, 4, 2))
-    first, second = product(x, alone, stack)
+    first, second = product(x, alone), product(x, stack)
     np.testing.assert_allclose(first, x @ alone.kernel + alone.bias, rtol=1e-5)
     for e in range(4):
         expected = x @ stack.kernel[e] + stack.bias[e]
         np.testing.assert_allclose(second[:, e], expected, rtol=1e-5, atol=1e-6)
-    text = str(jax.make_jaxpr(product)(x, alone, stack))
-    assert text.count("dot_general") == 2
+    for layer in (alone, stack):
+        text = str(jax.make_jaxpr(product)(x, layer))
+        assert text.count("dot_general") == 1
 
 
 def test_factors_give_the_product_of_what_they_stand_for():
@@ -43,9 +44,8 @@ def test_factors_give_the_product_of_what_they_stand_for():
         Weights(random(5, 3, 8, 2), random(6, 3, 2)),
         Weights(random(7, 8, 5), random(8, 5)),
     )
-    for found, plain in zip(
-        product(z, *layers), product(z.vector(), *layers), strict=True
-    ):
+    for layer in layers:
+        found, plain = product(z, layer), product(z.vector(), layer)
         np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
 
 

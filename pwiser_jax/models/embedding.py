@@ -56,7 +56,7 @@ class Embedding(nn.Module):
                 vectors = jnp.concatenate([linear.kernel, linear.bias[None]])
                 parts.append(Part(jnp.concatenate([x, ones], axis=1), vectors))
             else:
-                parts.append(Part(*product(x, linear, dtype=context.dtype)))
+                parts.append(Part(product(x, linear, context.dtype)))
         return Features(parts)
 
     def _small(self) -> dict[str, jax.Array]:

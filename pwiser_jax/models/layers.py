@@ -51,46 +51,31 @@ def _uniform(bound: float) -> nn.initializers.Initializer:
 class Blocks(nn.Module):
     """Hidden layers: (Linear, BatchNorm, ReLU, Dropout) for each width in `hidden`.
 
-    With `stack`, that many of them side by side: [E, B, O]. The first product is the
-    caller's, who may have others of the same input:
-
-        y, gate = product(x, blocks.first(width(x)), gate_weights)
-        out = blocks(y, context)
+    [B, I] -> [B, D]; with `stack`, that many side by side that read the same input:
+    [E, B, D]. Without a hidden layer, the input itself.
     """
 
     hidden: tuple[int, ...]
-    rate: float
+    dropout: float
     stack: int | None = None
 
-    def setup(self) -> None:
-        self.layer = [Linear(width, self.stack) for width in self.hidden]
-        rows = [-2 if i else 0 for i in range(len(self.hidden))]
-        self.norm = [BatchNorm(axis) for axis in rows]
-        self.dropout = [Dropout(self.rate, axis) for axis in rows]
-
-    def first(self, inputs: int) -> Weights:
-        """The weights of the first layer, which reads so many inputs."""
-        return self.layer[0](inputs)
-
-    def __call__(self, y: jax.Array, context: Context) -> jax.Array:
-        """From the first product, [B, O] or [B, E, O], to the last layer's output."""
-        for i, norm in enumerate(self.norm):
-            if i:
-                kernel, bias = self.layer[i](y.shape[-1])
+    @nn.compact
+    def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
+        y = None
+        for i, units in enumerate(self.hidden):
+            layer = Linear(units, self.stack, name=f"layer_{i}")
+            if y is None:
+                y, rows = product(x, layer(width(x)), context.dtype), 0
+            else:
+                kernel, bias = layer(y.shape[-1])
                 y = matmul(y, kernel, context.dtype) + jnp.expand_dims(bias, -2)
-            y = self.dropout[i](nn.relu(norm(y, context)), context)
+                rows = -2
+            y = nn.relu(BatchNorm(rows, name=f"norm_{i}")(y, context))
+            y = Dropout(self.dropout, rows, name=f"dropout_{i}")(y, context)
             if i == 0 and self.stack is not None:
                 # Expert-major from here on: each has its own input.
                 y = jnp.swapaxes(y, 0, 1)
-        return y
-
-
-def through(blocks: Blocks, x: jax.Array | Features, context: Context) -> jax.Array:
-    """The output of blocks that read x [B, I] alone; without a layer, x itself."""
-    if not blocks.hidden:
-        return vector(x)
-    (y,) = product(x, blocks.first(width(x)), dtype=context.dtype)
-    return blocks(y, context)
+        return vector(x) if y is None else y
 
 
 class Tower(nn.Module):
@@ -101,10 +86,8 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
-        hidden = Blocks(self.hidden, self.dropout, name="hidden")
-        x = through(hidden, x, context)
-        (logits,) = product(x, Linear(1, name="out")(width(x)), dtype=context.dtype)
-        return logits[:, 0]
+        x = Blocks(self.hidden, self.dropout, name="hidden")(x, context)
+        return product(x, Linear(1, name="out")(width(x)), context.dtype)[:, 0]
 
 
 class Mix(nn.Module):

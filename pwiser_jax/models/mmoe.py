@@ -1,5 +1,7 @@
 """MMoE: each task mixes the same experts in its own way, row by row."""
 
+import jax
+
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.layers import Blocks, Linear, Mix
 from pwiser_jax.models.product import product, width
@@ -16,12 +18,10 @@ class MMoE(MultiTaskModel):
         sizes = self.config
         z = self.embed("embedding", inputs, context)
         experts = Blocks(sizes.expert, sizes.dropout, sizes.experts, name="experts")
-        gates = [
-            Linear(sizes.experts, name=f"gate_{head}")(width(z)) for head in self.heads
-        ]
-        y, *gates = product(z, experts.first(width(z)), *gates, dtype=context.dtype)
-        outputs = experts(y, context)
-        return {
-            head: Mix(name=f"mix_{head}")(gate, outputs)
-            for head, gate in zip(self.heads, gates, strict=True)
-        }
+        outputs = experts(z, context)
+
+        def mixed(head: str) -> jax.Array:
+            gate = Linear(sizes.experts, name=f"gate_{head}")(width(z))
+            return Mix(name=f"mix_{head}")(product(z, gate, context.dtype), outputs)
+
+        return {head: mixed(head) for head in self.heads}

@@ -8,7 +8,7 @@ from flax import linen as nn
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.layers import Blocks, Linear, Mix
-from pwiser_jax.models.product import Features, Weights, product, width
+from pwiser_jax.models.product import Features, product, width
 
 
 class PLE(MultiTaskModel):
@@ -63,53 +63,26 @@ class ExtractionLevel(nn.Module):
         shared: jax.Array | Features,
         context: Context,
     ) -> tuple[dict[str, jax.Array], jax.Array | Features]:
-        # Each reads its own input; in the first level all inputs are one.
-        readers: dict[str, jax.Array | Features] = {}
-        experts: dict[str, Blocks] = {}
-        first: dict[str, Weights] = {}
+        def experts(name: str, count: int, x: jax.Array | Features) -> jax.Array:
+            return Blocks(self.hidden, self.dropout, count, name=name)(x, context)
 
-        def reads(name: str, x: jax.Array | Features, layer: Weights) -> None:
-            readers[name], first[name] = x, layer
+        of_task = {
+            task: experts(f"experts_{task}", self.task_experts, x)
+            for task, x in tasks.items()
+        }
+        of_all = experts("shared_experts", self.shared_experts, shared)
 
-        def add_experts(name: str, count: int, x: jax.Array | Features) -> None:
-            experts[name] = Blocks(self.hidden, self.dropout, count, name=name)
-            reads(name, x, experts[name].first(width(x)))
+        def gated(
+            gate: str, mix: str, x: jax.Array | Features, *groups: jax.Array
+        ) -> jax.Array:
+            layer = Linear(sum(len(group) for group in groups), name=gate)(width(x))
+            return Mix(name=mix)(product(x, layer, context.dtype), *groups)
 
-        def add_gate(name: str, count: int, x: jax.Array | Features) -> None:
-            reads(name, x, Linear(count, name=name)(width(x)))
-
-        for task, x in tasks.items():
-            add_experts(f"experts_{task}", self.task_experts, x)
-            add_gate(f"gate_{task}", self.task_experts + self.shared_experts, x)
-        add_experts("shared_experts", self.shared_experts, shared)
-        if not self.last:
-            count = self.task_experts * len(tasks) + self.shared_experts
-            add_gate("shared_gate", count, shared)
-
-        ys = _products(readers, first, context)
-        outputs = {name: blocks(ys[name], context) for name, blocks in experts.items()}
-        of_task = {task: outputs[f"experts_{task}"] for task in tasks}
-        of_all = outputs["shared_experts"]
         mixed = {
-            task: Mix(name=f"mix_{task}")(ys[f"gate_{task}"], of_task[task], of_all)
-            for task in tasks
+            task: gated(f"gate_{task}", f"mix_{task}", x, of_task[task], of_all)
+            for task, x in tasks.items()
         }
         if self.last:
             return mixed, shared
-        mix = Mix(name="shared_mix")
-        return mixed, mix(ys["shared_gate"], *of_task.values(), of_all)
-
-
-def _products(
-    inputs: dict[str, jax.Array | Features],
-    layers: dict[str, Weights],
-    context: Context,
-) -> dict[str, jax.Array]:
-    """The first product of each layer by name; an input is made once."""
-    found: dict[str, jax.Array] = {}
-    by_input = {id(x): x for x in inputs.values()}
-    for key, x in by_input.items():
-        names = [name for name in inputs if id(inputs[name]) == key]
-        ys = product(x, *(layers[name] for name in names), dtype=context.dtype)
-        found |= dict(zip(names, ys, strict=True))
-    return found
+        everything = (*of_task.values(), of_all)
+        return mixed, gated("shared_gate", "shared_mix", shared, *everything)

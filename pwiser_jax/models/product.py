@@ -84,27 +84,18 @@ def matmul(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def product(
-    x: jax.Array | Features, *layers: Weights, dtype: DTypeLike = jnp.float32
-) -> list[jax.Array]:
-    """x kernel + bias of each layer, for layers that read the same x [B, I].
+    x: jax.Array | Features, layer: Weights, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """x kernel + bias, x [B, I]: [B, O] of a layer, [B, E, O] of a stack of E.
 
-    A layer gives [B, O]. A stack of E is one matrix product too, [B, I] with [I, E O],
-    and gives [B, E, O]. Products are `matmul`'s, of this dtype.
+    A stack is one matrix product, too, [B, I] with [I, E O]. Products are `matmul`'s,
+    of this dtype.
     """
     if isinstance(x, Features):
-        factors = x.factors()
-        columns = [
-            matmul(factors, _wide(x.reduced(layer, dtype)), dtype) for layer in layers
-        ]
+        y = matmul(x.factors(), _wide(x.reduced(layer, dtype)), dtype)
     else:
-        columns = [
-            matmul(x, _wide(kernel), dtype) + bias.reshape(1, -1)
-            for kernel, bias in layers
-        ]
-    return [
-        y.reshape(-1, *layer.bias.shape)
-        for y, layer in zip(columns, layers, strict=True)
-    ]
+        y = matmul(x, _wide(layer.kernel), dtype) + layer.bias.reshape(1, -1)
+    return y.reshape(-1, *layer.bias.shape)
 
 
 def _wide(kernel: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """SharedBottom: all tasks read one representation."""
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.layers import Blocks, through
+from pwiser_jax.models.layers import Blocks
 
 
 class SharedBottom(MultiTaskModel):
@@ -14,5 +14,5 @@ class SharedBottom(MultiTaskModel):
         sizes = self.config
         z = self.embed("embedding", inputs, context)
         bottom = Blocks(sizes.bottom, sizes.dropout, name="bottom")
-        shared = through(bottom, z, context)
+        shared = bottom(z, context)
         return dict.fromkeys(self.heads, shared)

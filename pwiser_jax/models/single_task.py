@@ -1,7 +1,7 @@
 """SingleTask: one network a task, nothing shared."""
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.layers import Blocks, through
+from pwiser_jax.models.layers import Blocks
 
 
 class SingleTask(MultiTaskModel):
@@ -13,5 +13,5 @@ class SingleTask(MultiTaskModel):
         for head in self.heads:
             z = self.embed(f"embedding_{head}", inputs, context)
             bottom = Blocks(sizes.bottom, sizes.dropout, name=f"bottom_{head}")
-            features[head] = through(bottom, z, context)
+            features[head] = bottom(z, context)
         return features
