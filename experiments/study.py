@@ -83,6 +83,20 @@ BCE_GRID = {
     "learning_rate": (0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.008, 0.012),
     "l2": (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
 }
+STANDARD = Scale(
+    rows=60_000,
+    models=MODELS,
+    seeds=5,
+    pairs=20,
+    variants=99,
+    shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    worlds=1_000,
+    labels=(2, 3, 4, 5),
+    days=99,
+    pwiser_grid=PWISER_GRID,
+    bce_grid=BCE_GRID,
+    kuairand=("--train.epochs=6", "--train.patience=6"),
+)
 SCALES = {
     "quick": Scale(
         rows=8_000,
@@ -98,34 +112,8 @@ SCALES = {
         bce_grid={"learning_rate": (0.001, 0.003), "l2": (1e-6, 1e-3)},
         overrides=TINY,
     ),
-    "standard": Scale(
-        rows=60_000,
-        models=MODELS,
-        seeds=5,
-        pairs=20,
-        variants=99,
-        shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
-        worlds=1_000,
-        labels=(2, 3, 4, 5),
-        days=99,
-        pwiser_grid=PWISER_GRID,
-        bce_grid=BCE_GRID,
-        kuairand=("--train.epochs=6", "--train.patience=6"),
-    ),
-    "full": Scale(
-        rows=120_000,
-        models=MODELS,
-        seeds=10,
-        pairs=30,
-        variants=99,
-        shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
-        worlds=4_000,
-        labels=(2, 3, 4, 5),
-        days=99,
-        pwiser_grid=PWISER_GRID,
-        bce_grid=BCE_GRID,
-        kuairand=("--train.epochs=6", "--train.patience=6"),
-    ),
+    "standard": STANDARD,
+    "full": replace(STANDARD, rows=120_000, seeds=10, pairs=30, worlds=4_000),
 }
 
 

@@ -39,19 +39,13 @@ from pwiser_jax.training.parallel import (
 from pwiser_jax.training.progress import Reporter
 from pwiser_jax.training.record import Progress, Record
 from pwiser_jax.training.run import RESULT, open_run, write_json
+from pwiser_jax.training.several import MOST_STEPS, pace
 from pwiser_jax.training.shards import Parted
 from pwiser_jax.training.signals import Interrupted, StopSignals
 from pwiser_jax.training.source import Source, source
 from pwiser_jax.training.step import Batch, Hyper, TrainState
 from pwiser_jax.training.stopwatch import Stopwatch
 from pwiser_jax.training.trace import Trace
-
-# Steps in one call of the program, where the configuration leaves it open: as many as
-# take about so long, so that signals and the bar are looked at in time, and at most so
-# many. On 2 CPU cores eight steps in a call take 0.9 of the time of single calls where
-# a step takes 6 ms, and 0.7 with the MMoE of AliExpress (experiments.bench_training).
-CALL_SECONDS = 2.0
-MOST_STEPS = 8
 
 
 def train(
@@ -290,7 +284,7 @@ class _Loop:
         now = time.perf_counter()
         seconds = max(now - self._clock, 1e-9) / count
         self._clock = now
-        self._pace = min(max(int(CALL_SECONDS / seconds), 1), MOST_STEPS)
+        self._pace = pace(seconds)
         loss = float(np.mean(read["loss"][:count]))
         self.reporter.steps(count, loss, self.config.data.batch_size / seconds)
 

@@ -6,7 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# Steps in one call, where the configuration leaves it open: as many as take about so
+# long, so that signals and the bar are looked at in time, and at most so many. On 2 CPU
+# cores eight steps in a call take 0.9 of the time of single calls where a step takes
+# 6 ms, and 0.7 with the MMoE of AliExpress (experiments.bench_training).
+CALL_SECONDS = 2.0
+MOST_STEPS = 8
+
 Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
+
+
+def pace(seconds: float) -> int:
+    """Steps for the next call, after steps that took so long each."""
+    return min(max(int(CALL_SECONDS / seconds), 1), MOST_STEPS)
 
 
 def several_steps(step: Step) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:

@@ -49,6 +49,7 @@ from pwiser_jax.training.parallel import (
 from pwiser_jax.training.progress import Reporter
 from pwiser_jax.training.record import Progress, Record, hyper, result
 from pwiser_jax.training.run import RESULT, config_hash, open_run, write_json
+from pwiser_jax.training.several import MOST_STEPS, pace
 from pwiser_jax.training.signals import Interrupted, StopSignals
 from pwiser_jax.training.stack import filled, stack, stack_hypers, unstack
 from pwiser_jax.training.step import Batch, TrainState, initial_state, train_step
@@ -56,12 +57,6 @@ from pwiser_jax.training.step import Batch, TrainState, initial_state, train_ste
 SWEEPS = ".sweeps"
 MEMBERS = "sweep.json"
 FAILURE = "failure.txt"
-
-# Steps in one call of the program: as many as take about so long, so that signals are
-# looked at in time, and at most so many.
-CALL_SECONDS = 1.0
-MOST_STEPS = 8
-
 
 # Runs of a sweep at most: more gain nothing on a CPU, and a kill would cost more. Their
 # states are in memory several times: at work, the best, and both for a checkpoint.
@@ -398,7 +393,7 @@ class _Sweep:
                 loss = self._read(jax.device_get(values), count)
                 now = time.perf_counter()
                 seconds, clock = max(now - clock, 1e-9) / count, now
-                self.pace = min(max(int(CALL_SECONDS / seconds), 1), MOST_STEPS)
+                self.pace = pace(seconds)
                 rows = self.config.data.batch_size * sum(self.active)
                 self.reporter.steps(count, loss, rows / seconds)
                 stop = signals.received is not None or self.step == budget
