@@ -128,3 +128,20 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         for run in (whole, cut)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("embedding", ["adam", "lazy_adam", "rowwise_adagrad"])
+def test_the_norm_of_the_update_is_that_of_what_was_added(embedding: Any) -> None:
+    batch, _ = tagged(40, padding=8)
+    module = build(replace(MODEL, name="shared_bottom"), SCHEMA)
+    step = jax.jit(train_step(module, OBJECTIVE, None, embedding))
+    state = start(module.config, batch, embedding)
+    for _ in range(2):
+        before = jax.device_get(state.params)
+        state, metrics = step(state, batch, HYPER)
+        added = jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before)
+        squares = [
+            np.sum(np.square(leaf, dtype=float)) for leaf in jax.tree.leaves(added)
+        ]
+        expected = np.sqrt(np.sum(squares))
+        np.testing.assert_allclose(metrics["norm/update"], expected, rtol=1e-4)
