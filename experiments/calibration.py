@@ -7,6 +7,8 @@ shift on validation; the share of pairs of two levels in the wrong order; and ho
 the orders by CTR and by CTCVR are. The runs are those of the other experiments.
 """
 
+from itertools import chain
+
 import numpy as np
 import polars as pl
 from scipy import special
@@ -23,15 +25,12 @@ from pwiser_jax.tasks import Task, measured
 NAME = "calibration"
 MODEL = "mmoe"
 LOSSES = ("bce", "pwiser", "logit")
-CALIBRATION_METRICS = (
-    "log loss",
-    "log loss after refit",
-    "ECE",
-    "ECE after refit",
-    "predicted / observed",
-)
-HARMONY_METRICS = ("discordant", "agreement with CTR")
-METRICS = CALIBRATION_METRICS + HARMONY_METRICS
+TABLES = {
+    "Log loss": ("log loss", "log loss after refit"),
+    "Calibration": ("ECE", "ECE after refit", "predicted / observed"),
+    "Order of the levels": ("discordant", "agreement with CTR"),
+}
+METRICS = tuple(chain.from_iterable(TABLES.values()))
 
 
 def find(study: Study) -> Finding:
@@ -51,7 +50,10 @@ def find(study: Study) -> Finding:
         values="value",
         maintain_order=True,
     )
-    blocks.append(TableBlock(_table(wide, study), _caption(study)))
+    blocks += [
+        TableBlock(_table(wide, study, names), f"{title} on {_caption(study)}")
+        for title, names in TABLES.items()
+    ]
     figures = {"log loss": "as trained", "log loss after refit": "after the refit"}
     for metric, text in figures.items():
         table = summary(wide, metric=metric)
@@ -114,11 +116,11 @@ def _rows(
     return level[rows] >= task.rung, z, p
 
 
-def _table(wide: pl.DataFrame, study: Study) -> pl.DataFrame:
+def _table(wide: pl.DataFrame, study: Study, names: tuple[str, ...]) -> pl.DataFrame:
     """A row a dataset, task and loss: the mean of BCE, or the difference to it."""
     keys = ["dataset", "task", "loss"]
     columns: dict[str, list[str]] = {}
-    for metric in METRICS:
+    for metric in names:
         table = summary(wide, metric=metric)
         columns[metric] = [
             f"{row['mean']:.5f}"
@@ -129,7 +131,7 @@ def _table(wide: pl.DataFrame, study: Study) -> pl.DataFrame:
             )
         ]
     return (
-        summary(wide, metric=METRICS[0])
+        summary(wide, metric=names[0])
         .select(keys if len(study.core) > 1 else keys[1:])
         .with_columns(pl.Series(name, texts) for name, texts in columns.items())
     )

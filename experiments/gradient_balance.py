@@ -52,7 +52,7 @@ def balanced_lambda(run: Path, config: Config, data: Path) -> float:
         gradient = jax.grad(loss)
         bce, both = gradient(state.params, 0.0), gradient(state.params, 1.0)
         pwiser = jax.tree.map(jnp.subtract, both, bce)
-        return optax.global_norm(bce), optax.global_norm(pwiser)
+        return optax.tree.norm(bce), optax.tree.norm(pwiser)
 
     batches = epoch_batches(
         Prepared(data).load("train"),

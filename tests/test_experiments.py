@@ -91,7 +91,18 @@ def test_the_papers_table_and_what_follows_from_its_runs(
     assert runs_of(tmp_path) == runs
 
 
-@pytest.mark.parametrize("name", ["noise", "significance", "calibration"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "noise",
+        "significance",
+        "calibration",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("terms", "tuning", "ladders", "drift")
+        ),
+    ],
+)
 def test_experiments_end_to_end(
     data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ summary { cursor: pointer; color: var(--mark); }
 
 @dataclass(frozen=True)
 class TableBlock:
-    """A table: texts as they are, numbers to 6 digits; `folded` hides long ones."""
+    """A table: texts as they are, numbers to 4 digits; `folded` hides long ones."""
 
     table: pl.DataFrame
     caption: str
@@ -209,7 +209,9 @@ def versions() -> dict[str, str]:
 def _cell(value: Any) -> str:
     if value is None:
         return UNDEFINED
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _folded(title: str, text: str) -> str:
