@@ -2,7 +2,7 @@
 # make experiments   all experiments on built-in data: an hour on 2 cores
 #                    (KUAIRAND=folder: on KuaiRand-Pure's files too; QUICK=1: minutes)
 # make test          lint, type check and the whole test suite
-# make test-long     the tests that take minutes: 20 runs killed and resumed
+# make test-long     the tests that take minutes: 20 runs killed and resumed, experiments, signals
 # PYTHON=...         another interpreter (3.11 or newer); each gets its own environment
 
 PYTHON ?= python3

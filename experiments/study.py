@@ -76,11 +76,11 @@ TINY = (
 )
 PWISER_GRID = {
     "lambda": (0.03, 0.1, 0.3, 1.0),
-    "m1": (0.05, 0.1, 0.2, 0.4),
+    "m1": (0.05, 0.1, 0.2),
     "m2": (0.1, 0.2, 0.4),
 }
 BCE_GRID = {
-    "learning_rate": (0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.008, 0.012),
+    "learning_rate": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01),
     "l2": (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
 }
 STANDARD = Scale(
@@ -92,10 +92,10 @@ STANDARD = Scale(
     shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
     worlds=1_000,
     labels=(2, 3, 4, 5),
-    days=99,
+    days=8,
     pwiser_grid=PWISER_GRID,
     bce_grid=BCE_GRID,
-    kuairand=("--train.epochs=6", "--train.patience=6"),
+    kuairand=("--train.epochs=4", "--train.patience=4"),
 )
 SCALES = {
     "quick": Scale(
@@ -113,7 +113,7 @@ SCALES = {
         overrides=TINY,
     ),
     "standard": STANDARD,
-    "full": replace(STANDARD, rows=120_000, seeds=10, pairs=30, worlds=4_000),
+    "full": replace(STANDARD, rows=120_000, seeds=6, worlds=4_000),
 }
 
 

@@ -1,9 +1,13 @@
 """Two processes of two devices each, on loopback, are one process of one device."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,10 @@ from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.synthetic import prepare_synthetic
 from pwiser_jax.training.checkpoint import Checkpoints
 from pwiser_jax.training.inference import state_template
+from pwiser_jax.training.loop import train
 from pwiser_jax.training.metrics import read_metrics
+from pwiser_jax.training.progress import Silent
+from pwiser_jax.training.signals import Interrupted
 
 TESTS = Path(__file__).parent
 BOUND = 120  # seconds; what ends in a few on an idle machine
@@ -107,3 +114,37 @@ def test_two_processes_of_two_devices_equal_one_of_one(
     aucs = [[x["auc"] for x in each if x["kind"] == "valid"][-1] for each in lines]
     for task, auc in aucs[0].items():
         assert abs(aucs[1][task] - auc) < 1e-3
+
+
+@pytest.mark.long
+def test_a_signal_to_one_process_saves_and_ends_both(
+    data: Path, tmp_path: Path
+) -> None:
+    """And one process alone goes on where the two stopped."""
+    run, given, port = tmp_path / "run", tmp_path / "config.yaml", free_port()
+    config = worker_config(data)
+    config = replace(config, train=replace(config.train, epochs=500, patience=500))
+    given.write_text(json.dumps(config.to_dict()))  # JSON is YAML too
+    both = [
+        start(
+            1,
+            *("-m", "pwiser_jax", "train", "--config", str(given)),
+            *("--output", str(run), "--coordinator", f"127.0.0.1:{port}"),
+            *("--num-processes", "2", "--process-id", str(index)),
+        )
+        for index in range(2)
+    ]
+    until = time.monotonic() + BOUND
+    while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 10:
+        assert time.monotonic() < until, "the run has not come to ten lines"
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGTERM)
+    for process in both:
+        code, said = ended(process)
+        assert code == 0, said
+        assert "with a checkpoint" in said
+
+    done = max(line["step"] for line in read_metrics(run))
+    with pytest.raises(Interrupted):
+        train(config, run, Silent(), stop_after=done + 7)
+    assert max(line["step"] for line in read_metrics(run)) > done
