@@ -20,7 +20,12 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from pwiser_jax.data.aliccp_raw import ITEM_LISTS, ITEM_SINGLE, USER_LISTS, USER_SINGLE
+from pwiser_jax.data.aliccp_fields import (
+    ITEM_LISTS,
+    ITEM_SINGLE,
+    USER_LISTS,
+    USER_SINGLE,
+)
 
 SINGLE = (*USER_SINGLE, *ITEM_SINGLE)
 LISTS = (*USER_LISTS, *ITEM_LISTS)

@@ -4,11 +4,14 @@ A user's mistake ends in one sentence and exit code 2. Commands import what they
 when they are called: help and mistakes are quick, and `prepare` does without jax.
 """
 
+import atexit
+import gc
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
+    if argv is None:  # this process is the command's alone
+        # Imported code is no garbage. To look for some in it, time and again and once
+        # more at the end, would be a third of the time of small commands.
+        gc.set_threshold(100_000)
+        atexit.register(gc.freeze)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(warnings.showwarning)
@@ -64,7 +72,10 @@ def _parser(argv: Sequence[str]) -> Parser:
     prepare = Parser(description="Raw files to Parquet and a manifest.")
     commands.add_subcommand("prepare", prepare, help=prepare.description)
     datasets = prepare.add_subcommands(required=True, dest="dataset")
-    for name, function in _preparers().items():
+    for name in _DATASETS if named[:1] == ["prepare"] else ():
+        if named[1:] and named[1] in _DATASETS and name != named[1]:
+            continue
+        function = _preparer(name)
         about = (function.__doc__ or "").split("\n\n")[0]
         dataset = Parser(description=about)
         if named == ["prepare", name]:
@@ -133,27 +144,16 @@ def _parser(argv: Sequence[str]) -> Parser:
     return parser
 
 
-def _preparers() -> dict[str, Callable[..., Any]]:
-    from pwiser_jax.data.aliccp import prepare_aliccp
-    from pwiser_jax.data.aliexpress import prepare_aliexpress
-    from pwiser_jax.data.kuairand import prepare_kuairand
-    from pwiser_jax.data.synthetic import prepare_synthetic
-    from pwiser_jax.data.table import prepare_table
-
-    return {
-        "synthetic": prepare_synthetic,
-        "kuairand": prepare_kuairand,
-        "aliexpress": prepare_aliexpress,
-        "aliccp": prepare_aliccp,
-        "table": prepare_table,
-    }
+def _preparer(name: str) -> Callable[..., Any]:
+    """`prepare_NAME` of `pwiser_jax.data.NAME`."""
+    return getattr(import_module(f"pwiser_jax.data.{name}"), f"prepare_{name}")
 
 
 def _prepare(parser: Parser, options: Namespace) -> int:
     chosen = options.prepare
     # Not vars(): an option with the name of a method ("items") has another key there.
     given = chosen[chosen.dataset].as_dict()
-    manifest = _preparers()[chosen.dataset](**given)
+    manifest = _preparer(chosen.dataset)(**given)
     for name, split in manifest.splits.items():
         labels = ", ".join(
             f"{count:,} {label}s" for label, count in split.labels.items()
@@ -240,6 +240,7 @@ def _predict(parser: Parser, options: Namespace) -> int:
     return 0
 
 
+_DATASETS = ("synthetic", "kuairand", "aliexpress", "aliccp", "table")
 _COMMANDS: dict[str, Callable[[Parser, Namespace], int]] = {
     "prepare": _prepare,
     "inspect": _inspect,

@@ -1,7 +1,7 @@
 """10,000 mutated lines: each refused with its number, or parsed as a slow parser does.
 
-The array parser, the line-by-line explanation and the slow parser are three writings of
-one grammar; they must agree on every line.
+The compiled loop, the line-by-line explanation and the slow parser are three writings
+of one grammar; they must agree on every line.
 """
 
 import random
@@ -17,7 +17,9 @@ from pwiser_jax.data.aliccp_raw import (
     RawReader,
     _parsed,
 )
+from pwiser_jax.data.line_format import Names
 from pwiser_jax.data.lines import EDGE, find_bad
+from pwiser_jax.data.triples import parse
 
 MARKS = [b"\x01", b"\x02", b"\x03", b",", b"\n", b"\r", b"\0", b" ", b".", b"e", b"-"]
 BYTES = [*MARKS, b"0", b"9", b"a", b"_", b"\x80", b"\xc3\xa9", b"+", b"/", b":"]
@@ -129,3 +131,19 @@ def test_mutated_lines(kind: str, lists: bool) -> None:
         assert block.features.unknown == len(unknown)
     assert refused > 500
     assert parsed > 200
+
+
+def test_a_weight_is_what_python_reads_rounded_once() -> None:
+    dice = random.Random(0)
+    texts = ["0.6931471805599453", "0" * 30 + ".5", "999999999999999", "1e-45", "0"]
+    for _ in range(3_000):
+        digits = str(dice.randrange(10 ** dice.randrange(1, 22)))
+        point = dice.randrange(len(digits) + 1)
+        text = f"{digits[:point]}.{digits[point:]}" if digits[point:] else digits
+        text = f"0{text}" if text.startswith(".") else text
+        texts.append(text + dice.choice(["", "", "", "e-7", "E12"]))
+    lines = [f"{'0' * 16},1,205\x021\x03{text}\n".encode() for text in texts]
+    block = np.frombuffer(EDGE + b"".join(lines) + EDGE, np.uint8)
+    found = parse(block, COMMON_COLUMNS, Names(["205"], ["205"]))
+    expected = np.array([float(text) for text in texts]).astype(np.float32)
+    np.testing.assert_array_equal(found.weight, expected)

@@ -1,7 +1,9 @@
 """Prepared folders: the same bytes twice, whole or absent, and read back as written."""
 
 import dataclasses
+import hashlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import pytest
 
 from pwiser_jax.data.flat import FlatSpec, FlatTable
 from pwiser_jax.data.hashing import group_hash
-from pwiser_jax.data.manifest import Manifest, read_manifest
+from pwiser_jax.data.manifest import Manifest, SourceFile, read_manifest
 from pwiser_jax.data.prepared import DataWarning, Prepared, write
 from pwiser_jax.errors import UserError
 from pwiser_jax.version import __version__
@@ -258,6 +260,19 @@ def test_overwriting(tmp_path: Path):
     write(flat(dataset="another"), out, overwrite=True)
     assert read_manifest(out).dataset == "another"
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_raw_file_is_hashed_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = mmap.ALLOCATIONGRANULARITY
+    monkeypatch.setattr("pwiser_jax.data.manifest.MAPPED", part)
+    for size in (0, 1, part, 2 * part + 7):
+        path = tmp_path / "raw.csv"
+        path.write_bytes(bytes(range(256)) * (size // 256 + 1))
+        os.truncate(path, size)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert SourceFile.of(path) == SourceFile("raw.csv", size, digest)
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path):

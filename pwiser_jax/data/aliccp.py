@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -27,12 +27,7 @@ from pwiser_jax.data.aliccp_encode import (
     AliccpEncoder,
     TrainCounts,
 )
-from pwiser_jax.data.aliccp_raw import (
-    ITEM_SINGLE,
-    USER_SINGLE,
-    RawReader,
-    SkeletonRows,
-)
+from pwiser_jax.data.aliccp_fields import ITEM_SINGLE, USER_SINGLE
 from pwiser_jax.data.archives import TARS, Files, Source, is_tar
 from pwiser_jax.data.flat import SPLITS, BadLabel, FlatSpec
 from pwiser_jax.data.folder import new_folder
@@ -51,6 +46,9 @@ from pwiser_jax.data.schema import COMMON, Pool
 from pwiser_jax.data.spill import Columns, Pieces, Spill, array, height, select
 from pwiser_jax.data.split import check_fractions
 from pwiser_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pwiser_jax.data.aliccp_raw import RawReader, SkeletonRows
 
 HALVES = ("train", "test")
 COMMON_FILE = "common.parquet"
@@ -122,6 +120,9 @@ def prepare_aliccp(
         ThreadPoolExecutor(2) as threads,
         _digests(tuple(file.path for file in files.values())) as digests,
     ):
+        # Its compiled code takes a while to load, for which `digests` need not wait.
+        from pwiser_jax.data.aliccp_raw import RawReader
+
         reader = RawReader(
             threads, with_lists=fields == 23, width=max_values, strict=strict
         )
@@ -143,6 +144,11 @@ def prepare_aliccp(
             pool=pool,
             with_values=log_counts,
         )
+        # Beside the shards.
+        vocabularies = threads.submit(encoder.save, folder)
+        lines = threads.submit(
+            encoder.write_common, common, folder / COMMON_FILE, Path(scratch)
+        )
         pieces = chain(
             (("train", piece) for piece in spill["train"].pieces()),
             (("valid", piece) for piece in spill["valid"].pieces()),
@@ -157,8 +163,8 @@ def prepare_aliccp(
             min_count=min_count,
         )
         refuse_empty(spec, splits)
-        encoder.write_common(common, folder / COMMON_FILE, Path(scratch))
-        encoder.save(folder)
+        lines.result()
+        vocabularies.result()
         manifest = Manifest(
             dataset="aliccp",
             schema=encoder.schema,
@@ -232,7 +238,7 @@ class _Skeletons:
         totals: half -> counts of the raw file.
     """
 
-    reader: RawReader
+    reader: "RawReader"
     common: CommonFeatures
     files: Mapping[tuple[str, str], Source]
     on_bad_label: BadLabel
@@ -297,7 +303,7 @@ class _Skeletons:
         repeats = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
         self.counted["rows_that_repeat_another"] += repeats
 
-    def _columns(self, block: SkeletonRows, line: np.ndarray) -> Columns:
+    def _columns(self, block: "SkeletonRows", line: np.ndarray) -> Columns:
         columns: dict[str, np.ndarray | Ragged] = {
             COMMON: line,
             "click": block.click,

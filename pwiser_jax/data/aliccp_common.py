@@ -3,18 +3,24 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from pwiser_jax.data.aliccp_raw import USER_SINGLE, RawReader
+from pwiser_jax.data.aliccp_fields import USER_SINGLE
 from pwiser_jax.data.archives import Source
 from pwiser_jax.data.hashing import fraction, group_hash, hash_integers
 from pwiser_jax.data.id_tables import MISSING
-from pwiser_jax.data.spill import Columns, Spill, height
+from pwiser_jax.data.spill import Columns, Pieces, Spill, height
 from pwiser_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from pwiser_jax.data.aliccp_raw import RawReader
+
 USER = USER_SINGLE.index("101")
+PIECE = 16_384
+"""Lines whose multi-valued fields lie in one file."""
 
 
 class CommonFeatures:
@@ -30,7 +36,7 @@ class CommonFeatures:
 
     def __init__(self, scratch: Path, valid_fraction: float) -> None:
         self._valid_fraction = valid_fraction
-        self._lists = Spill(scratch, "common")
+        self._lists, self._waiting = Spill(scratch, "common"), Pieces(PIECE)
         self._index: list[np.ndarray] = []
         self._single: list[np.ndarray] = []
         self._count = 0
@@ -43,7 +49,7 @@ class CommonFeatures:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, half: str, reader: RawReader, source: Source) -> None:
+    def read(self, half: str, reader: "RawReader", source: Source) -> None:
         """Takes in the file of a half, train or test."""
         start = self._count
         contents = []
@@ -53,10 +59,13 @@ class CommonFeatures:
             self._single.append(features.single)
             contents.append(features.content)
             if features.lists:
-                self._lists.add(features.lists)
+                for piece in self._waiting.add(features.lists):
+                    self._lists.add(piece)
             self._count += len(block)
             self.counted["values_of_single_fields_beyond_one"] += features.repeated
             self.counted["features_of_unknown_fields"] += features.unknown
+        for piece in self._waiting.rest():
+            self._lists.add(piece)
         self._index = [np.concatenate(self._index)]
         self._single = [np.concatenate(self._single, axis=1)]
         self.lines[half] = self._count - start

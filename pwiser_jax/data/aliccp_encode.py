@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from pwiser_jax.data import vocabulary
 from pwiser_jax.data.aliccp_common import CommonFeatures
-from pwiser_jax.data.aliccp_raw import (
-    ITEM_SINGLE,
-    USER_SINGLE,
-    WEIGHTED,
-    RawReader,
-)
+from pwiser_jax.data.aliccp_fields import ITEM_SINGLE, USER_SINGLE, WEIGHTED
 from pwiser_jax.data.frames import resized
 from pwiser_jax.data.id_tables import IdCounts, IdTable
 from pwiser_jax.data.moments import BLOCK, Moments
@@ -30,6 +26,9 @@ from pwiser_jax.data.schema import (
     Schema,
 )
 from pwiser_jax.data.spill import Columns, array, ragged_of
+
+if TYPE_CHECKING:
+    from pwiser_jax.data.aliccp_raw import RawReader
 
 LABELS = ("click", "conversion")
 VALUES = {name: f"D{name}" for name in WEIGHTED}
@@ -77,7 +76,7 @@ class AliccpEncoder:
         cls,
         counts: TrainCounts,
         common: CommonFeatures,
-        reader: RawReader,
+        reader: "RawReader",
         *,
         min_count: int,
         pool: Pool,

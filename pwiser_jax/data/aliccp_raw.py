@@ -4,7 +4,6 @@ A block is parsed on its own, so blocks are parsed by several threads; nothing h
 knows of vocabularies or splits.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -13,11 +12,16 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from pwiser_jax.data.aliccp_fields import (
+    ITEM_LISTS,
+    ITEM_SINGLE,
+    USER_LISTS,
+    USER_SINGLE,
+)
 from pwiser_jax.data.archives import Source
 from pwiser_jax.data.hashing import GOLDEN, mix
-from pwiser_jax.data.id_tables import MISSING
+from pwiser_jax.data.line_format import Column, Names
 from pwiser_jax.data.lines import (
-    Column,
     blocks,
     find_bad,
     in_order,
@@ -25,38 +29,18 @@ from pwiser_jax.data.lines import (
     with_unix_ends,
 )
 from pwiser_jax.data.ragged import Ragged
-from pwiser_jax.data.triples import Names, OddBlock, Triples, check, parse
+from pwiser_jax.data.triples import Heaviest, OddBlock, Triples, heaviest, parse
 from pwiser_jax.errors import UserError
 
-USER_SINGLE = ("101", "121", "122", "124", "125", "126", "127", "128", "129")
-USER_LISTS = ("109_14", "110_14", "127_14", "150_14")
-ITEM_SINGLE: tuple[str, ...] = (
-    "205",
-    "206",
-    "207",
-    "216",
-    "508",
-    "509",
-    "702",
-    "853",
-    "301",
-)
-ITEM_LISTS = ("210",)
-WEIGHTED = ("508", "509", "702", "853")
-"""Single-valued fields whose value is a number: ln(1 + count), and a fraction."""
-
 INDEX = Column(
-    "common_feature_index",
-    re.compile(rb"[0-9a-f]{16}"),
-    "16 hexadecimal digits in lower case",
+    "common_feature_index", 16, 16, 16, "16 hexadecimal digits in lower case"
 )
-NUMBER = Column("feature_num", re.compile(rb"[0-9]{1,16}"), "a whole number")
-LABEL = re.compile(rb"[01]")
+NUMBER = Column("feature_num", 10, 1, 16, "a whole number")
 COMMON_COLUMNS = (INDEX, NUMBER)
 SKELETON_COLUMNS = (
-    Column("sample_id", re.compile(rb"[0-9]{1,16}"), "a whole number"),
-    Column("click", LABEL, "0 or 1"),
-    Column("conversion", LABEL, "0 or 1"),
+    Column("sample_id", 10, 1, 16, "a whole number"),
+    Column("click", 2, 1, 1, "0 or 1"),
+    Column("conversion", 2, 1, 1, "0 or 1"),
     INDEX,
     NUMBER,
 )
@@ -183,23 +167,17 @@ class RawReader:
             line += len(block)
 
     def _common(self, triples: Triples) -> CommonLines:
-        words, columns = triples.words, triples.columns
-        index = words.hexadecimal(columns[:, 0], columns[:, 1] - 1)
-        check(words.digits(columns[:, 1], columns[:, 2] - 1) == triples.counts)
         features = _features(triples, len(USER_SINGLE), self.user_lists, self.width)
-        return CommonLines(index, features)
+        return CommonLines(triples.columns[0], features)
 
     def _skeleton(self, triples: Triples) -> SkeletonRows:
-        words, columns = triples.words, triples.columns
-        words.digits(columns[:, 0], columns[:, 1] - 1)
-        click = words.binary(columns[:, 1], columns[:, 2] - 1)
-        conversion = words.binary(columns[:, 2], columns[:, 3] - 1)
-        index = words.hexadecimal(columns[:, 3], columns[:, 4] - 1)
-        check(words.digits(columns[:, 4], columns[:, 5] - 1) == triples.counts)
         features = _features(triples, len(ITEM_SINGLE), self.item_lists, self.width)
-        label = click.astype(np.uint64) + 2 * conversion.astype(np.uint64)
+        _, click, conversion, index, _ = triples.columns
+        label = click + np.uint64(2) * conversion
         content = mix(features.content ^ mix(index + label * GOLDEN))
-        return SkeletonRows(index, click, conversion, features, content)
+        return SkeletonRows(
+            index, click.astype(np.int8), conversion.astype(np.int8), features, content
+        )
 
 
 @dataclass(frozen=True)
@@ -217,8 +195,8 @@ def _parsed(
 ) -> tuple[Block, tuple[int, str] | None] | _Bad:
     """The block, and the line and name of its first field that is not known."""
     try:
-        triples = parse(text, len(columns), names)
-        return read(triples), triples.first_unknown()
+        triples = parse(text, columns, names)
+        return read(triples), triples.first_unknown
     except OddBlock:
         unix = with_unix_ends(text)
         if len(unix) < len(text):
@@ -230,35 +208,16 @@ def _features(
     triples: Triples, singles: int, lists: tuple[str, ...], width: int
 ) -> Features:
     """Fields 0 .. singles - 1 are single-valued, those of `lists` follow."""
-    lines = len(triples.counts)
-    one = np.flatnonzero(triples.field < singles) if lists else slice(None)
-    cell = triples.field[one] * np.int64(lines) + triples.line[one]
-    ids, weights = triples.id[one].astype(np.int32), triples.weight[one]
-    single = np.full(lines * singles, MISSING, np.int32)
-    weight = np.zeros(lines * singles, np.float32)
-    single[cell] = ids
-    repeated = len(cell) - int(np.count_nonzero(single != MISSING))
-    if repeated:
-        # Of several values the heaviest, and of these the smallest id, is set last.
-        order = np.lexsort((-ids, weights, cell))
-        cell, ids, weights = cell[order], ids[order], weights[order]
-        single[cell] = ids
-    weight[cell] = weights
+    found = heaviest(triples, singles, len(lists), width)
+    ids, weights = Heaviest.values(found.single)
     return Features(
-        single.reshape(singles, lines),
-        weight.reshape(singles, lines),
+        ids,
+        weights,
         {
-            name: _list(triples, singles + at, width, lines)
-            for at, name in enumerate(lists)
+            name: Ragged(counts, *Heaviest.values(keys[: counts.sum()]))
+            for name, counts, keys in zip(lists, found.counts, found.lists, strict=True)
         },
-        triples.content(),
-        repeated,
-        len(triples.unknown),
-    )
-
-
-def _list(triples: Triples, number: int, width: int, lines: int) -> Ragged:
-    of = np.flatnonzero(triples.field == number)
-    return Ragged.heaviest(
-        lines, triples.line[of], triples.id[of], triples.weight[of], width
+        found.content,
+        found.repeated,
+        triples.unknown,
     )

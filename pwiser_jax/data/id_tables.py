@@ -46,11 +46,7 @@ class IdCounts:
             start = self._low - low if len(self._dense) else 0
             grown[start : start + len(self._dense)] = self._dense
             self._low, self._dense = low, grown
-        first = int(ids.min())
-        counts = np.bincount(ids - first, times)
-        self._dense[first - self._low :][: len(counts)] += counts.astype(
-            np.int64, copy=False
-        )
+        np.add.at(self._dense, ids - self._low, 1 if times is None else times)
 
     def _add_sparse(self, ids: np.ndarray, times: np.ndarray | None) -> None:
         columns = {"id": ids, "count": np.ones_like(ids) if times is None else times}

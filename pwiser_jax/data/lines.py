@@ -1,21 +1,21 @@
 """Large text files as blocks of whole lines, and what is wrong with a bad line."""
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from typing import IO, TypeVar
 
 import numpy as np
 
 from pwiser_jax.data.archives import Source, refuse_broken
-from pwiser_jax.data.triples import (
+from pwiser_jax.data.line_format import (
     FLOAT32_MAX,
+    ID,
     INT32_MAX,
     NAME,
     PAD,
     VALUE,
+    Column,
     Names,
 )
 from pwiser_jax.errors import UserError
@@ -23,19 +23,9 @@ from pwiser_jax.errors import UserError
 BLOCK_BYTES = 2 << 20
 LONGEST_LINE = 64 << 20
 EDGE = b"\n" * PAD
-ID = re.compile(rb"[0-9]{1,10}")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column before the triples: its name and form."""
-
-    name: str
-    form: re.Pattern[bytes]
-    expected: str
 
 
 def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:

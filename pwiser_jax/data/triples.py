@@ -1,46 +1,50 @@
-"""Lines of `field \\x02 id \\x03 value` triples, parsed a block of bytes at a time.
+"""Blocks of lines of triples (`line_format`) to arrays, by one compiled loop.
 
-A line is C columns with a comma after each, the last of which is the number n of the
-triples that follow, joined by `\\x01`. A block of whole lines is parsed by array
-operations alone: the separators are found, the bytes beside them are loaded as 64-bit
-words, and each word becomes a number by three multiplications ("SIMD within a
-register": bytes are characters, the first one lowest). The arrays are right, or the
-block is odd; then `lines.find_bad` reads it line by line to say what is wrong.
+The loop goes through the text once, and holds no lock of Python's: blocks are read side
+by side by threads. Names, and what is not wanted, are looked at eight bytes at a time,
+as 64-bit words (the first byte lowest). The arrays are right, or the block is odd; then
+`lines.find_bad` reads it line by line to say what is wrong.
 
-    field   letters, digits and underscores
-    id      1 to 10 digits, at most 2^31 - 1
-    value   digits or digits.digits, then e5 or e-5 or nothing; at most float32's
-
-Triples of fields that are not wanted are counted and not looked at beyond the name.
+Numba compiles at the first import and keeps the machine code beside this file, or in
+the user's cache folder; later imports load it.
 """
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numba import njit
 
 from pwiser_jax.data.hashing import GOLDEN, mix
+from pwiser_jax.data.line_format import (
+    DIGITS,
+    FLOAT32_MAX,
+    ID_DIGITS,
+    INT32_MAX,
+    NAME,
+    PAD,
+    VALUE,
+    Column,
+    Names,
+)
 
-PAD = 16
-"""Line ends before and after a block, so that words at its edges can be loaded."""
+NEWLINE, COMMA, POINT, ITEM, ID, WEIGHT = b"\n,.\x01\x02\x03"
+UNWANTED = Names.UNWANTED
 
-INT32_MAX = 2**31 - 1
-FLOAT32_MAX = float(np.finfo(np.float32).max)
-ID_DIGITS = 10
-NAME = re.compile(rb"[0-9A-Za-z_]+")
-NAME_AND_MARK = re.compile(NAME.pattern + b"\x02")
-VALUE = re.compile(rb"[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?")
+DIGIT = np.full(256, 16, np.uint8)
+DIGIT[np.frombuffer(DIGITS, np.uint8)] = np.arange(16)
+IN_NAME = np.array([NAME.fullmatch(bytes([byte])) is not None for byte in range(256)])
 
-NEWLINE, COMMA, ITEM, ID, WEIGHT = b"\n,\x01\x02\x03"
-U = np.uint64
-ONES = U(0x0101010101010101)
-TOPS = ONES << U(7)
-ZEROS = ONES * U(ord("0"))
-OVER_NINE = ONES * U(0x80 - 10)
-HEX = np.full(256, 16, np.uint8)
-HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
-POWERS = U(10) ** np.arange(9, dtype=U)
+ONES = np.uint64(0x0101010101010101)
+TOPS = ONES << np.uint64(7)
+
+EXACT = 15
+"""A number of so many digits, and ten to this power, are exact in float64."""
+POWERS = 10.0 ** np.arange(EXACT + 1)
+
+NONE = np.uint64(2**64 - 1)
+"""The key of no value: its id reads as MISSING, its weight as 0."""
 
 
 class OddBlock(Exception):
@@ -52,290 +56,305 @@ class Triples:
     """The L lines of a block and their T triples of wanted fields.
 
     Args:
-        words: the text.
-        columns: int64[L, C + 1], the place of each column in the text, and of the
-            triples: column c is text[columns[c] : columns[c + 1] - 1].
-        counts: int64[L], triples of a line, wanted or not.
-        line: int64[T], the line of a triple.
+        columns: uint64[C, L].
+        line: int64[T], the line of a triple, ascending.
         field: uint8[T], its number among the known names.
-        id: int64[T].
+        id: int32[T].
         weight: float32[T].
-        unknown: int64[], places of triples whose field is not known.
+        unknown: how many triples have a field that is not known.
+        first_unknown: line and name of the first of them.
     """
 
-    words: "Words"
     columns: np.ndarray
-    counts: np.ndarray
     line: np.ndarray
     field: np.ndarray
     id: np.ndarray
     weight: np.ndarray
-    unknown: np.ndarray
-
-    def content(self) -> np.ndarray:
-        """uint64[L], equal for lines with the same wanted triples in any order."""
-        bits = self.weight.view(np.uint32).astype(U)
-        key = mix((self.id.astype(U) << U(32) | bits) + self.field * GOLDEN)
-        total = np.zeros(len(key) + 1, U)
-        np.cumsum(key, out=total[1:])
-        stops = np.searchsorted(self.line, np.arange(len(self.counts)), side="right")
-        return np.diff(total[stops], prepend=U(0))
-
-    def first_unknown(self) -> tuple[int, str] | None:
-        """Line and name of the first field that is not known."""
-        if not len(self.unknown):
-            return None
-        place = int(self.unknown[0])
-        line = int(np.searchsorted(self.columns[:, -1], place, side="right")) - 1
-        name, _, _ = self.words.text[place : place + 100].tobytes().partition(b"\x02")
-        return line, name.decode()
+    unknown: int
+    first_unknown: tuple[int, str] | None
 
 
-class Names:
-    """The known fields, 3 to 7 characters each: a hash table without collisions.
+@dataclass(frozen=True)
+class Heaviest:
+    """The heaviest values of each field in each line; in ties the smaller id first.
+
+    Values are keys: the inverted bits of the weight above those of the id, so that
+    smaller is heavier.
 
     Args:
-        known: their names; a field's number is its place here.
-        wanted: those whose triples are read.
+        single: uint64[S, L], of fields 0 .. S - 1, NONE without one.
+        counts: int64[F, L], how many values the other fields keep.
+        lists: uint64[F, V], these values line by line in ascending order.
+        content: uint64[L], equal for lines with the same triples in any order.
+        repeated: values of fields 0 .. S - 1 beyond the first in a line.
     """
 
-    BITS = 8
+    single: np.ndarray
+    counts: np.ndarray
+    lists: np.ndarray
+    content: np.ndarray
+    repeated: int
 
-    def __init__(self, known: Sequence[str], wanted: Collection[str]) -> None:
-        texts = [name.encode() + b"\x02" for name in known]
-        if not all(4 <= len(text) <= 8 for text in texts):
-            raise ValueError(f"names of 3 to 7 characters are expected: {known}")
-        codes = np.array([int.from_bytes(text, "little") for text in texts], U)
-        tries = mix(np.arange(1, 100_000, dtype=U)) | U(1)
-        self._factor = next(
-            factor
-            for factor in tries
-            if len(set(self._slots(codes, factor))) == len(codes)
-        )
-        slots = self._slots(codes, self._factor)
-        size = 1 << self.BITS
-        # No word equals 1 where no byte of it is looked at: free slots never match.
-        self._codes, self._masks = np.ones(size, U), np.zeros(size, U)
-        self._codes[slots] = codes
-        self._masks[slots] = [(1 << 8 * len(text)) - 1 for text in texts]
-        self.number, self.wanted_slot = np.zeros(size, np.uint8), np.zeros(size, bool)
-        self.number[slots] = np.arange(len(known))
-        self.wanted_slot[slots] = [name in wanted for name in known]
-        self.lengths = np.array([len(name) for name in known])
-        self.wanted = frozenset(name.encode() for name in wanted)
-
-    def _slots(self, words: np.ndarray, factor: np.uint64) -> np.ndarray:
-        """The first four characters decide."""
-        return ((words & U(0xFFFFFFFF)) * factor >> U(64 - self.BITS)).astype(np.intp)
-
-    def find(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """intp[N], the slot of the field that each word may begin with; bool[N], if."""
-        slots = self._slots(words, self._factor)
-        return slots, words & self._masks[slots] == self._codes[slots]
+    @staticmethod
+    def values(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids and float32 weights."""
+        weights = (~(keys >> np.uint64(32))).astype(np.uint32).view(np.float32)
+        return keys.astype(np.uint32).view(np.int32), weights
 
 
-def parse(text: np.ndarray, columns: int, names: Names) -> Triples:
+def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a function for these types; kept on the disk where that is possible."""
+
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(signature, nogil=True, cache=True)(function)
+        except (OSError, RuntimeError):  # no folder to keep it in
+            return njit(signature, nogil=True)(function)
+
+    return compile_
+
+
+def parse(text: np.ndarray, columns: Sequence[Column], names: Names) -> Triples:
     """The triples of a block of whole lines.
 
     Args:
         text: uint8[N]: PAD line ends, the lines, each with its line end, PAD line ends.
-        columns: C, columns before the triples; the last one is their number.
+        columns: those before the triples; the last one is their number.
         names: the known fields.
 
     Raises:
         OddBlock: a line has another form.
     """
-    whole = len(text) // 8 * 8
-    high = np.bitwise_or.reduce(text[:whole].view(U)) & TOPS
-    check(high == 0 and not np.any(text[whole:] > 127))
-    check(text[-PAD - 1] == NEWLINE)
-    ends, commas = _few(_marks(text, NEWLINE)), _few(_marks(text, COMMA))
-    check(len(commas) == len(ends) * columns)
-    begins = np.concatenate([[PAD], ends[:-1] + 1])
-    starts = np.column_stack([begins, commas.reshape(-1, columns) + 1])
-    features = starts[:, -1]
-    check((starts[:, 1] > begins) & (features <= ends))
-
-    # A triple begins after an ITEM, or after the last comma if the line goes on.
-    filled = features < ends
-    marks = _marks(text, ITEM)
-    marks[features[filled] - 1] = True
-    begin = np.flatnonzero(marks) + 1
-    last = np.searchsorted(begin, ends, side="right")
-    counts = np.diff(last, prepend=0)
-    check((counts > 0) == filled)
-    check(begin[(last - counts)[filled]] == features[filled])
-
-    def end(at: np.ndarray, line: np.ndarray) -> np.ndarray:
-        """Where triples of these lines end: before the next one, or with the line."""
-        after = begin[np.minimum(at + 1, len(begin) - 1)] - 1
-        return np.where(at + 1 == last[line], ends[line], after)
-
-    words = Words(text)
-    heads = words.after(begin)
-    slots, known = names.find(heads)
-    unknown = np.flatnonzero(~known)
-    line = np.searchsorted(last, unknown, side="right")
-    _check_names(words, heads[unknown], begin[unknown], end(unknown, line))
-    wanted = names.wanted_slot[slots]
-    if len(unknown):
-        wanted &= known
-    wanted = np.flatnonzero(wanted)
-    field = names.number[slots[wanted]]
-    until = np.searchsorted(wanted, last)
-    line = np.repeat(np.arange(len(counts)), np.diff(until, prepend=0))
-    id_begin = begin[wanted] + names.lengths[field] + 1
-    ids, length = words.ids(id_begin)
+    lines, commas, items, bits = _sizes(text[PAD:-PAD])
+    if bits > 127 or text[-PAD - 1] != NEWLINE or commas != lines * len(columns):
+        raise OddBlock
+    most = lines + items
+    values = np.empty((len(columns), lines), np.uint64)
+    line, field = np.empty(most, np.int64), np.empty(most, np.uint8)
+    ids, weight = np.empty(most, np.int32), np.empty(most, np.float32)
+    place = np.empty(most, np.int64)
+    forms = np.array([[c.base, c.shortest, c.longest] for c in columns])
+    words = np.ndarray(len(text) - 7, "<u8", buffer=text.data, strides=(1,))
+    count, unknown, first_line, first_place = _read(
+        *(text, words, forms, names.factor, names.codes, names.masks, names.fields),
+        *(values, line, field, ids, weight, place),
+    )
+    if count < 0:
+        raise OddBlock
+    weight = weight[:count]
+    for at in np.flatnonzero(np.isnan(weight)):
+        weight[at] = _weight(text, place[at])
+    found = None
+    if unknown:
+        name = NAME.match(text[first_place:].data)
+        found = first_line, name[0].decode() if name else ""
     return Triples(
-        words=words,
-        columns=starts,
-        counts=counts,
-        line=line,
-        field=field,
-        id=ids,
-        weight=words.weights(id_begin + length + 1, end(wanted, line)),
-        unknown=begin[unknown],
+        values, line[:count], field[:count], ids[:count], weight, unknown, found
     )
 
 
-def check(good: np.ndarray | bool | np.bool) -> None:
-    """Raises OddBlock unless all is good."""
-    if not np.all(good):
+def heaviest(triples: Triples, singles: int, lists: int, width: int) -> Heaviest:
+    """The values of fields that are kept.
+
+    Args:
+        triples: of fields 0 .. singles + lists - 1.
+        singles: S, fields of one value.
+        lists: F, the fields after them, of several values.
+        width: of which so many are kept.
+    """
+    lines = triples.columns.shape[1]
+    single = np.full((singles, lines), NONE)
+    counts = np.zeros((lists, lines), np.int64)
+    keys = np.empty((lists, len(triples.line)), np.uint64)
+    content = np.zeros(lines, np.uint64)
+    repeated = _keep(
+        *(triples.line, triples.field, triples.id, triples.weight.view(np.uint32)),
+        *(width, single, counts, keys, content),
+    )
+    return Heaviest(single, counts, keys, content, repeated)
+
+
+def _weight(text: np.ndarray, place: int) -> float:
+    """A value that the loop cannot round correctly, or that is none."""
+    end = place
+    while text[end] not in (ITEM, NEWLINE):
+        end += 1
+    value = text[place:end].tobytes()
+    if not VALUE.fullmatch(value) or float(value) > FLOAT32_MAX:
         raise OddBlock
+    return float(value)
 
 
-def _check_names(
-    words: "Words", heads: np.ndarray, begin: np.ndarray, stop: np.ndarray
-) -> None:
-    """Unknown names must be names; few of them differ, if they are short."""
-    mark, place = _first(heads, ID)
-    short = (heads & ((mark << U(1)) - U(1)))[place < 8]
-    texts = [word.to_bytes(8, "little") for word in set(short.tolist())]
-    texts += [
-        words.text[begin[at] : stop[at]].tobytes() for at in np.flatnonzero(place == 8)
-    ]
-    check(all(NAME_AND_MARK.match(text) for text in texts))
-    check(begin + place < stop)
+@compiled("UniTuple(int64, 4)(Array(uint8, 1, 'C', readonly=True))")
+def _sizes(text: np.ndarray) -> tuple[int, int, int, int]:
+    """How many lines, commas and ITEM marks there are, and the bits of all bytes."""
+    lines = commas = items = bits = 0
+    for byte in text:
+        lines += byte == NEWLINE
+        commas += byte == COMMA
+        items += byte == ITEM
+        bits |= byte
+    return lines, commas, items, bits
 
 
-def _marks(text: np.ndarray, mark: int) -> np.ndarray:
-    """bool[N]: where the lines of a padded text have the mark."""
-    marks = text == mark
-    marks[:PAD] = marks[-PAD:] = False
-    return marks
+@njit
+def _is(word: np.uint64, byte: int) -> np.uint64:
+    """Sets the top bit of the first such byte, and none below; 0 without one."""
+    same = word ^ ONES * np.uint64(byte)
+    return (same - ONES) & ~same & TOPS
 
 
-def _few(marks: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero` of marks that are few: eight places at a time."""
-    whole = len(marks) // 8 * 8  # the rest is padding
-    at = np.flatnonzero(marks[:whole].view(U) != 0)
-    inside = np.flatnonzero(marks[:whole].reshape(-1, 8)[at])
-    return at[inside >> 3] * 8 + (inside & 7)
+@njit
+def _end(words: np.ndarray, at: np.int64) -> np.int64:
+    """The place of the next ITEM or NEWLINE."""
+    while True:
+        found = _is(words[at], ITEM) | _is(words[at], NEWLINE)
+        if found:
+            below = (found & (~found + np.uint64(1))) - np.uint64(1)
+            return at + np.int64(((below & ONES) * ONES) >> np.uint64(56)) - 1
+        at += 8
 
 
-class Words:
-    """The text as the 8 bytes at each place, the first byte lowest."""
+@compiled(
+    "UniTuple(int64, 4)(Array(uint8, 1, 'C', readonly=True), "
+    "Array(uint64, 1, 'A', readonly=True, aligned=False), int64[:, ::1], uint64, "
+    "uint64[::1], uint64[::1], uint8[::1], uint64[:, ::1], int64[::1], uint8[::1], "
+    "int32[::1], float32[::1], int64[::1])"
+)
+def _read(
+    text: np.ndarray,
+    words: np.ndarray,
+    forms: np.ndarray,
+    factor: np.uint64,
+    codes: np.ndarray,
+    masks: np.ndarray,
+    fields: np.ndarray,
+    columns: np.ndarray,
+    lines: np.ndarray,
+    field: np.ndarray,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    places: np.ndarray,
+) -> tuple[int, int, int, int]:
+    """Fills the arrays after `fields`; weights that need Python are NaN.
 
-    def __init__(self, text: np.ndarray) -> None:
-        self.text = text
-        self._words = np.ndarray(len(text) - 7, "<u8", buffer=text.data, strides=(1,))
-
-    def after(self, begin: np.ndarray) -> np.ndarray:
-        """uint64[N]: the 8 bytes from `begin` on."""
-        return self._words[begin]
-
-    def ids(self, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64[N] from the digits before a WEIGHT mark, and how many these are."""
-        word = self.after(begin)
-        _, length = _first(word, WEIGHT)
-        check(length >= 1)
-        value, bad = _spelled(word, length)
-        check(bad == 0)
-        long = np.flatnonzero(length == 8)
-        if len(long):
-            word = self.after(begin[long] + 8)
-            _, rest = _first(word, WEIGHT)
-            check(rest <= ID_DIGITS - 8)
-            low, bad = _spelled(word, rest)
-            check(bad == 0)
-            value[long] = value[long] * POWERS[rest] + low
-            length[long] += rest
-            check(value <= INT32_MAX)
-        return value.view(np.int64), length
-
-    def digits(self, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """uint64[N] from the text between, 1 to 16 digits."""
-        length = stop - begin
-        check((length >= 1) & (length <= 16))
-        value, bad = _spelled(self.after(begin), np.minimum(length, 8))
-        check(bad == 0)
-        long = np.flatnonzero(length > 8)
-        if len(long):
-            rest = length[long] - 8
-            low, bad = _spelled(self.after(begin[long] + 8), rest)
-            check(bad == 0)
-            value[long] = value[long] * POWERS[rest] + low
-        return value
-
-    def hexadecimal(self, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """uint64[N] from the text between, 16 digits in lower case."""
-        check(stop - begin == 16)
-        values = HEX[self.text[begin[:, None] + np.arange(16)]]
-        check(values < 16)
-        pairs = values[:, ::2] << 4 | values[:, 1::2]
-        return pairs.view(">u8")[:, 0].astype(U)
-
-    def binary(self, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """int8[N] from the text between, 0 or 1."""
-        check(stop - begin == 1)
-        values = self.text[begin] - np.uint8(ord("0"))
-        check(values <= 1)
-        return values.view(np.int8)
-
-    def weights(self, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """float32[N] from the text between."""
-        length = stop - begin
-        check(length >= 1)
-        short = np.minimum(length, 8)
-        word = self.after(begin)
-        mark, place = _first(word, ord("."))
-        pointed = place < short
-        # What is after the point moves one character down, onto it.
-        below = mark - U(1) >> U(7)
-        joined = word & below | (word >> U(8)) & ~below
-        digits = np.where(pointed, joined, word)
-        value, bad = _spelled(digits, short - pointed)
-        after = np.where(pointed, short - place - 1, 0)
-        found = (value / POWERS[after]).astype(np.float32)
-        odd = (bad != 0) | (length > 8) | (place == 0) | (pointed & (after == 0))
-        for at in np.flatnonzero(odd):
-            found[at] = _weight(self.text[begin[at] : stop[at]].tobytes())
-        return found
-
-
-def _first(words: np.ndarray, byte: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first such byte of each word: its top bit, 0 without one; its place, or 8."""
-    same = words ^ ONES * U(byte)
-    # The lowest bit that is set is right; higher ones need not be.
-    zero = (same - ONES) & ~same & TOPS
-    mark = zero & (U(0) - zero)
-    return mark, np.bitwise_count(mark - U(1)).astype(np.int64) >> 3
-
-
-def _spelled(words: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint64[N] from the first 0 to 8 bytes; not 0 where they are no digits."""
-    empty = length == 0
-    word = (words ^ ZEROS) << (64 - 8 * length + 8 * empty).astype(U)
-    word = np.where(empty, U(0), word)
-    bad = (word + OVER_NINE | word) & TOPS
-    word = (word * U(10) + (word >> U(8))) & U(0x00FF00FF00FF00FF)
-    word = (word * U(100) + (word >> U(16))) & U(0x0000FFFF0000FFFF)
-    word = (word * U(10_000) + (word >> U(32))) & U(0xFFFFFFFF)
-    return word, bad
+    Returns:
+        The number of wanted triples, -1 where a line has another form; the number of
+        triples of unknown fields, and the line and place of the first.
+    """
+    odd = -1, 0, 0, 0
+    count = unknown = first_line = first_place = 0
+    line, at = 0, PAD
+    while at < len(text) - PAD:
+        for column in range(len(forms)):
+            base, shortest, longest = forms[column]
+            begin, value = at, np.uint64(0)
+            while text[at] != COMMA:
+                digit = DIGIT[text[at]]
+                if digit >= base:
+                    return odd
+                value = value * np.uint64(base) + digit
+                at += 1
+            if not shortest <= at - begin <= longest:
+                return odd
+            columns[column, line] = value
+            at += 1
+        triples = 0
+        more = text[at] != NEWLINE
+        while more:
+            triples += 1
+            plain = False
+            # The first four characters, the mark among them, tell known names apart.
+            slot = (words[at] << np.uint64(32)) * factor >> np.uint64(56)
+            if words[at] & masks[slot] != codes[slot]:
+                begin = at
+                while IN_NAME[text[at]]:
+                    at += 1
+                if at == begin or text[at] != ID:
+                    return odd
+                if not unknown:
+                    first_line, first_place = line, begin
+                unknown += 1
+            elif fields[slot] != UNWANTED:
+                while text[at] != ID:
+                    at += 1
+                at += 1
+                begin, id_ = at, 0
+                while DIGIT[text[at]] < 10:
+                    id_ = id_ * 10 + DIGIT[text[at]]
+                    at += 1
+                if not 1 <= at - begin <= ID_DIGITS or id_ > INT32_MAX:
+                    return odd
+                if text[at] != WEIGHT:
+                    return odd
+                at += 1
+                begin, digits, point = at, np.uint64(0), -1
+                while DIGIT[text[at]] < 10 or (text[at] == POINT and point < 0):
+                    if text[at] == POINT:
+                        point = at
+                    else:
+                        digits = digits * np.uint64(10) + DIGIT[text[at]]
+                    at += 1
+                after = at - point - 1 if point >= 0 else 0
+                plain = begin < at <= begin + EXACT and point != begin
+                plain &= point < 0 or after > 0
+                plain &= text[at] == ITEM or text[at] == NEWLINE
+                lines[count], field[count], ids[count] = line, fields[slot], id_
+                weights[count] = digits / POWERS[after] if plain else np.nan
+                places[count] = begin
+                count += 1
+            if not plain:
+                at = _end(words, at)
+            more = text[at] == ITEM
+            at += more
+        if triples != columns[-1, line]:
+            return odd
+        at += 1
+        line += 1
+    return count, unknown, first_line, first_place
 
 
-def _weight(text: bytes) -> float:
-    check(VALUE.fullmatch(text) is not None)
-    value = float(text)
-    check(value <= FLOAT32_MAX)
-    return value
+_mixed = njit(mix)
+
+
+@compiled(
+    "int64(int64[::1], uint8[::1], int32[::1], uint32[::1], int64, uint64[:, ::1], "
+    "int64[:, ::1], uint64[:, ::1], uint64[::1])"
+)
+def _keep(
+    lines: np.ndarray,
+    fields: np.ndarray,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    width: int,
+    single: np.ndarray,
+    counts: np.ndarray,
+    lists: np.ndarray,
+    content: np.ndarray,
+) -> int:
+    """Fills the arrays after `width`; the number of repeated values."""
+    repeated = 0
+    stops = np.zeros(len(counts), np.int64)
+    for at in range(len(lines)):
+        line, field, id_ = lines[at], fields[at], np.uint64(ids[at])
+        weight = np.uint64(weights[at])
+        content[line] += _mixed((id_ << np.uint64(32) | weight) + field * GOLDEN)
+        key = (weight ^ np.uint64(0xFFFFFFFF)) << np.uint64(32) | id_
+        if field < len(single):
+            repeated += single[field, line] != NONE
+            single[field, line] = min(single[field, line], key)
+            continue
+        # Sorted by insertion into the line's own values, which are the last ones.
+        field -= len(single)
+        keys = lists[field]
+        if counts[field, line] < width:
+            counts[field, line] += 1
+            stops[field] += 1
+        elif key >= keys[stops[field] - 1]:
+            continue
+        to = stops[field] - 1
+        while to > stops[field] - counts[field, line] and keys[to - 1] > key:
+            keys[to] = keys[to - 1]
+            to -= 1
+        keys[to] = key
+    return repeated
