@@ -395,6 +395,10 @@ def test_a_file_without_line_ends_is_refused_by_byte(
     with pytest.raises(UserError, match=reader_text):
         for _ in blocks(Source(source / SKELETON), 600):
             pass
+    (source / SKELETON).write_bytes(b" ".join(lines[:3]))
+    size = len(b" ".join(lines[:3]))
+    with pytest.raises(UserError, match=rf"no line ends in the {size} bytes after by"):
+        next(blocks(Source(source / SKELETON), 600))
 
 
 @pytest.mark.parametrize("limit", [3_000, 40_000])

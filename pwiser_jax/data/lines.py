@@ -50,13 +50,15 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
                 stop = PAD + len(rest)
                 read = _fill(file, view[stop : stop + room])
                 stop, whole = stop + read, read < room
-                cut = stop if whole else _line_end(view[PAD:stop]) + PAD
-                rest = bytes(view[cut:stop])
-                if len(rest) > LONGEST_LINE:
+                end = _line_end(view[PAD:stop]) + PAD
+                none = whole and not offset and end == PAD < stop
+                if none or stop - end > LONGEST_LINE:
                     raise UserError(
-                        f"{source}: no line ends in the {len(rest):,} bytes after byte "
-                        f"{offset:,}; expected lines of text"
+                        f"{source}: no line ends in the {stop - end:,} bytes after "
+                        f"byte {offset + end - PAD:,}; expected lines of text"
                     )
+                cut = stop if whole else end
+                rest = bytes(view[cut:stop])
                 if cut > PAD:
                     offset += cut - PAD
                     view[cut : cut + PAD] = EDGE

@@ -186,14 +186,16 @@ def _weight(text: np.ndarray, place: int) -> float:
 
 
 @compiled("UniTuple(int64, 4)(Array(uint8, 1, 'C', readonly=True))")
-def _sizes(text: np.ndarray) -> tuple[int, int, int, int]:
+def _sizes(text: np.ndarray) -> tuple[np.integer, ...]:
     """How many lines, commas and ITEM marks there are, and the bits of all bytes."""
-    lines = commas = items = bits = 0
+    # Narrow numbers: more of them are counted by one instruction.
+    lines = commas = items = np.uint32(0)
+    bits = np.uint8(0)
     for byte in text:
-        lines += byte == NEWLINE
-        commas += byte == COMMA
-        items += byte == ITEM
-        bits |= byte
+        lines = np.uint32(lines + np.uint32(byte == NEWLINE))
+        commas = np.uint32(commas + np.uint32(byte == COMMA))
+        items = np.uint32(items + np.uint32(byte == ITEM))
+        bits = np.uint8(bits | byte)
     return lines, commas, items, bits
 
 
