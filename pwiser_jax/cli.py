@@ -72,9 +72,7 @@ def _parser(argv: Sequence[str]) -> Parser:
     prepare = Parser(description="Raw files to Parquet and a manifest.")
     commands.add_subcommand("prepare", prepare, help=prepare.description)
     datasets = prepare.add_subcommands(required=True, dest="dataset")
-    for name in _DATASETS if named[:1] == ["prepare"] else ():
-        if named[1:] and named[1] in _DATASETS and name != named[1]:
-            continue
+    for name in _chosen(named):
         function = _preparer(name)
         about = (function.__doc__ or "").split("\n\n")[0]
         dataset = Parser(description=about)
@@ -142,6 +140,13 @@ def _parser(argv: Sequence[str]) -> Parser:
     predict.add_argument("--output", type=Path, required=True, help="a Parquet file")
     commands.add_subcommand("predict", predict, help=predict.description)
     return parser
+
+
+def _chosen(named: Sequence[str]) -> Sequence[str]:
+    """The datasets that this command line may be about: their code takes a while."""
+    if named[:1] != ["prepare"]:
+        return ()
+    return named[1:] if named[1:] and named[1] in _DATASETS else _DATASETS
 
 
 def _preparer(name: str) -> Callable[..., Any]:

@@ -207,7 +207,7 @@ def test_preparing_and_inspecting_do_without_jax(tmp_path: Path) -> None:
 import sys
 from pwiser_jax.cli import main
 code = main(sys.argv[1:])
-print(code, sorted({"jax", "flax"} & sys.modules.keys()))
+print(code, sorted({"jax", "flax", "numba"} & sys.modules.keys()))
 """
     prepared = str(tmp_path / "prepared")
     prepare = ["prepare", "synthetic", f"--output={prepared}", "--rows=10000"]
