@@ -54,7 +54,7 @@ def find(study: Study) -> Finding:
             ON_TUNED: ("pwiser", best_bce),
         }
         results.append(_final(study, dataset, settings))
-        if has_optuna():
+        if has_optuna() and dataset is study.core[0]:
             blocks.append(TableBlock(_regret(study, dataset, pwiser), REGRET))
         for name, table in (("PWiseR", pwiser), ("BCE", bce)):
             ranked = table.sort("auc", descending=True, maintain_order=True)
