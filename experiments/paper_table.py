@@ -66,7 +66,7 @@ def _answer(results: pl.DataFrame, tests: pl.DataFrame, study: Study) -> str:
     ]
     better = tests.filter((pl.col("p_holm") < 0.05) & (pl.col("difference") > 0))
     worse = tests.filter((pl.col("p_holm") < 0.05) & (pl.col("difference") < 0))
-    where = f"{len(study.scale.models)} models and {len(study.datasets)} dataset(s)"
+    where = f"models ({len(study.scale.models)}) and datasets ({len(study.datasets)})"
     return (
         f"AUC with PWiseR less that with BCE, mean over {where} with a 95% interval "
         f"over {study.scale.seeds} seeds: {listed(means)}. Of {tests.height} cells, "

@@ -241,10 +241,12 @@ def _answer(
     ]
     seeds = real.filter(pl.col("task") == "ctcvr")["seeds"]
     held = shuffled["holds .5"].sum()
+    sure = real.filter(pl.col("p_holm") < 0.05)["difference"]
     return (
         f"AUC of PWiseR less that of BCE over {real['pairs'].max()} paired seeds, "
-        f"MMoE, mean over datasets: {listed(means)}; {(real['p_holm'] < 0.05).sum()} "
-        f"of {real.height} cells after Holm's correction. To see .001 in CTCVR takes "
+        f"MMoE, mean over datasets: {listed(means)}. Of {real.height} cells, "
+        f"{(sure > 0).sum()} are better and {(sure < 0).sum()} worse after Holm's "
+        f"correction. To see .001 in CTCVR takes "
         f"{seeds.min()} to {seeds.max()} seeds. Where there is nothing: "
         f"{(nulls['p_holm'] < 0.05).sum()} of {nulls.height} tests find something, "
         f"the t test at a rate of {rate['t test'].mean():.3f} (.05 promised), and "

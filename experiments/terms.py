@@ -90,8 +90,11 @@ def _answer(results: pl.DataFrame, variants: list[str]) -> str:
     if others:
         values = {k: average_difference(results, "ctcvr", k) for k in others}
         best = max(values, key=lambda name: values[name].value)
-        found = text_of(values[best])
-        answer += f" The best other form is {best} with {found}, chosen after looking."
+        cost = text_of(average_difference(results, "ctr", best))
+        answer += (
+            f" The best other form, chosen after looking, is {best} with "
+            f"{text_of(values[best])}, and {cost} in CTR."
+        )
     return answer
 
 
