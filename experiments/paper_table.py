@@ -11,7 +11,7 @@ The second form runs on any prepared folder: AliExpress FR, NL and US and Ali-CC
 import polars as pl
 
 from experiments.study import Experiment, Finding, Outcome, Study
-from experiments.words import average_difference, listed, text_of
+from experiments.words import average_difference, listed, text_of, verdict
 from pwiser_jax.evaluation import level_name
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences, score_distributions, training_curves
@@ -64,13 +64,10 @@ def _answer(results: pl.DataFrame, tests: pl.DataFrame, study: Study) -> str:
     means = [
         f"{task.upper()} {text_of(average_difference(results, task))}" for task in tasks
     ]
-    better = tests.filter((pl.col("p_holm") < 0.05) & (pl.col("difference") > 0))
-    worse = tests.filter((pl.col("p_holm") < 0.05) & (pl.col("difference") < 0))
     where = f"models ({len(study.scale.models)}) and datasets ({len(study.datasets)})"
     return (
         f"AUC with PWiseR less that with BCE, mean over {where} with a 95% interval "
-        f"over {study.scale.seeds} seeds: {listed(means)}. Of {tests.height} cells, "
-        f"{better.height} are better and {worse.height} worse after Holm's correction."
+        f"over {study.scale.seeds} seeds: {listed(means)}. {verdict(tests)}"
     )
 
 

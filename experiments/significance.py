@@ -17,7 +17,7 @@ from experiments.coverage import coverage
 from experiments.datasets import Dataset
 from experiments.relabel import shuffled_conversions
 from experiments.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.words import average_difference, listed, text_of
+from experiments.words import average_difference, listed, text_of, verdict
 from pwiser_jax import metrics
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences
@@ -241,13 +241,11 @@ def _answer(
     ]
     seeds = real.filter(pl.col("task") == "ctcvr")["seeds"]
     held = shuffled["holds .5"].sum()
-    sure = real.filter(pl.col("p_holm") < 0.05)["difference"]
     return (
         f"AUC of PWiseR less that of BCE over {real['pairs'].max()} paired seeds, "
-        f"MMoE, mean over datasets: {listed(means)}. Of {real.height} cells, "
-        f"{(sure > 0).sum()} are better and {(sure < 0).sum()} worse after Holm's "
-        f"correction. To see .001 in CTCVR takes "
-        f"{seeds.min()} to {seeds.max()} seeds. Where there is nothing: "
+        f"MMoE, mean over datasets: {listed(means)}. {verdict(real)} "
+        f"To see .001 in CTCVR takes {seeds.min()} to {seeds.max()} seeds. "
+        "Where there is nothing: "
         f"{(nulls['p_holm'] < 0.05).sum()} of {nulls.height} tests find something, "
         f"the t test at a rate of {rate['t test'].mean():.3f} (.05 promised), and "
         f"{held} of {shuffled.height} intervals of CVR on shuffled conversions hold .5."

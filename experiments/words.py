@@ -38,6 +38,15 @@ def average_difference(
     return mean_interval(means["gap"].to_numpy())
 
 
+def verdict(tests: pl.DataFrame) -> str:
+    """How many cells of `reports.tables.significance` stand, and on whose side."""
+    sure = tests.filter(pl.col("p_holm") < 0.05)["difference"]
+    return (
+        f"Of {tests.height} cells, {(sure > 0).sum()} are better and "
+        f"{(sure < 0).sum()} worse after Holm's correction."
+    )
+
+
 def listed(parts: list[str]) -> str:
     """a; b; c"""
     return "; ".join(parts)
