@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from pwiser_jax.data.encode import Encoder
 from pwiser_jax.data.flat import FlatSpec
 from pwiser_jax.data.hashing import group_hash
+from pwiser_jax.data.id_tables import MISSING, IdTable
+from pwiser_jax.data.line_format import INT32_MAX
 from pwiser_jax.data.moments import Moments, moments
+from pwiser_jax.data.schema import CategoricalField
 from pwiser_jax.errors import UserError
 
 
@@ -334,3 +337,12 @@ def test_many_rows_keep_their_order(tmp_path: Path):
     encoder.transform(rows.lazy()).sink_parquet(tmp_path / "rows.parquet")
     found = pl.read_parquet(tmp_path / "rows.parquet")["row"]
     np.testing.assert_array_equal(found, np.arange(300_000))
+
+
+@pytest.mark.parametrize("far", [20, 2**31 - 2], ids=["dense", "sparse"])
+def test_ids_beyond_those_of_train_are_unseen(far):
+    table = IdTable(np.array([5, 9, far], np.int32), np.array([7], np.int32))
+    field = CategoricalField("c", 3)
+    raw = np.array([5, 9, far, 7, MISSING, 0, 4, 6, far + 1, INT32_MAX], np.int32)
+    own, unseen = [0, 1, 2, field.rare, field.missing], [field.unseen] * 5
+    assert list(table.encoder(field)(raw)) == own + unseen

@@ -110,8 +110,9 @@ class IdEncoder:
         span = int(known.max()) - self._low + 1 if len(known) else 0
         self._dense = span <= MOST_PLACES
         if self._dense:
-            self._own = np.full(span + 1, field.unseen, np.int32)
-            self._own[known - self._low] = own
+            # A place before the first id and one after the last, for those beyond.
+            self._own = np.full(span + 2, field.unseen, np.int32)
+            self._own[known - (self._low - 1)] = own
         else:
             order = np.argsort(known)
             self._known, self._own = known[order], own[order]
@@ -119,9 +120,7 @@ class IdEncoder:
     def __call__(self, raw: np.ndarray) -> np.ndarray:
         """int32[N] from int32[N]."""
         if self._dense:
-            place = raw.astype(np.int64) - self._low
-            inside = (place >= 0) & (place < len(self._own))
-            found = self._own[np.where(inside, place, len(self._own) - 1)]
+            found = self._own.take(raw - np.int64(self._low - 1), mode="clip")
         else:
             place = np.minimum(np.searchsorted(self._known, raw), len(self._known) - 1)
             same = self._known[place] == raw

@@ -70,6 +70,7 @@ class Names:
         factor: uint64; of 32 bits for the first four characters as the higher half.
         codes: uint64[256], the code of the field in each slot.
         masks: uint64[256], the bits of its characters.
+        lengths: uint8[256], how many these are, the mark among them.
         fields: uint8[256], its number, or UNWANTED.
     """
 
@@ -92,6 +93,8 @@ class Names:
         self.codes, self.masks = np.ones(256, np.uint64), np.zeros(256, np.uint64)
         self.codes[slots] = [int.from_bytes(text, "little") for text in texts]
         self.masks[slots] = [256 ** len(text) - 1 for text in texts]
+        self.lengths = np.zeros(256, np.uint8)
+        self.lengths[slots] = [len(text) for text in texts]
         self.fields = np.full(256, self.UNWANTED, np.uint8)
         for at, (slot, name) in enumerate(zip(slots, known, strict=True)):
             if name in wanted:

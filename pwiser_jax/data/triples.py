@@ -136,8 +136,8 @@ def parse(text: np.ndarray, columns: Sequence[Column], names: Names) -> Triples:
     forms = np.array([[c.base, c.shortest, c.longest] for c in columns])
     words = np.ndarray(len(text) - 7, "<u8", buffer=text.data, strides=(1,))
     count, unknown, first_line, first_place = _read(
-        *(text, words, forms, names.factor, names.codes, names.masks, names.fields),
-        *(values, line, field, ids, weight, place),
+        *(text, words, forms, names.factor, names.codes, names.masks, names.lengths),
+        *(names.fields, values, line, field, ids, weight, place),
     )
     if count < 0:
         raise OddBlock
@@ -220,8 +220,8 @@ def _end(words: np.ndarray, at: np.int64) -> np.int64:
 @compiled(
     "UniTuple(int64, 4)(Array(uint8, 1, 'C', readonly=True), "
     "Array(uint64, 1, 'A', readonly=True, aligned=False), int64[:, ::1], uint64, "
-    "uint64[::1], uint64[::1], uint8[::1], uint64[:, ::1], int64[::1], uint8[::1], "
-    "int32[::1], float32[::1], int64[::1])"
+    "uint64[::1], uint64[::1], uint8[::1], uint8[::1], uint64[:, ::1], int64[::1], "
+    "uint8[::1], int32[::1], float32[::1], int64[::1])"
 )
 def _read(
     text: np.ndarray,
@@ -230,6 +230,7 @@ def _read(
     factor: np.uint64,
     codes: np.ndarray,
     masks: np.ndarray,
+    lengths: np.ndarray,
     fields: np.ndarray,
     columns: np.ndarray,
     lines: np.ndarray,
@@ -268,7 +269,10 @@ def _read(
             plain = False
             # The first four characters, the mark among them, tell known names apart.
             slot = (words[at] << np.uint64(32)) * factor >> np.uint64(56)
-            if words[at] & masks[slot] != codes[slot]:
+            known = words[at] & masks[slot] == codes[slot]
+            if known:
+                at += 4
+            else:
                 begin = at
                 while IN_NAME[text[at]]:
                     at += 1
@@ -277,10 +281,8 @@ def _read(
                 if not unknown:
                     first_line, first_place = line, begin
                 unknown += 1
-            elif fields[slot] != UNWANTED:
-                while text[at] != ID:
-                    at += 1
-                at += 1
+            if known and fields[slot] != UNWANTED:
+                at += lengths[slot] - 4
                 begin, id_ = at, 0
                 while DIGIT[text[at]] < 10:
                     id_ = id_ * 10 + DIGIT[text[at]]

@@ -96,7 +96,9 @@ def write_vocabularies(
     empty = pl.DataFrame(
         schema={"field": pl.String, "value": pl.String, "id": pl.Int32}
     )
-    pl.concat([empty, *tables]).write_parquet(folder / FILE, compression="zstd")
+    pl.concat([empty, *tables]).write_parquet(
+        folder / FILE, compression="zstd", compression_level=1
+    )
 
 
 def read_vocabularies(
