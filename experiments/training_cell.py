@@ -20,6 +20,7 @@ from experiments.measure import median_seconds
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
 from pwiser_jax.data.batches import Batch
 from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.memory import keep_freed_memory
 from pwiser_jax.models.config import ModelConfig
 
 # Fields of the published data; Ali-CCP's are those with ids seen more than 10 times.
@@ -125,6 +126,7 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     )
     from pwiser_jax.training.step import Hyper, train_step
 
+    keep_freed_memory()
     config = Config(
         DataConfig(batch_size=cell.batch),
         cell.model_config(),

@@ -25,12 +25,12 @@ from pwiser_jax.data.lines import (
     blocks,
     find_bad,
     in_order,
-    keep_freed_memory,
     with_unix_ends,
 )
 from pwiser_jax.data.ragged import Ragged
 from pwiser_jax.data.triples import Heaviest, OddBlock, Triples, heaviest, parse
 from pwiser_jax.errors import UserError
+from pwiser_jax.memory import keep_freed_memory
 
 INDEX = Column(
     "common_feature_index", 16, 16, 16, "16 hexadecimal digits in lower case"

@@ -70,16 +70,6 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
         raise UserError(f"{source}: the file is empty")
 
 
-def keep_freed_memory() -> None:
-    """Makes large arrays cheap: memory that one has freed is used by the next.
-
-    Otherwise the C library may return it to the system and get it back page by page,
-    which costs more than the work on it. glibc keeps blocks up to the size of the
-    largest one freed so far, if that was below 32 MiB.
-    """
-    np.empty((32 << 20) - (64 << 10), np.uint8)
-
-
 def _fill(file: IO[bytes], view: memoryview) -> int:
     """Reads as many bytes as there are, up to the view's length."""
     done = 0

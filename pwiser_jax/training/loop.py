@@ -18,6 +18,7 @@ from pwiser_jax.data.prefetch import prefetched
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.rows import Rows
 from pwiser_jax.errors import UserError
+from pwiser_jax.memory import keep_freed_memory
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training import processes, protocol
 from pwiser_jax.training import record as records
@@ -72,6 +73,7 @@ def train(
         Interrupted: stopped by a signal or `stop_after`, after saving.
     """
     # 1. Data, objective, folder.
+    keep_freed_memory()
     if not config.data.path:
         raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
     prepared = Prepared(Path(config.data.path))
