@@ -4,9 +4,10 @@
 
 The four models at AliExpress' and Ali-CCP's sizes, as they are and in plain form, and
 where PyTorch is installed the same networks written plainly in it, with glibc's usual
-allocator and one told to keep its memory: the better counts. Each measurement is a
-process of its own, all in turns, several times over; a figure is the median. A
-benchmark that was stopped goes on from the measurements in its work folder.
+allocator and one told to keep its memory: the better counts (our training tells it so
+itself). Each measurement is a process of its own, all in turns, `--repeats` times over;
+a figure is the median. A benchmark that was stopped goes on from the measurements in
+its work folder.
 """
 
 import json
@@ -29,20 +30,25 @@ from experiments.training_cell import Cell
 from pwiser_jax.files import write_whole
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.tables import to_markdown, write_csv
+from pwiser_jax.training.several import MOST_STEPS
 
 MODELS = ("shared_bottom", "mmoe", "ple", "single_task")
 DIMS = (16, 128)
 IDS = (30_000, 300_000, 3_000_000)
 LARGE_BATCH = 65_536
 RUNS = 16
-SEVERAL = 8  # steps in one call, the most that training takes
+SEVERAL = MOST_STEPS  # in one call
 ALLOCATORS = {"usual": {}, "keep": KEEP_MEMORY}
 
-# The same function with more work, or called in another way.
+# The same function with more work or less, or called in another way.
 PLAIN = json.dumps({"small_rows": 0})
-SWITCHES = {
+EXPERTS = "experts one by one"
+SWITCHES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "without tables projected": {"changes": PLAIN},
+    EXPERTS: {"plain": "experts"},
+    "batch norm by Flax": {"plain": "batch_norm"},
+    "dropout by jax.random": {"plain": "dropout"},
     "without dropout (another function)": {"changes": json.dumps({"dropout": 0.0})},
     "bfloat16 (rounded products)": {"changes": json.dumps({"compute": "bfloat16"})},
     "8 steps a call": {"steps": SEVERAL},
@@ -105,9 +111,14 @@ def loss_cells() -> Iterator[Cell]:
         yield Cell(engine="loss", batch=batch, lambda_=lambda_)
 
 
+def switches() -> Iterator[tuple[str, Cell]]:
+    for model, name in product(("shared_bottom", "mmoe"), SWITCHES):
+        if (model, name) != ("shared_bottom", EXPERTS):
+            yield name, Cell(model=model, **SWITCHES[name])
+
+
 def switch_cells() -> Iterator[Cell]:
-    for model, changes in product(("shared_bottom", "mmoe"), SWITCHES.values()):
-        yield Cell(model=model, **changes)
+    return (cell for _, cell in switches())
 
 
 def run_cells() -> Iterator[Cell]:
@@ -327,14 +338,15 @@ def losses_table(of: Measurements) -> pl.DataFrame:
 
 def switches_table(of: Measurements) -> pl.DataFrame:
     lines = []
-    for model, (name, changes) in product(("shared_bottom", "mmoe"), SWITCHES.items()):
-        seconds = of.seconds(Cell(model=model, **changes))
+    for name, cell in switches():
+        seconds = of.seconds(cell)
+        as_it_is = of.seconds(Cell(model=cell.model))
         lines.append(
             {
-                "Model": model,
+                "Model": cell.model,
                 "": name,
                 "step [ms]": _ms(seconds),
-                "over as it is": _ratio(seconds, of.seconds(Cell(model=model))),
+                "over as it is": _ratio(seconds, as_it_is),
             }
         )
     return pl.DataFrame(lines)
@@ -424,9 +436,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     of.make(cells)
     settings = " ".join(f"{key}={value}" for key, value in KEEP_MEMORY.items())
     note = (
-        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Batches of 2,048 "
-        "rows, MTReclib's sizes of the models, dropout 0.2, Adam with L2 1e-6, "
-        "cross-entropy. 'plain': the same function without projected tables; "
+        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Repeats "
+        f"here: {options.repeats}. Batches of 2,048 rows, MTReclib's sizes of the "
+        "models, dropout 0.2, Adam with L2 1e-6, cross-entropy. 'plain': the same "
+        "function without projected tables; "
         f"'keep': {settings}. Machine: {machine(('jax', 'torch'))}; jax device: "
         f"{jax.devices()[0].device_kind}. Made by `python -m "
         "experiments.bench_training`."

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.measure import median_seconds
+from experiments.plain_forms import plain_form
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
 from pwiser_jax.data.batches import Batch
 from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
@@ -53,6 +54,7 @@ class Cell:
         changes: options of the model's config that differ from the defaults.
         runs: so many runs in one vmapped program.
         steps: so many steps in one call of the program, of one run.
+        plain: a part of the model that is as one would write it first, if any.
     """
 
     engine: str = "jax"
@@ -67,6 +69,7 @@ class Cell:
     changes: str = "{}"
     runs: int = 1
     steps: int = 1
+    plain: str = ""
 
     def schema(self) -> Schema:
         sizes = ALIEXPRESS if self.data == "aliexpress" else ALICCP
@@ -241,9 +244,10 @@ ENGINES = {"jax": jax_step, "loss": loss_call, "torch": torch_step}
 
 def measure(cell: Cell) -> dict[str, float]:
     """The median seconds of a step, the first ones aside."""
-    step, work = ENGINES[cell.engine](cell)
-    for _ in range(WARM_UP):
-        step()
+    with plain_form(cell.plain):
+        step, work = ENGINES[cell.engine](cell)
+        for _ in range(WARM_UP):
+            step()
     seconds = median_seconds(step, budget=BUDGET, least=LEAST) / cell.steps
     return {"seconds": seconds, **work}
 

@@ -1,0 +1,75 @@
+"""Parts of the models as one would write them first, to tell what ours save.
+
+While `plain_form(name)` lasts, a model that is built and traced has that part. It is
+the same function but for the bits of dropout; parameters may be cut otherwise.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pwiser_jax.models.context import Context
+from pwiser_jax.models.layers import Blocks
+from pwiser_jax.models.product import Features
+
+
+class Experts(nn.Module):
+    """Blocks side by side, each a network of its own."""
+
+    hidden: tuple[int, ...]
+    dropout: float
+    stack: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
+        one_by_one = [
+            Blocks(self.hidden, self.dropout, name=f"expert_{e}")(x, context)
+            for e in range(self.stack)
+        ]
+        return jnp.stack(one_by_one)
+
+
+class BatchNorm(nn.Module):
+    """Flax's; it takes all rows for real ones."""
+
+    axis: int = -2
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        units: Any = [k for k in range(x.ndim) if k != self.axis % x.ndim]
+        norm = nn.BatchNorm(not context.train, units, 0.9, use_fast_variance=False)
+        return norm(x)
+
+
+class Dropout(nn.Module):
+    """Flax's, whose bits are drawn by jax.random."""
+
+    rate: float
+    axis: int = -2
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        return nn.Dropout(self.rate)(x, deterministic=not context.train)
+
+
+PLACES = {
+    "experts": (Experts, ("mmoe.Blocks", "ple.Blocks")),
+    "batch_norm": (BatchNorm, ("layers.BatchNorm",)),
+    "dropout": (Dropout, ("layers.Dropout",)),
+}
+
+
+@contextmanager
+def plain_form(name: str) -> Iterator[None]:
+    """One of PLACES, or "" for our own forms alone."""
+    with ExitStack() as stack:
+        if name:
+            part, places = PLACES[name]
+            for place in places:
+                stack.enter_context(patch(f"pwiser_jax.models.{place}", part))
+        yield
