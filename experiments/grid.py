@@ -58,6 +58,7 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {
     "literal_gate": {"lambdas": 0.1, "gate": "literal"},
     "per_negative": {"lambdas": 0.1, "normalize": "negatives"},
     "plain_sums": {"lambdas": 1e-5, "normalize": "none"},
+    "balanced": {"lambdas": 1.0, "normalize": "balanced"},
     "bank": {"lambdas": 0.1, "bank": 64},
     "bce_conversion_aware": {"lambdas": 0.0},
     "conversion_aware": {"lambdas": 0.1},

@@ -19,6 +19,7 @@ from pwiser_jax.models.config import ModelConfig
 Margins = dict[str, float | None]
 Scores = Literal["probability", "logit"]
 BceRows = Literal["all", "conversions"]
+Balance = Literal[Normalize, "balanced"]
 EmbeddingOptimizer = Literal["adam", "lazy_adam", "rowwise_adagrad"]
 Protocol = Literal["default", "mtreclib"]
 
@@ -59,7 +60,10 @@ class LossConfig:
             of the highest label over every lower one.
         surrogate: the function of a pair.
         gate: which pairs are active.
-        normalize: what a term is divided by.
+        normalize: what a term is divided by. "balanced": as "pairs", and lambda is
+            multiplied with |gradient of the BCE| / |gradient of PWiseR|, both by the
+            logits of a head's batch, anew at each step: at lambda 1 both pull equally
+            hard, whatever their scales.
         pairs: how pairs are summed.
         bce_rows: rows of the cross-entropy: all, or conversions only (an ablation).
         bank: scores of so many recent conversions (rows of the highest ranked label)
@@ -72,7 +76,7 @@ class LossConfig:
     margins: Margins | None = None
     surrogate: Surrogate = "squared_hinge"
     gate: Gate = "margin"
-    normalize: Normalize = "pairs"
+    normalize: Balance = "pairs"
     pairs: Pairs = "auto"
     bce_rows: BceRows = "all"
     bank: int = 0

@@ -1,5 +1,6 @@
 """The training step: four devices equal one, padding is nothing, one compilation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from training_helpers import SMALL
 
 from pwiser_jax.config import LossConfig
 from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.errors import UserError
 from pwiser_jax.losses import ConversionBank
 from pwiser_jax.models import build
 from pwiser_jax.training import objective as objectives
@@ -195,6 +197,83 @@ def test_lambda_weighs_each_head_and_tasks_are_averaged() -> None:
     assert parts["pwiser/ctr"] > 0
 
 
+def balanced(
+    axis_name: str | None = None, **options: Any
+) -> Callable[..., tuple[Any, Any]]:
+    """(logits, labels, mask) -> ((loss, parts), gradient) at lambda 0.7."""
+    loss = LossConfig(lambdas=0.7, normalize="balanced", **options)
+    objective, weights = objectives.build(loss, SCHEMA.labels, "ctcvr")
+
+    def value(logits: Any, labels: Any, mask: Any) -> Any:
+        found, (parts, _) = objective(
+            logits, labels, mask, weights, axis_name=axis_name
+        )
+        return found, parts
+
+    return jax.value_and_grad(value, has_aux=True)
+
+
+def random_logits(rows: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(4)
+    return {
+        name: rng.normal(-2, 1, rows).astype(np.float32) for name in ("ctr", "ctcvr")
+    }
+
+
+@pytest.mark.parametrize("pairs", ["broadcast", "sorted"])
+def test_balanced_losses_pull_as_lambda_says(pairs: Any) -> None:
+    batch, logits = make_batch(40), random_logits(40)
+    given = logits, batch.labels, batch.mask
+    plain, weights = objectives.build(LossConfig(lambdas=1.0), SCHEMA.labels, "ctcvr")
+
+    def gradient(kind: str) -> dict[str, np.ndarray]:
+        def loss(logits: Any) -> Any:
+            _, (parts, _) = plain(logits, batch.labels, batch.mask, weights)
+            return sum(part for name, part in parts.items() if name.startswith(kind))
+
+        return jax.grad(loss)(logits)
+
+    of_bce, of_pwiser = gradient("bce"), gradient("pwiser")
+    (value, parts), found = balanced(pairs=pairs)(*given)
+    total = 0.0
+    for name in logits:
+        norms = [float(np.linalg.norm(g[name])) for g in (of_bce, of_pwiser)]
+        lambda_ = 0.7 * norms[0] / norms[1]
+        np.testing.assert_allclose(parts[f"lambda/{name}"], lambda_, rtol=1e-5)
+        total += parts[f"bce/{name}"] + lambda_ * parts[f"pwiser/{name}"]
+        # The ratio is a constant to the gradient.
+        expected = (of_bce[name] + lambda_ * of_pwiser[name]) / 2
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(value, total / 2, rtol=1e-5)
+
+
+def test_without_pairs_balanced_lambda_is_zero() -> None:
+    batch, logits = make_batch(40), random_logits(40)
+    batch.labels[:, 1] = 0
+    (value, parts), gradient = balanced()(logits, batch.labels, batch.mask)
+    assert parts["lambda/ctr"] == parts["lambda/ctcvr"] == 0
+    np.testing.assert_allclose(
+        value, (parts["bce/ctr"] + parts["bce/ctcvr"]) / 2, rtol=1e-6
+    )
+    assert all(np.isfinite(g).all() and np.any(g) for g in gradient.values())
+
+
+def test_balance_is_that_of_all_devices() -> None:
+    batch, logits = make_batch(37, padding=3), random_logits(40)
+    batch.labels[:10, 1] = 0  # the first device has no conversion
+    given = logits, batch.labels, batch.mask
+    (value, parts), expected = balanced()(*given)
+    split = jax.tree.map(lambda x: x.reshape(4, 10, *x.shape[1:]), given)
+    (values, all_parts), found = jax.pmap(balanced(AXIS), AXIS)(*split)
+    np.testing.assert_allclose(values, [value] * 4, rtol=1e-5)
+    for name, part in parts.items():
+        np.testing.assert_allclose(all_parts[name], [part] * 4, rtol=1e-5)
+    for name, gradient in expected.items():
+        # The mean over devices is that of the whole batch.
+        got = found[name].reshape(40) / 4
+        np.testing.assert_allclose(got, gradient, rtol=1e-4, atol=1e-8)
+
+
 PARTS_OF_A_UNION = {
     "bce": LossConfig(),
     "both": LossConfig(lambdas=0.3),
@@ -268,7 +347,11 @@ def test_what_cannot_be_one_objective_is_refused() -> None:
     ],
 )
 def test_names_that_do_not_exist_are_refused(loss: LossConfig, word: str) -> None:
-    from pwiser_jax.errors import UserError
-
     with pytest.raises(UserError, match=word):
         objectives.build(loss, SCHEMA.labels, "ctcvr")
+
+
+def test_a_head_without_a_cross_entropy_has_nothing_to_be_balanced_with() -> None:
+    loss = LossConfig(lambdas={"ctcvr": 0.1}, normalize="balanced")
+    with pytest.raises(UserError, match="'ctcvr' has no cross-entropy"):
+        objectives.build(loss, SCHEMA.labels, "click")

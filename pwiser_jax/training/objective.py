@@ -4,14 +4,15 @@ An `Objective` holds what is compiled in (which tasks, heads and terms exist, an
 forms); `Weights` holds the numbers, which are traced: changing one compiles nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pwiser_jax.config import BceRows, LossConfig, Scores
+from pwiser_jax.config import Balance, BceRows, LossConfig, Scores
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses import (
     ConversionBank,
@@ -22,7 +23,7 @@ from pwiser_jax.losses import (
 )
 from pwiser_jax.losses.counts import ladder_pairs
 from pwiser_jax.losses.pairs import Pairs
-from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
+from pwiser_jax.losses.pairwise import Gate, Surrogate
 from pwiser_jax.tasks import CvrSpace, Task, heads, trained
 
 BASE_MARGIN = {"probability": 0.1, "logit": 0.5}
@@ -55,7 +56,7 @@ class Objective:
     scores: Scores
     surrogate: Surrogate
     gate: Gate
-    normalize: Normalize
+    normalize: Balance
     pairs: Pairs
     bce_rows: BceRows
     bank: int
@@ -84,53 +85,60 @@ class Objective:
                 the pair loss stays the mean over its pairs.
             axis_name: the mapped axis that the batch is spread over, if any.
         Returns:
-            The scalar loss; its parts "bce/NAME" and "pwiser/NAME" (before lambda);
-            the banks for the next step.
+            The scalar loss; its parts "bce/NAME" and "pwiser/NAME" (before lambda),
+            and "lambda/NAME" where it is balanced; the banks for the next step.
         """
         level = _level(labels)
         rows = mask
         if self.bce_rows == "conversions":
             rows = rows & (level == labels.shape[-1])
-        total = jnp.zeros(())
-        parts: dict[str, jax.Array] = {}
-        for task in self.tasks:
-            bce = bce_loss(
-                logits[task.name],
-                level >= task.rung,
-                where=rows & (level >= task.given),
+        top, ranked_rows = self._ranked_rows(level, mask)
+        banks = banks or {}
+        tasks = {task.name: task for task in self.tasks}
+
+        def bce(name: str, logits: jax.Array) -> jax.Array:
+            return bce_loss(
+                logits,
+                level >= tasks[name].rung,
+                where=rows & (level >= tasks[name].given),
                 weights=row_weights,
                 axis_name=axis_name,
             )
-            parts[f"bce/{task.name}"] = bce
-            total += bce
-        top, ranked_rows = self._ranked_rows(level, mask)
-        banks = banks or {}
-        renewed: dict[str, ConversionBank] = {}
-        for name in self.ranked:
-            scores = self._scores(logits[name])
-            rank = ladder_loss(
-                scores,
+
+        def pwiser(name: str, logits: jax.Array) -> jax.Array:
+            return ladder_loss(
+                self._scores(logits),
                 level,
                 weights.margins,
                 surrogate=self.surrogate,
                 gate=self.gate,
-                normalize=self.normalize,
+                normalize=self.normalize if self.normalize != "balanced" else "pairs",
                 pairs=self.pairs,
                 term_weights=weights.terms,
                 where=ranked_rows,
                 axis_name=axis_name,
                 bank=banks.get(name),
             )
+
+        parts = {f"bce/{name}": bce(name, logits[name]) for name in tasks}
+        total = sum(parts.values(), jnp.zeros(()))
+        renewed: dict[str, ConversionBank] = {}
+        for name in self.ranked:
+            own, lambda_ = logits[name], weights.lambdas[name]
+            if self.normalize == "balanced":
+                losses = partial(bce, name), partial(pwiser, name)
+                lambda_ *= _pull(*losses, own, axis_name)
+                parts[f"lambda/{name}"] = lambda_
             if name in banks:
                 renewed[name] = update_bank(
                     banks[name],
-                    scores,
+                    self._scores(own),
                     level == top,
                     where=ranked_rows,
                     axis_name=axis_name,
                 )
-            parts[f"pwiser/{name}"] = rank
-            total += weights.lambdas[name] * rank
+            rank = parts[f"pwiser/{name}"] = pwiser(name, own)
+            total += lambda_ * rank
         return total / len(self.tasks), (parts, renewed)
 
     def pair_counts(
@@ -180,6 +188,27 @@ class Objective:
         return {name: conversion_bank(self.bank) for name in names}
 
 
+def _pull(
+    loss: Callable[[jax.Array], jax.Array],
+    over: Callable[[jax.Array], jax.Array],
+    logits: jax.Array,
+    axis_name: str | None,
+) -> jax.Array:
+    """|gradient of `loss`| / |gradient of `over`| at the logits of all devices.
+
+    A number that nothing is differentiated through; 0 where `over` has no gradient.
+    """
+
+    def squares(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        gradient = jax.grad(function)(jax.lax.stop_gradient(logits))
+        total = jnp.sum(jnp.square(gradient))
+        return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+    above, below = squares(loss), squares(over)
+    ratio = above / jnp.where(below > 0, below, 1)
+    return jnp.sqrt(jnp.where(below > 0, ratio, 0))
+
+
 def _level(labels: jax.Array) -> jax.Array:
     return jnp.sum(labels.astype(jnp.int32), axis=-1)
 
@@ -225,6 +254,12 @@ def build(
         rungs=_rungs(labels),
     )
     by_head = {name: lambdas[name] for name in ranked}
+    alone = set(ranked) - {task.name for task in tasks}
+    if config.normalize == "balanced" and alone:
+        raise UserError(
+            f"loss.normalize is balanced, and the head {min(alone)!r} has no "
+            "cross-entropy of its own to be balanced with"
+        )
     return objective, Weights(by_head, margins, dict.fromkeys(margins, 1.0))
 
 
