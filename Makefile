@@ -1,5 +1,5 @@
 # make demo          the main job on a synthetic funnel, with a report to look at
-# make experiments   all experiments on built-in data: by estimate within an hour on 2 cores
+# make experiments   all experiments on built-in data: half an hour on 2 cores
 #                    (KUAIRAND=folder: on KuaiRand-Pure's files too; QUICK=1: minutes)
 # make test          lint, type check and the whole test suite
 # make test-long     the tests that take minutes: 20 runs killed and resumed, experiments, signals

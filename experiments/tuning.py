@@ -6,7 +6,7 @@ PWiseR's grid is over lambda, m1 and m2, BCE's over its learning rate and L2, wi
 same number of points. Points are chosen on validation with tuning seeds; the chosen
 ones, the defaults, and PWiseR's defaults on top of BCE's chosen settings are then run
 with other seeds, and test is read once, for these. So is an adaptive lambda: at each
-step the one at which PWiseR's gradient is as long as BCE's, or a tenth of it.
+step the one at which PWiseR's gradient is as long as BCE's (1), or a tenth of it (0.1).
 
 The rule without a search of PWiseR's own: BCE's chosen settings, lambda 0.1 on the
 CTCVR head alone. The experiment on terms, on the same test rows, suggested it.
@@ -30,7 +30,7 @@ from pwiser_jax.reports.tables import formatted, summary
 NAME = "tuning"
 MODEL = "mmoe"
 ON_TUNED, RULE = "pwiser on bce tuned", "pwiser by rule"
-ADAPTIVE, ADAPTIVE_TENTH = "pwiser adaptive", "pwiser adaptive, a tenth"
+ADAPTIVE, ADAPTIVE_TENTH = "pwiser adaptive 1", "pwiser adaptive 0.1"
 REGRET = "Optuna's TPE in batches: mean AUC on validation; below 0 beats the grid"
 
 
