@@ -49,6 +49,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     EXPERTS: {"plain": "experts"},
     "batch norm by Flax": {"plain": "batch_norm"},
     "dropout by jax.random": {"plain": "dropout"},
+    "freed memory given back": {"plain": "memory"},
     "without dropout (another function)": {"changes": json.dumps({"dropout": 0.0})},
     "bfloat16 (rounded products)": {"changes": json.dumps({"compute": "bfloat16"})},
     "8 steps a call": {"steps": SEVERAL},

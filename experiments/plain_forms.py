@@ -1,4 +1,4 @@
-"""Parts of the models as one would write them first, to tell what ours save.
+"""Parts of training as one would write them first, to tell what ours save.
 
 While `plain_form(name)` lasts, a model that is built and traced has that part. It is
 the same function but for the bits of dropout; parameters may be cut otherwise.
@@ -57,10 +57,15 @@ class Dropout(nn.Module):
         return nn.Dropout(self.rate)(x, deterministic=not context.train)
 
 
+def give_back_freed_memory() -> None:
+    """What the C library does when it is told nothing."""
+
+
 PLACES = {
-    "experts": (Experts, ("mmoe.Blocks", "ple.Blocks")),
-    "batch_norm": (BatchNorm, ("layers.BatchNorm",)),
-    "dropout": (Dropout, ("layers.Dropout",)),
+    "experts": (Experts, ("models.mmoe.Blocks", "models.ple.Blocks")),
+    "batch_norm": (BatchNorm, ("models.layers.BatchNorm",)),
+    "dropout": (Dropout, ("models.layers.Dropout",)),
+    "memory": (give_back_freed_memory, ("memory.keep_freed_memory",)),
 }
 
 
@@ -71,5 +76,5 @@ def plain_form(name: str) -> Iterator[None]:
         if name:
             part, places = PLACES[name]
             for place in places:
-                stack.enter_context(patch(f"pwiser_jax.models.{place}", part))
+                stack.enter_context(patch(f"pwiser_jax.{place}", part))
         yield

@@ -18,10 +18,10 @@ import numpy as np
 
 from experiments.measure import median_seconds
 from experiments.plain_forms import plain_form
+from pwiser_jax import memory
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
 from pwiser_jax.data.batches import Batch
 from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
-from pwiser_jax.memory import keep_freed_memory
 from pwiser_jax.models.config import ModelConfig
 
 # Fields of the published data; Ali-CCP's are those with ids seen more than 10 times.
@@ -54,7 +54,7 @@ class Cell:
         changes: options of the model's config that differ from the defaults.
         runs: so many runs in one vmapped program.
         steps: so many steps in one call of the program, of one run.
-        plain: a part of the model that is as one would write it first, if any.
+        plain: what is as one would write it first, if anything: see `plain_forms`.
     """
 
     engine: str = "jax"
@@ -129,7 +129,7 @@ def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     )
     from pwiser_jax.training.step import Hyper, train_step
 
-    keep_freed_memory()
+    memory.keep_freed_memory()
     config = Config(
         DataConfig(batch_size=cell.batch),
         cell.model_config(),

@@ -133,19 +133,22 @@ def _text(point: Point) -> str:
 
 
 def _answer(results: pl.DataFrame, trials: int) -> str:
+    pairs = (
+        ("pwiser", "bce"),
+        ("pwiser tuned", "bce tuned"),
+        (ADAPTIVE, "bce"),
+        (ADAPTIVE_TENTH, "bce"),
+        (ADAPTIVE_TENTH, "pwiser tuned"),
+        (ON_TUNED, "bce tuned"),
+        (RULE, "bce tuned"),
+    )
     texts = []
     for task in ("ctr", "ctcvr"):
-        for loss, baseline in (
-            ("pwiser", "bce"),
-            ("pwiser tuned", "bce tuned"),
-            (ADAPTIVE, "bce"),
-            (ADAPTIVE_TENTH, "bce"),
-            (ADAPTIVE_TENTH, "pwiser tuned"),
-            (ON_TUNED, "bce tuned"),
-            (RULE, "bce tuned"),
-        ):
-            gap = average_difference(results, task, loss, baseline)
-            texts.append(f"{task.upper()} {loss} against {baseline} {text_of(gap)}")
+        gaps = [
+            f"{a} against {b} {text_of(average_difference(results, task, a, b))}"
+            for a, b in pairs
+        ]
+        texts.append(f"{task.upper()}: {', '.join(gaps)}")
     return (
         f"Test AUC with {trials} trials for each loss, MMoE, mean over datasets: "
         f"{listed(texts)}."

@@ -79,8 +79,17 @@ def same_metric(name: str, got: Any, expected: Any) -> None:
     np.testing.assert_allclose(got, expected, rtol=rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("space", ["ctcvr", "click", "product"])
-@pytest.mark.parametrize("name", ["single_task", "shared_bottom", "mmoe", "ple"])
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        ("single_task", "ctcvr"),
+        ("shared_bottom", "ctcvr"),
+        ("shared_bottom", "click"),
+        ("shared_bottom", "product"),
+        ("mmoe", "ctcvr"),
+        ("ple", "ctcvr"),
+    ],
+)
 def test_four_devices_equal_one(name: str, space: str) -> None:
     model, objective, hyper = setup(name, space)
     batch = make_batch(53, padding=3)

@@ -24,7 +24,7 @@ from pwiser_jax.metrics import Reliability
 
 BLACK, GREY = "#000000", "#767676"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-MARKERS = ["o", "s", "^", "D", "v", "P"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]  # one more than colours: no pair twice
 DASHES = ["-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 WIDTH = 9.0  # inches; at 10 pt, text is as large as that of a page around it
 STYLE: dict[Any, Any] = {
