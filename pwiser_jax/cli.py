@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # more at the end, would be a third of the time of small commands.
         gc.set_threshold(100_000)
         atexit.register(gc.freeze)
-        if sys.argv[1:2] == ["prepare"]:
-            # Numba would load its linear algebra, for which no reader has a use.
+        if sys.argv[1:3] == ["prepare", "aliccp"]:
+            # Numba would load its linear algebra, for which that reader has no use.
             sys.modules["scipy"] = None  # pyright: ignore[reportArgumentType]
     try:
         with warnings.catch_warnings():

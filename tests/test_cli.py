@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
+from experiments.make_raw import main as make_raw
 from pwiser_jax import __version__
 from pwiser_jax.cli import main
 from pwiser_jax.training.metrics import read_metrics
@@ -226,6 +227,20 @@ def test_the_console_command_and_the_module_are_the_same() -> None:
     command = [sys.executable, "-m", "pwiser_jax", "--version"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert __version__ in out
+
+
+def test_preparing_works_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """There the command sets up the interpreter as calls of `main` do not."""
+    raw, options = tmp_path / "raw", ["--rows=30000", "--lines=300", "--test_rows=500"]
+    assert make_raw(["aliccp", f"--output={raw}", *options]) == 0
+    for dataset, given in {
+        "synthetic": ["--rows=500", "--users=50"],
+        "aliccp": [f"--source={raw}", "--on-bad-label=nest"],
+    }.items():
+        output = tmp_path / dataset
+        command = [sys.executable, "-m", "pwiser_jax", "prepare", dataset]
+        subprocess.run([*command, *given, f"--output={output}"], check=True)
+        assert (output / "manifest.json").is_file()
 
 
 def train_command(table: Path, run: Path) -> list[str]:
