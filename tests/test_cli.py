@@ -231,11 +231,11 @@ def test_the_console_command_and_the_module_are_the_same() -> None:
 
 def test_preparing_works_in_a_process_of_its_own(tmp_path: Path) -> None:
     """There the command sets up the interpreter as calls of `main` do not."""
-    raw, options = tmp_path / "raw", ["--rows=30000", "--lines=300", "--test_rows=500"]
+    raw, options = tmp_path / "raw", ["--rows=12000", "--lines=300", "--test_rows=4000"]
     assert make_raw(["aliccp", f"--output={raw}", *options]) == 0
     for dataset, given in {
         "synthetic": ["--rows=500", "--users=50"],
-        "aliccp": [f"--source={raw}", "--on-bad-label=nest"],
+        "aliccp": [f"--source={raw}", "--on-bad-label=nest", "--valid-fraction=0.3"],
     }.items():
         output = tmp_path / dataset
         command = [sys.executable, "-m", "pwiser_jax", "prepare", dataset]
