@@ -1,6 +1,6 @@
 """The experiments, one report: what was asked, what came out, how to make it again.
 
-    python -m experiments.all --output runs/experiments            (an hour or less)
+    python -m experiments.all --output runs/experiments            (half an hour)
     python -m experiments.all --quick --output runs/quick          (minutes; to look)
     python -m experiments.all --full --kuairand DIR --output runs/full
     python -m experiments.all --only noise terms --output runs/experiments
