@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -29,7 +30,9 @@ from experiments.measure import (
     KEEP_MEMORY,
     machine,
     median_seconds,
+    on_accelerator,
     peak_bytes,
+    peaks,
     reset_peak,
 )
 from pwiser_jax.files import write_whole
@@ -47,6 +50,7 @@ MOST_PAIRS = {
     "torch": 2e9,
     "rax": 3e8,
 }
+ON_ACCELERATOR = {"broadcast": 2e10, "blocked": 6e11}
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,20 @@ WITH_BOTH = ("bce", "sorted", "torch")
 
 def cells(sizes: Sequence[int]) -> Iterator[Cell]:
     """Size by size, engines in turns."""
+    most_pairs = MOST_PAIRS | (ON_ACCELERATOR if on_accelerator() else {})
     for rows, rates in product(sizes, RATES):
         for surrogate, engines in ENGINES.items():
             for engine, allocator in product(engines, ALLOCATORS):
                 cell = Cell(engine, surrogate, rows, rates, allocator)
+                wanted = allocator == "usual" or (
+                    engine in WITH_BOTH and not on_accelerator()
+                )
                 installed = engine not in ("torch", "rax") or find_spec(engine)
-                wanted = allocator == "usual" or engine in WITH_BOTH
                 if engine in LADDERS:
                     wanted &= (rows, rates) == (LADDER_ROWS, "rare")
-                few_enough = cell.pairs <= MOST_PAIRS.get(engine, np.inf)
+                # "auto" is another of them, by a rule made of these measurements.
+                wanted &= not (engine == "auto" and on_accelerator())
+                few_enough = cell.pairs <= most_pairs.get(engine, np.inf)
                 if installed and wanted and few_enough:
                     yield cell
 
@@ -116,7 +125,10 @@ def torch_call(cell: Cell) -> Callable[[], Any]:
     torch: Any = import_module("torch")
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    scores, clicks, conversions = map(torch.from_numpy, batch(cell))
+    device = "cuda" if on_accelerator() else "cpu"
+    scores, clicks, conversions = (
+        torch.from_numpy(part).to(device) for part in batch(cell)
+    )
     scores.requires_grad_()
     squared = cell.surrogate == "squared_hinge"
 
@@ -130,11 +142,14 @@ def torch_call(cell: Cell) -> Callable[[], Any]:
         loss = term(converted, scores[clicks & ~conversions], MARGINS[0])
         loss = loss + term(converted, scores[~clicks & ~conversions], MARGINS[1])
         loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return call
 
 
-def jax_call(cell: Cell) -> Callable[[], Any]:
+def compiled(cell: Cell) -> tuple[Any, Any]:
+    """The program of a form of ours, or of rax', and its arguments."""
     import jax
     import jax.numpy as jnp
 
@@ -166,30 +181,55 @@ def jax_call(cell: Cell) -> Callable[[], Any]:
         }
         loss = partial(pwiser_loss, **options)
     arguments = jax.device_put(batch(cell))
-    compiled = jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile()
-    return lambda: jax.block_until_ready(compiled(*arguments))
+    return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 
 
-def bandwidth() -> float:
-    """Bytes a second of a large array read once and written once."""
+def measure(cell: Cell, made: tuple[Any, Any] | None = None) -> dict[str, float]:
+    """Seconds of a call, and bytes a row beyond those held before it; `made` as by
+    `compiled`."""
     import jax
-    import jax.numpy as jnp
 
-    x = jnp.zeros(2**26, jnp.float32)
-    add = jax.jit(lambda x: x + 1)
-    return 2 * x.nbytes / median_seconds(lambda: jax.block_until_ready(add(x)))
-
-
-def measure(cell: Cell) -> dict[str, float]:
-    """Seconds of a call, and bytes a row beyond those held before it."""
-    call = torch_call(cell) if cell.engine == "torch" else jax_call(cell)
-    before = reset_peak()
-    call()
-    memory = peak_bytes() - before
+    if cell.engine == "torch":
+        call, program = torch_call(cell), None
+    else:
+        program, arguments = made or compiled(cell)
+        call = lambda: jax.block_until_ready(program(*arguments))  # noqa: E731
+    memory = (device_bytes if on_accelerator() else host_bytes)(call, program)
     return {
         "seconds": median_seconds(call, budget=0.5),
         "bytes_per_row": memory / cell.rows,
     }
+
+
+def host_bytes(call: Callable[[], Any], program: Any) -> int:
+    del program
+    before = reset_peak()
+    call()
+    return peak_bytes() - before
+
+
+def device_bytes(call: Callable[[], Any], program: Any) -> int:
+    """What the compiler planned for a program; of PyTorch, None, what it took."""
+    if program is not None:
+        return program.memory_analysis().temp_size_in_bytes
+    cuda: Any = import_module("torch").cuda
+    cuda.reset_peak_memory_stats()
+    before = cuda.memory_allocated()
+    call()
+    return cuda.max_memory_allocated() - before
+
+
+def all_here(cells: Sequence[Cell]) -> Iterator[dict[str, float | None]]:
+    """As `in_own_process`, in this one, which takes less time on an accelerator; the
+    compiler works on several programs at a time."""
+    ours = [cell for cell in cells if cell.engine != "torch"]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        made = dict(zip(ours, threads.map(compiled, ours), strict=True))
+    for cell in cells:
+        try:
+            yield dict(measure(cell, made.get(cell)))
+        except RuntimeError:
+            yield {"seconds": None, "bytes_per_row": None}
 
 
 def in_own_process(cell: Cell) -> dict[str, float | None]:
@@ -214,7 +254,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         lines: dict[str, dict[int, dict[str, Any]]] = {}
         for row in rows:
             if (row["rates"], row["surrogate"]) == (rates, surrogate):
-                name = f"{row['engine']}, {row['allocator']} allocator"
+                name = row["engine"]
+                if not on_accelerator():
+                    name += f", {row['allocator']} allocator"
                 lines.setdefault(name, {})[row["rows"]] = row
         texts = [
             {
@@ -290,9 +332,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console = Console(stderr=True, highlight=False)
     rows: list[dict[str, Any]] = []
-    speed = bandwidth()
-    for cell in cells(options.sizes):
-        found = in_own_process(cell)
+    _, speed = peaks()
+    due = list(cells(options.sizes))
+    measured = all_here(due) if on_accelerator() else map(in_own_process, due)
+    for cell, found in zip(due, measured, strict=True):
         # Scores and gradient in float32, two labels of a byte: moved once.
         moved = cell.rows * (4 + 4 + 1 + 1) / speed
         seconds = found["seconds"]
@@ -300,13 +343,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append(vars(cell) | found | share)
         console.print(f"{cell}: {_cell_text(rows[-1])}")
     device = jax.devices()[0].device_kind
+    allocators = (
+        ""
+        if on_accelerator()
+        else (
+            "Allocator: glibc's as it comes, or with "
+            f"{' '.join(f'{k}={v}' for k, v in KEEP_MEMORY.items())}. "
+        )
+    )
     note = (
-        f"Forward and backward of PWiseR alone, median. Machine: "
+        "Forward and backward of PWiseR alone, median. Machine: "
         f"{machine(('jax', 'torch', 'rax'))}; jax device: {device}, "
-        f"{speed / 1e9:.0f} GB/s measured. Allocator: glibc's as it comes, or with "
-        f"{' '.join(f'{k}={v}' for k, v in KEEP_MEMORY.items())}. In brackets: peak "
-        "memory beyond the inputs and the compiled program, in bytes a row, of the "
-        'first call; "died": killed, for want of memory as a rule. '
+        f"{speed / 1e9:.0f} GB/s measured. {allocators}In brackets: peak memory beyond "
+        "the inputs and the compiled program, in bytes a row, of the first call; "
+        '"died": killed, for want of memory as a rule. '
         "Made by `python -m experiments.bench_losses`."
     )
     write_csv(pl.DataFrame(rows), options.output.with_suffix(".csv"))

@@ -14,19 +14,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from rich.console import Console
 
-from experiments.measure import KEEP_MEMORY, machine, median_seconds
-from experiments.training_cell import Cell
+from experiments.measure import KEEP_MEMORY, machine, on_accelerator, peaks
+from experiments.training_cell import Cell, compiled, measure
 from pwiser_jax.files import write_whole
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.tables import to_markdown, write_csv
@@ -38,18 +39,19 @@ IDS = (30_000, 300_000, 3_000_000)
 LARGE_BATCH = 65_536
 RUNS = 16
 SEVERAL = MOST_STEPS  # in one call
+PARTS = ("models", "large_batches", "runs", "tables", "ids", "losses", "switches")
 ALLOCATORS = {"usual": {}, "keep": KEEP_MEMORY}
 
 # The same function with more work or less, or called in another way.
 PLAIN = json.dumps({"small_rows": 0})
-EXPERTS = "experts one by one"
+EXPERTS, MEMORY = "experts one by one", "freed memory given back"  # the host's
 SWITCHES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "without tables projected": {"changes": PLAIN},
     EXPERTS: {"plain": "experts"},
     "batch norm by Flax": {"plain": "batch_norm"},
     "dropout by jax.random": {"plain": "dropout"},
-    "freed memory given back": {"plain": "memory"},
+    MEMORY: {"plain": "memory"},
     "without dropout (another function)": {"changes": json.dumps({"dropout": 0.0})},
     "bfloat16 (rounded products)": {"changes": json.dumps({"compute": "bfloat16"})},
     "8 steps a call": {"steps": SEVERAL},
@@ -64,19 +66,23 @@ class Options:
         work: a folder for single measurements; those there are not made again.
         output: path of the results, without a suffix.
         large_models: the models of the part "tables", the longest.
-        parts: which of the parts: models, tables, ids, losses, switches, runs.
+        dims: widths of an embedded field in the parts "tables" and "ids".
+        parts: which of the parts, in this order: models, large_batches and runs (both
+            on an accelerator alone), tables, ids, losses, switches.
         repeats: how often everything is measured.
     """
 
     work: Path
     output: Path = Path("experiments/results/training")
-    parts: tuple[str, ...] = ("models", "tables", "ids", "losses", "switches", "runs")
+    parts: tuple[str, ...] = PARTS
     large_models: tuple[str, ...] = MODELS
+    dims: tuple[int, ...] = DIMS
     repeats: int = 3
 
 
 def in_torch(cell: Cell) -> Iterator[Cell]:
-    for allocator in ALLOCATORS:
+    """With each allocator of the host; an accelerator has one of its own."""
+    for allocator in ("usual",) if on_accelerator() else ALLOCATORS:
         yield replace(cell, engine="torch", allocator=allocator)
 
 
@@ -87,6 +93,14 @@ def model_cells() -> Iterator[Cell]:
         yield replace(cell, changes=PLAIN)
         yield cell
         yield replace(cell, steps=SEVERAL)
+
+
+def large_batch_cells() -> Iterator[Cell]:
+    """The paper's 2,048 rows are few for an accelerator."""
+    for model in MODELS:
+        cell = Cell(model=model, batch=LARGE_BATCH)
+        yield from in_torch(cell)
+        yield cell
 
 
 def table_cells() -> Iterator[Cell]:
@@ -114,7 +128,8 @@ def loss_cells() -> Iterator[Cell]:
 
 def switches() -> Iterator[tuple[str, Cell]]:
     for model, name in product(("shared_bottom", "mmoe"), SWITCHES):
-        if (model, name) != ("shared_bottom", EXPERTS):
+        without = model == "shared_bottom" and name == EXPERTS
+        if not without and not (on_accelerator() and name == MEMORY):
             yield name, Cell(model=model, **SWITCHES[name])
 
 
@@ -124,25 +139,8 @@ def switch_cells() -> Iterator[Cell]:
 
 def run_cells() -> Iterator[Cell]:
     """Many runs as one program: of use where one does not fill the device."""
-    if accelerated():
-        for model, runs in product(("shared_bottom", "mmoe"), (1, RUNS)):
-            yield Cell(model=model, runs=runs)
-
-
-PARTS = {
-    "models": model_cells,
-    "tables": table_cells,
-    "ids": id_cells,
-    "losses": loss_cells,
-    "switches": switch_cells,
-    "runs": run_cells,
-}
-
-
-def accelerated() -> bool:
-    import jax
-
-    return jax.default_backend() != "cpu"
+    for model, runs in product(("shared_bottom", "mmoe"), (1, RUNS)):
+        yield Cell(model=model, runs=runs)
 
 
 class Measurements:
@@ -158,12 +156,15 @@ class Measurements:
 
     def make(self, cells: Sequence[Cell]) -> None:
         console = Console(stderr=True, highlight=False)
+        due = [c for c in cells if len(self._found.get(c, [])) < self._repeats]
+        accelerated = on_accelerator()
+        made = all_compiled(due) if accelerated else {}
         for repeat in range(self._repeats):
             for cell in cells:
                 have = self._found.setdefault(cell, [])
                 if len(have) > repeat:
                     continue
-                found = in_own_process(cell)
+                found = here(cell, made) if accelerated else in_own_process(cell)
                 have.append(found)
                 line = json.dumps({"cell": asdict(cell), "found": found})
                 with self._path.open("a", encoding="utf-8") as file:
@@ -195,6 +196,25 @@ class Measurements:
         ]
 
 
+def all_compiled(cells: Sequence[Cell]) -> dict[Cell, Any]:
+    """The programs of our cells; the compiler works on several at a time."""
+    ours = [cell for cell in cells if cell.engine == "jax"]
+    # A plain form lasts for the whole process.
+    apart = {cell: compiled(cell) for cell in ours if cell.plain}
+    rest = [cell for cell in ours if not cell.plain]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return apart | dict(zip(rest, threads.map(compiled, rest), strict=True))
+
+
+def here(cell: Cell, made: dict[Cell, Any]) -> dict[str, float | None]:
+    """As `in_own_process`, in this one: on an accelerator little depends on what the
+    host did before, and a process takes longer to start than a cell to measure."""
+    try:
+        return dict(measure(cell, *([made[cell]] if cell in made else [])))
+    except RuntimeError:
+        return {"seconds": None}
+
+
 def in_own_process(cell: Cell) -> dict[str, float | None]:
     """The measures of a cell; None where it dies, as it does for want of memory."""
     done = subprocess.run(
@@ -206,20 +226,6 @@ def in_own_process(cell: Cell) -> dict[str, float | None]:
     if done.returncode:
         return {"seconds": None}
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def peaks() -> tuple[float, float]:
-    """Floating-point operations a second of a large matrix product, and bytes a second
-    of a large array read and written once: what this device does at its best."""
-    import jax
-    import jax.numpy as jnp
-
-    n = 8192 if accelerated() else 2048
-    a, x = jnp.ones((n, n)), jnp.zeros(2**26)
-    multiply, add = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
-    product_ = median_seconds(lambda: jax.block_until_ready(multiply(a)))
-    copy = median_seconds(lambda: jax.block_until_ready(add(x)))
-    return 2 * n**3 / product_, 2 * x.nbytes / copy
 
 
 # Tables of the results.
@@ -241,11 +247,11 @@ def _share(part: float | None, whole: float | None) -> str:
     return "-" if not (part and whole) else f"{part / whole:.1%}"
 
 
-def models_table(of: Measurements) -> pl.DataFrame:
-    best = peaks() if accelerated() else None
+def models_table(of: Measurements, batch: int = 2048) -> pl.DataFrame:
+    best = peaks() if on_accelerator() else None
     lines = []
     for model in MODELS:
-        cell = Cell(model=model)
+        cell = Cell(model=model, batch=batch)
         fast, torch = of.seconds(cell), of.best(in_torch(cell))
         plain = of.seconds(replace(cell, changes=PLAIN))
         several = of.seconds(replace(cell, steps=SEVERAL))
@@ -267,6 +273,10 @@ def models_table(of: Measurements) -> pl.DataFrame:
             }
         lines.append(line)
     return pl.DataFrame(lines)
+
+
+def large_batches_table(of: Measurements) -> pl.DataFrame:
+    return models_table(of, LARGE_BATCH)
 
 
 def tables_table(of: Measurements) -> pl.DataFrame:
@@ -368,16 +378,32 @@ def runs_table(of: Measurements) -> pl.DataFrame:
     return pl.DataFrame(lines)
 
 
-TITLES = {
-    "models": (
+class Part(NamedTuple):
+    """Cells, and the table made of them under a title."""
+
+    cells: Callable[[], Iterator[Cell]]
+    title: str
+    table: Callable[[Measurements], pl.DataFrame]
+
+
+OF_PARTS = {
+    "models": Part(
+        model_cells,
         "AliExpress: 16 fields, 144 ids, 63 numerical columns, dim 128",
         models_table,
     ),
-    "tables": ("Ali-CCP: 18 fields, 1.28 M ids, rows/s", tables_table),
-    "ids": ("SharedBottom by number of ids (Ali-CCP's fields)", ids_table),
-    "losses": ("PWiseR's own time", losses_table),
-    "switches": ("AliExpress: what each idea saves", switches_table),
-    "runs": ("Runs side by side", runs_table),
+    "large_batches": Part(
+        large_batch_cells,
+        f"The same with batches of {LARGE_BATCH:,} rows",
+        large_batches_table,
+    ),
+    "runs": Part(run_cells, "Runs side by side", runs_table),
+    "tables": Part(table_cells, "Ali-CCP: 18 fields, 1.28 M ids, rows/s", tables_table),
+    "ids": Part(
+        id_cells, "SharedBottom by number of ids (Ali-CCP's fields)", ids_table
+    ),
+    "losses": Part(loss_cells, "PWiseR's own time", losses_table),
+    "switches": Part(switch_cells, "AliExpress: what each idea saves", switches_table),
 }
 
 
@@ -422,38 +448,55 @@ def plot(of: Measurements, path: Path) -> None:
         plt.close(figure)
 
 
+def wanted(part: str, options: Options) -> list[Cell]:
+    """The cells of a part that can be measured here."""
+    if part in ("large_batches", "runs") and not on_accelerator():
+        return []
+    have_torch = find_spec("torch") is not None
+    return [
+        cell
+        for cell in dict.fromkeys(OF_PARTS[part].cells())
+        if (cell.engine != "torch" or have_torch)
+        and (cell.data != "aliccp" or cell.model in options.large_models)
+        and (cell.data != "aliccp" or cell.dim in options.dims)
+    ]
+
+
+def note(repeats: int) -> str:
+    import jax
+
+    settings = " ".join(f"{key}={value}" for key, value in KEEP_MEMORY.items())
+    where, flags = jax.devices()[0].device_kind, os.environ.get("XLA_FLAGS")
+    return (
+        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Repeats "
+        f"here: {repeats}. Batches of 2,048 rows, MTReclib's sizes of the "
+        "models, dropout 0.2, Adam with L2 1e-6, cross-entropy. 'plain': the same "
+        "function without projected tables; "
+        f"'keep': {settings}. Machine: {machine(('jax', 'torch'))}; jax device: "
+        f"{where}{f', XLA_FLAGS={flags}' if flags else ''}. Made by `python -m "
+        "experiments.bench_training`."
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench_training", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
-    import jax
-
-    have_torch = find_spec("torch") is not None
-    cells = list(dict.fromkeys(c for part in options.parts for c in PARTS[part]()))
-    cells = [cell for cell in cells if cell.engine != "torch" or have_torch]
-    others = set(MODELS) - set(options.large_models)
-    cells = [c for c in cells if not (c.data == "aliccp" and c.model in others)]
     of = Measurements(options.work, options.repeats)
-    of.make(cells)
-    settings = " ".join(f"{key}={value}" for key, value in KEEP_MEMORY.items())
-    note = (
-        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Repeats "
-        f"here: {options.repeats}. Batches of 2,048 rows, MTReclib's sizes of the "
-        "models, dropout 0.2, Adam with L2 1e-6, cross-entropy. 'plain': the same "
-        "function without projected tables; "
-        f"'keep': {settings}. Machine: {machine(('jax', 'torch'))}; jax device: "
-        f"{jax.devices()[0].device_kind}. Made by `python -m "
-        "experiments.bench_training`."
-    )
-    sections = [
-        f"## {title}\n\n{to_markdown(table(of)).rstrip()}"
-        for part, (title, table) in TITLES.items()
-        if part in options.parts and (part != "runs" or accelerated())
-    ]
-    write_csv(pl.DataFrame(of.rows(cells)), options.output.with_suffix(".csv"))
-    text = "\n\n".join(("# Training", note, *sections)) + "\n"
-    write_whole(options.output.with_suffix(".md"), text)
-    plot(of, options.output.with_suffix(".png"))
+    cells: list[Cell] = []
+    sections = ["# Training", note(options.repeats)]
+    for name in options.parts:
+        part, new = OF_PARTS[name], wanted(name, options)
+        if not new:
+            continue
+        of.make(new)
+        # Part by part: what is measured is there to be read.
+        cells = list(dict.fromkeys([*cells, *new]))
+        sections.append(f"## {part.title}\n\n{to_markdown(part.table(of)).rstrip()}")
+        write_csv(pl.DataFrame(of.rows(cells)), options.output.with_suffix(".csv"))
+        text = "\n\n".join(sections) + "\n"
+        write_whole(options.output.with_suffix(".md"), text)
+        plot(of, options.output.with_suffix(".png"))
     return 0
 
 

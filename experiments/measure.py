@@ -1,12 +1,14 @@
 """What benchmarks share: a machine in a line, a call's or command's time and memory."""
 
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -44,6 +46,53 @@ def machine(packages: Sequence[str] = PACKAGES) -> str:
         except PackageNotFoundError:
             continue
     return ", ".join(parts)
+
+
+def on_accelerator() -> bool:
+    """Whether jax computes on something else than the CPU."""
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+@cache
+def peaks() -> tuple[float, float]:
+    """What this device does at its best: floating-point operations a second of a large
+    matrix product, and bytes a second of a large array read and written once."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 8192 if on_accelerator() else 2048
+    a, x = jax.random.normal(jax.random.key(0), (n, n)), jnp.zeros(2**26)
+    multiply, add = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
+    product = median_seconds(lambda: jax.block_until_ready(multiply(a)))
+    copy = median_seconds(lambda: jax.block_until_ready(add(x)))
+    return 2 * n**3 / product, 2 * x.nbytes / copy
+
+
+def product_operations(jaxpr: Any) -> float:
+    """Floating-point operations of a traced program's matrix products, those in a loop
+    counted once. (A compiled program may hide them in calls of a library.)"""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            terms = math.prod(shape[axis] for axis in summed)
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * terms
+        for inner in _inner(equation.params.values()):
+            total += product_operations(inner)
+    return total
+
+
+def _inner(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _inner(value)
+        elif hasattr(value, "eqns"):
+            yield value
+        elif hasattr(value, "jaxpr"):
+            yield value.jaxpr
 
 
 def _processor() -> str:

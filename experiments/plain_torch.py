@@ -12,7 +12,8 @@ class Embedding(nn.Module):
         super().__init__()
         sizes = [field.size for field in schema.categorical]
         self.embedding = nn.Embedding(sum(sizes), dim, sparse=sparse)
-        self.offsets = torch.tensor(np.cumsum([0, *sizes[:-1]]))
+        offsets = torch.tensor(np.cumsum([0, *sizes[:-1]]))
+        self.register_buffer("offsets", offsets, persistent=False)
 
     def forward(self, ids):
         return self.embedding(ids + self.offsets).flatten(1)

@@ -10,13 +10,18 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.measure import median_seconds
+from experiments.measure import (
+    median_seconds,
+    on_accelerator,
+    product_operations,
+)
 from experiments.plain_forms import plain_form
 from pwiser_jax import memory
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
@@ -113,68 +118,119 @@ def batches(cell: Cell) -> list[Batch]:
     return found
 
 
-def jax_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
-    """A training step as the training loop calls it, and the work in one."""
+class Parts(NamedTuple):
+    """A cell of ours: state = place(draw(0)); state, _ = program(state, *batch, hyper)
+    for each batch in turn."""
+
+    draw: Any
+    place: Callable[[Any], Any]
+    program: Any
+    batches: list[tuple[Any, ...]]
+    hyper: Any
+    work: dict[str, float]
+
+
+def compiled(cell: Cell) -> Parts:
+    """A cell of ours with its programs compiled."""
+    with plain_form(cell.plain):
+        return _compiled(cell)
+
+
+def _compiled(cell: Cell) -> Parts:
     import jax
     import jax.numpy as jnp
 
     from pwiser_jax.models import build
     from pwiser_jax.training import objective as objectives
-    from pwiser_jax.training.inference import new_state
-    from pwiser_jax.training.parallel import (
-        replicated,
-        shard_batch,
-        stacked,
-        train_program,
-    )
+    from pwiser_jax.training import parallel
     from pwiser_jax.training.step import Hyper, train_step
 
-    memory.keep_freed_memory()
     config = Config(
         DataConfig(batch_size=cell.batch),
         cell.model_config(),
         LossConfig(lambdas=cell.lambda_),
         OptimizerConfig(embedding=cell.embedding),  # pyright: ignore[reportArgumentType]
     )
-    schema = cell.schema()
+    schema, embedding = cell.schema(), config.optimizer.embedding
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
-    hyper = Hyper(
+    hyper: Any = Hyper(
         seed=0,
         learning_rate=config.optimizer.learning_rate,
         l2=config.optimizer.l2,
         weights=weights,
         log_every=config.train.log_every,
     )
-    state: Any = new_state(config, schema)
+
+    def of_all_runs(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * cell.runs), tree)
+
+    program: Any
+    cut: list[tuple[Any, ...]]
+    place: Callable[[Any], Any]
+    # Programs that are kept may have been traced with other forms of their parts.
     if cell.runs == 1:
-        program: Any = train_program(
-            config.model, schema, objective, config.optimizer.embedding
-        )
-        state, hyper = replicated((state, hyper))
+        place = parallel.replicated
+        make = parallel.train_program.__wrapped__
+        program = make(config.model, schema, objective, embedding)
         count, several = np.int32(cell.steps), batches(cell)
-        cut: Any = [
-            (stacked(several[at:][: cell.steps], cell.steps), count)
+        cut = [
+            (parallel.stacked(several[at:][: cell.steps], cell.steps), count)
             for at in range(0, len(several), cell.steps)
         ]
     else:
-        one = train_step(
-            build(config.model, schema), objective, None, config.optimizer.embedding
-        )
+        place = of_all_runs
+        one = train_step(build(config.model, schema), objective, None, embedding)
         program = jax.jit(jax.vmap(one, in_axes=(0, None, 0)), donate_argnums=0)
-        state, hyper = jax.tree.map(
-            lambda x: jnp.stack([jnp.asarray(x)] * cell.runs), (state, hyper)
-        )
-        whole = [shard_batch(batch, 1) for batch in batches(cell)]
-        cut = [(jax.tree.map(lambda x: x[0], batch),) for batch in whole]
-    work = program.lower(state, *cut[0], hyper).compile().cost_analysis()
-    turn = cycle(cut)
+        whole = [parallel.shard_batch(batch, 1) for batch in batches(cell)]
+        cut = [(jax.device_put(jax.tree.map(lambda x: x[0], part)),) for part in whole]
+    draw, shapes = _drawing(config.model, schema, objective, embedding, cell.plain)
+    if cell.runs > 1:
+        shapes = jax.eval_shape(place, shapes)
+    hyper = place(hyper)
+    lowered = program.lower(shapes, *cut[0], hyper)
+    compiled_program = lowered.compile()
+    traced = jax.make_jaxpr(program)(shapes, *cut[0], hyper)
+    work = {
+        "flops": product_operations(traced.jaxpr),
+        "bytes": compiled_program.cost_analysis()["bytes accessed"],
+    }
+    return Parts(draw, place, compiled_program, cut, hyper, work)
+
+
+@cache
+def _drawing(
+    model: ModelConfig, schema: Schema, objective: Any, embedding: Any, plain: str
+) -> tuple[Any, Any]:
+    """The compiled program that draws a state from a seed, and the state's shapes."""
+    import jax
+
+    from pwiser_jax.training.inference import draw_program
+
+    del plain  # a form of the parts is traced anew
+    make: Any = draw_program.__wrapped__
+    lowered = make(model, schema, objective, embedding).lower(0)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
+    )
+    return lowered.compile(), shapes
+
+
+def jax_step(
+    cell: Cell, made: Parts | None = None
+) -> tuple[Callable[[], Any], dict[str, float]]:
+    """A training step as the training loop calls it, and the work in one."""
+    import jax
+
+    memory.keep_freed_memory()
+    parts = made or compiled(cell)
+    state, turn = parts.place(parts.draw(0)), cycle(parts.batches)
 
     def step() -> None:
         nonlocal state
-        state, values = program(state, *next(turn), hyper)
+        state, values = parts.program(state, *next(turn), parts.hyper)
         jax.block_until_ready((state, values))
 
-    return step, {"flops": work["flops"], "bytes": work["bytes accessed"]}
+    return step, parts.work
 
 
 def loss_call(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
@@ -200,15 +256,21 @@ def loss_call(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
 def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     """A step of the plain PyTorch network, with Adam or with SparseAdam's tables.
 
-    Adam's L2 is `weight_decay`; SparseAdam has none.
+    Adam's L2 is `weight_decay`; SparseAdam has none. On an accelerator products are
+    rounded as JAX rounds them there, to TensorFloat-32.
     """
     torch: Any = import_module("torch")
     from experiments.plain_torch import MODELS
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
+    device = "cpu"
+    if on_accelerator():
+        device = "cuda"
+        torch.set_float32_matmul_precision("high")
     sparse = cell.embedding == "sparse_adam"
     network = MODELS[cell.model](cell.model_config(), cell.schema(), sparse)
+    network.to(device)
     tables = [p for name, p in network.named_parameters() if "embedding" in name]
     others = [p for name, p in network.named_parameters() if "embedding" not in name]
     config = OptimizerConfig()
@@ -217,12 +279,17 @@ def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     if sparse:
         optimizers.append(torch.optim.SparseAdam(tables, config.learning_rate))
     turn = cycle(
-        (
-            torch.from_numpy(batch.inputs["categorical"].astype(np.int64)),
-            torch.from_numpy(batch.inputs["numerical"]),
-            torch.from_numpy(batch.labels.astype(np.float32)),
-        )
-        for batch in batches(cell)
+        [
+            tuple(
+                torch.from_numpy(part).to(device)
+                for part in (
+                    batch.inputs["categorical"].astype(np.int64),
+                    batch.inputs["numerical"],
+                    batch.labels.astype(np.float32),
+                )
+            )
+            for batch in batches(cell)
+        ]
     )
     bce = torch.nn.BCEWithLogitsLoss()
 
@@ -235,6 +302,8 @@ def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return step, {}
 
@@ -242,10 +311,10 @@ def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
 ENGINES = {"jax": jax_step, "loss": loss_call, "torch": torch_step}
 
 
-def measure(cell: Cell) -> dict[str, float]:
-    """The median seconds of a step, the first ones aside."""
+def measure(cell: Cell, *made: Any) -> dict[str, float]:
+    """The median seconds of a step, the first ones aside; `made` as by `compiled`."""
     with plain_form(cell.plain):
-        step, work = ENGINES[cell.engine](cell)
+        step, work = ENGINES[cell.engine](cell, *made)
         for _ in range(WARM_UP):
             step()
     seconds = median_seconds(step, budget=BUDGET, least=LEAST) / cell.steps

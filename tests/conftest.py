@@ -1,15 +1,16 @@
 """Four CPU devices and strict flags, set before any test imports jax.
 
-Programs are compiled without optimisation: tests spend their time compiling.
+Programs are compiled without optimisation: tests spend their time compiling. With
+JAX_PLATFORMS set, tests of losses and models run on another device.
 """
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+    os.environ["XLA_FLAGS"] = (
+        "--xla_force_host_platform_device_count=4 "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
 
 from pathlib import Path
 
@@ -28,6 +29,12 @@ settings.register_profile("explore", max_examples=500, **EXAMPLES)
 settings.load_profile("tests")
 
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def four_devices() -> None:
+    if jax.local_device_count() < 4:
+        pytest.skip("needs four devices")
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,7 @@ def test_equals_the_definition(embedding: str) -> None:
         assert not np.asarray(moment)[unread].any()
 
 
+@pytest.mark.usefixtures("four_devices")
 @pytest.mark.parametrize("embedding", LAZY)
 def test_runs_side_by_side_and_devices(embedding: str) -> None:
     ids, slopes = batches()

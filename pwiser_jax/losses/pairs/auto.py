@@ -6,9 +6,9 @@ from pwiser_jax.losses.pairs import blocked, broadcast, sorted
 from pwiser_jax.losses.pairs.types import PairRowSums
 from pwiser_jax.losses.pairwise import Surrogate
 
-# Rows of a device from which on `sorted` is faster than `broadcast`
-# (CPU: experiments/bench_losses.py; GPU and TPU: not measured yet, a guess).
-SORTED_FROM = {"cpu": 64, "gpu": 4096, "tpu": 4096}
+# Rows of a device from which on `sorted` is faster than `broadcast`, or as fast in far
+# less memory (CPU, and GPU on an H100: experiments/bench_losses.py; TPU: a guess).
+SORTED_FROM = {"cpu": 64, "gpu": 16_384, "tpu": 4096}
 # Rows from which on the pairs of the logistic surrogate are formed in tiles.
 BLOCKED_FROM = 512
 
