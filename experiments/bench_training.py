@@ -5,29 +5,27 @@
 The four models at AliExpress' and Ali-CCP's sizes, as they are and in plain form, and
 where PyTorch is installed the same networks written plainly in it, with glibc's usual
 allocator and one told to keep its memory: the better counts (our training tells it so
-itself). Each measurement is a process of its own, all in turns, `--repeats` times over;
-a figure is the median. A benchmark that was stopped goes on from the measurements in
-its work folder.
+itself). What a line compares is measured in turns, in processes that are alive together
+(but where memory holds few of them), `--rounds` times over; a figure is the median of
+the rounds, a ratio the median of their ratios. A benchmark that was stopped goes on
+from the lines in its work folder.
 """
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import polars as pl
-from rich.console import Console
 
-from experiments.measure import KEEP_MEMORY, machine, on_accelerator, peaks
-from experiments.training_cell import Cell, compiled, measure
+from experiments.measure import KEEP_MEMORY, machine, on_accelerator
+from experiments.training_cell import Cell
+from experiments.turns import ALLOCATORS, Group, Measurements
 from pwiser_jax.files import write_whole
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.tables import to_markdown, write_csv
@@ -40,7 +38,7 @@ LARGE_BATCH = 65_536
 RUNS = 16
 SEVERAL = MOST_STEPS  # in one call
 PARTS = ("models", "large_batches", "runs", "tables", "ids", "losses", "switches")
-ALLOCATORS = {"usual": {}, "keep": KEEP_MEMORY}
+BEST_PRODUCT, BEST_COPY = Cell(engine="product"), Cell(engine="copy")
 
 # The same function with more work or less, or called in another way.
 PLAIN = json.dumps({"small_rows": 0})
@@ -69,7 +67,7 @@ class Options:
         dims: widths of an embedded field in the parts "tables" and "ids".
         parts: which of the parts, in this order: models, large_batches and runs (both
             on an accelerator alone), tables, ids, losses, switches.
-        repeats: how often everything is measured.
+        rounds: how often everything is measured.
     """
 
     work: Path
@@ -77,158 +75,214 @@ class Options:
     parts: tuple[str, ...] = PARTS
     large_models: tuple[str, ...] = MODELS
     dims: tuple[int, ...] = DIMS
-    repeats: int = 3
+    rounds: int = 8
 
 
-def in_torch(cell: Cell) -> Iterator[Cell]:
+def in_torch(cell: Cell) -> list[Cell]:
     """With each allocator of the host; an accelerator has one of its own."""
-    for allocator in ("usual",) if on_accelerator() else ALLOCATORS:
-        yield replace(cell, engine="torch", allocator=allocator)
+    names = ("usual",) if on_accelerator() else ALLOCATORS
+    return [replace(cell, engine="torch", allocator=name) for name in names]
 
 
-def model_cells() -> Iterator[Cell]:
+# A part is groups of cells by name, the cells of a group being compared, and a table.
+
+
+def model_groups(batch: int = 2048) -> Iterator[tuple[str, list[Cell]]]:
     for model in MODELS:
-        cell = Cell(model=model)
-        yield from in_torch(cell)
-        yield replace(cell, changes=PLAIN)
-        yield cell
-        yield replace(cell, steps=SEVERAL)
+        cell = Cell(model=model, batch=batch)
+        others = [replace(cell, changes=PLAIN), replace(cell, steps=SEVERAL)]
+        group = [*in_torch(cell), cell, *(others if batch == 2048 else [])]
+        yield f"{model}, batch {batch}", [BEST_PRODUCT, BEST_COPY, *group]
 
 
-def large_batch_cells() -> Iterator[Cell]:
+def models_table(of: dict[str, Group], batch: int = 2048) -> pl.DataFrame:
+    lines = []
+    for model, (name, _) in zip(MODELS, model_groups(batch), strict=True):
+        group, cell = of[name], Cell(model=model, batch=batch)
+        torch, several = in_torch(cell), replace(cell, steps=SEVERAL)
+        line = {
+            "Model": model,
+            "PyTorch, rows/s": _rate(batch, group.seconds(*torch)),
+            "plain, rows/s": _rate(batch, group.seconds(replace(cell, changes=PLAIN))),
+            "rows/s": _rate(batch, group.seconds(cell)),
+            "step [ms]": _ms(group.seconds(cell)),
+            "times PyTorch": _times(group.ratio(torch, cell)),
+            f"step, {SEVERAL} in a call [ms]": _ms(group.seconds(several)),
+            f"times PyTorch, {SEVERAL} in a call": _times(group.ratio(torch, several)),
+            "of the best product": _share(group.share("flops", cell, BEST_PRODUCT)),
+        }
+        if on_accelerator():
+            of_copy = group.share("bytes", cell, BEST_COPY)
+            line |= {"of the best copy": _share(of_copy)}
+        lines.append(line)
+    return pl.DataFrame(lines)
+
+
+def large_batch_groups() -> Iterator[tuple[str, list[Cell]]]:
     """The paper's 2,048 rows are few for an accelerator."""
-    for model in MODELS:
-        cell = Cell(model=model, batch=LARGE_BATCH)
-        yield from in_torch(cell)
-        yield cell
+    return model_groups(LARGE_BATCH)
 
 
-def table_cells() -> Iterator[Cell]:
+def large_batches_table(of: dict[str, Group]) -> pl.DataFrame:
+    return models_table(of, LARGE_BATCH)
+
+
+def run_groups() -> Iterator[tuple[str, list[Cell]]]:
+    """Many runs as one program: of use where one does not fill the device."""
+    for model in ("shared_bottom", "mmoe"):
+        yield f"{model}, runs", [Cell(model=model, runs=n) for n in (1, RUNS)]
+
+
+def runs_table(of: dict[str, Group]) -> pl.DataFrame:
+    lines = []
+    for name, (one, many) in run_groups():
+        group = of[name]
+        lines.append(
+            {
+                "Model": one.model,
+                "1 run [ms]": _ms(group.seconds(one)),
+                f"{RUNS} runs in one program [ms]": _ms(group.seconds(many)),
+                "over one": _times(group.ratio([many], one)),
+            }
+        )
+    return pl.DataFrame(lines)
+
+
+def table_groups() -> Iterator[tuple[str, list[Cell]]]:
     for dim, model in product(DIMS, MODELS):
         cell = Cell(model=model, data="aliccp", dim=dim)
-        for embedding in ("adam", "sparse_adam"):
-            yield from in_torch(replace(cell, embedding=embedding))
-        for embedding in ("adam", "lazy_adam", "rowwise_adagrad"):
-            yield replace(cell, embedding=embedding)
-        yield replace(cell, embedding="lazy_adam", steps=SEVERAL)
+        lazy, others = replace(cell, embedding="lazy_adam"), ("rowwise_adagrad", "adam")
+        yield (
+            f"{model}, dim {dim}",
+            [
+                *(BEST_PRODUCT, *in_torch(cell), lazy, replace(lazy, steps=SEVERAL)),
+                *in_torch(replace(cell, embedding="sparse_adam")),
+                *(replace(cell, embedding=embedding) for embedding in others),
+            ],
+        )
 
 
-def id_cells() -> Iterator[Cell]:
-    for dim, embedding, ids in product(DIMS, ("adam", "lazy_adam"), IDS):
-        yield Cell(data="aliccp", dim=dim, embedding=embedding, ids=ids)
+def tables_table(of: dict[str, Group]) -> pl.DataFrame:
+    lines = []
+    for name, cells in table_groups():
+        if name not in of:
+            continue
+        group, dense = of[name], cells[-1]
+        cell = replace(dense, embedding="lazy_adam")
+        torch = in_torch(dense)
+        sparse = in_torch(replace(cell, embedding="sparse_adam"))
+        several = replace(cell, steps=SEVERAL)
+
+        def rate(*some: Cell, group: Group = group) -> str:
+            return _rate(some[0].batch, group.seconds(*some))
+
+        times = group.ratio(torch, cell)
+        share = group.share("flops", cell, BEST_PRODUCT)
+        lines.append(
+            {
+                "Model": cell.model,
+                "dim": str(cell.dim),
+                "PyTorch Adam": rate(*torch),
+                "PyTorch SparseAdam": rate(*sparse),
+                "adam": rate(dense),
+                "rowwise_adagrad": rate(replace(cell, embedding="rowwise_adagrad")),
+                "lazy_adam": rate(cell),
+                "times PyTorch Adam": _times(times),
+                "times SparseAdam": _times(group.ratio(sparse, cell)),
+                f"lazy_adam, {SEVERAL} in a call": rate(several),
+                f"times PyTorch Adam, {SEVERAL} in a call": _times(
+                    group.ratio(torch, several)
+                ),
+                "of the best product": _share(share),
+                "products alone would be times PyTorch Adam": _times(
+                    times / share if times and share else None
+                ),
+            }
+        )
+    return pl.DataFrame(lines)
 
 
-def loss_cells() -> Iterator[Cell]:
-    for model, batch in product(("shared_bottom", "mmoe"), (2048, LARGE_BATCH)):
-        if (model, batch) != ("mmoe", LARGE_BATCH):
-            yield Cell(model=model, batch=batch, lambda_=0.1)
-    for batch, lambda_ in product((2048, LARGE_BATCH), (0.0, 0.1)):
-        yield Cell(engine="loss", batch=batch, lambda_=lambda_)
+def id_groups() -> Iterator[tuple[str, list[Cell]]]:
+    for dim, embedding in product(DIMS, ("adam", "lazy_adam")):
+        cell = Cell(data="aliccp", dim=dim, embedding=embedding)
+        yield f"ids, {embedding}, dim {dim}", [replace(cell, ids=ids) for ids in IDS]
 
 
-def switches() -> Iterator[tuple[str, Cell]]:
-    for model, name in product(("shared_bottom", "mmoe"), SWITCHES):
-        without = model == "shared_bottom" and name == EXPERTS
-        if not without and not (on_accelerator() and name == MEMORY):
-            yield name, Cell(model=model, **SWITCHES[name])
+def ids_table(of: dict[str, Group]) -> pl.DataFrame:
+    lines = []
+    for name, cells in id_groups():
+        if name in of:
+            group, first = of[name], cells[0]
+            lines.append(
+                {"Embedding": first.embedding, "dim": str(first.dim)}
+                | {f"{c.ids:,} ids [ms]": _ms(group.seconds(c)) for c in cells}
+                | {"most over fewest": _times(group.ratio(cells[-1:], first))}
+            )
+    return pl.DataFrame(lines)
 
 
-def switch_cells() -> Iterator[Cell]:
-    return (cell for _, cell in switches())
+def loss_groups() -> Iterator[tuple[str, list[Cell]]]:
+    for model, batch in (
+        ("shared_bottom", 2048),
+        ("shared_bottom", LARGE_BATCH),
+        ("mmoe", 2048),
+    ):
+        step = Cell(model=model, batch=batch, lambda_=0.1)
+        without, ranked = (
+            Cell(engine="loss", batch=batch, lambda_=lambda_) for lambda_ in (0.0, 0.1)
+        )
+        yield f"losses, {model}, batch {batch}", [step, without, ranked]
 
 
-def run_cells() -> Iterator[Cell]:
-    """Many runs as one program: of use where one does not fill the device."""
-    for model, runs in product(("shared_bottom", "mmoe"), (1, RUNS)):
-        yield Cell(model=model, runs=runs)
+def losses_table(of: dict[str, Group]) -> pl.DataFrame:
+    lines = []
+    for name, (step, without, ranked) in loss_groups():
+        group = of[name]
+        shares = [group.ratio([one], step) for one in (ranked, without)]
+        pwiser = shares[0] - shares[1] if shares[0] and shares[1] else None
+        lines.append(
+            {
+                "Model": step.model,
+                "batch": f"{step.batch:,}",
+                "step [ms]": _ms(group.seconds(step)),
+                "loss without PWiseR [ms]": _ms(group.seconds(without)),
+                "loss with PWiseR [ms]": _ms(group.seconds(ranked)),
+                "PWiseR's share of a step": _share(pwiser),
+            }
+        )
+    return pl.DataFrame(lines)
 
 
-class Measurements:
-    """Seconds and work by cell: each line of a file is one process's."""
-
-    def __init__(self, work: Path, repeats: int) -> None:
-        work.mkdir(parents=True, exist_ok=True)
-        self._path, self._repeats = work / "cells.jsonl", repeats
-        self._found: dict[Cell, list[dict[str, Any]]] = {}
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
-            tree = json.loads(line)
-            self._found.setdefault(Cell(**tree["cell"]), []).append(tree["found"])
-
-    def make(self, cells: Sequence[Cell]) -> None:
-        console = Console(stderr=True, highlight=False)
-        due = [c for c in cells if len(self._found.get(c, [])) < self._repeats]
-        accelerated = on_accelerator()
-        made = all_compiled(due) if accelerated else {}
-        for repeat in range(self._repeats):
-            for cell in cells:
-                have = self._found.setdefault(cell, [])
-                if len(have) > repeat:
-                    continue
-                found = here(cell, made) if accelerated else in_own_process(cell)
-                have.append(found)
-                line = json.dumps({"cell": asdict(cell), "found": found})
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-                console.print(line)
-
-    def seconds(self, cell: Cell) -> float | None:
-        """The median; None where it was not measured, or died."""
-        found = self._found.get(cell, [])
-        times = [one["seconds"] for one in found if one["seconds"] is not None]
-        return median(times) if times else None
-
-    def best(self, cells: Iterator[Cell]) -> float | None:
-        """The best of several, as of two allocators."""
-        times = [time for cell in cells if (time := self.seconds(cell)) is not None]
-        return min(times, default=None)
-
-    def work(self, cell: Cell, what: str) -> float | None:
-        found = self._found.get(cell)
-        return found[0].get(what) if found else None
-
-    def rows(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-        return [
-            asdict(cell)
-            | {"seconds": self.seconds(cell), "measured": len(self._found[cell])}
-            | {what: self.work(cell, what) for what in ("flops", "bytes")}
-            for cell in cells
-            if cell in self._found
-        ]
+def switches(model: str) -> dict[str, Cell]:
+    """The cells of a model by their names."""
+    without = {EXPERTS} if model == "shared_bottom" else set()
+    without |= {MEMORY} if on_accelerator() else set()
+    return {
+        name: Cell(model=model, **SWITCHES[name])
+        for name in SWITCHES
+        if name not in without
+    }
 
 
-def all_compiled(cells: Sequence[Cell]) -> dict[Cell, Any]:
-    """The programs of our cells; the compiler works on several at a time."""
-    ours = [cell for cell in cells if cell.engine == "jax"]
-    # A plain form lasts for the whole process.
-    apart = {cell: compiled(cell) for cell in ours if cell.plain}
-    rest = [cell for cell in ours if not cell.plain]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        return apart | dict(zip(rest, threads.map(compiled, rest), strict=True))
+def switch_groups() -> Iterator[tuple[str, list[Cell]]]:
+    for model in ("shared_bottom", "mmoe"):
+        yield f"switches, {model}", list(switches(model).values())
 
 
-def here(cell: Cell, made: dict[Cell, Any]) -> dict[str, float | None]:
-    """As `in_own_process`, in this one: on an accelerator little depends on what the
-    host did before, and a process takes longer to start than a cell to measure."""
-    try:
-        return dict(measure(cell, *([made[cell]] if cell in made else [])))
-    except RuntimeError:
-        return {"seconds": None}
-
-
-def in_own_process(cell: Cell) -> dict[str, float | None]:
-    """The measures of a cell; None where it dies, as it does for want of memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.training_cell", json.dumps(asdict(cell))],
-        env=os.environ | ALLOCATORS[cell.allocator],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        return {"seconds": None}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-# Tables of the results.
+def switches_table(of: dict[str, Group]) -> pl.DataFrame:
+    lines = []
+    for group_name, (as_it_is, *_) in switch_groups():
+        group = of[group_name]
+        for name, cell in switches(as_it_is.model).items():
+            lines.append(
+                {
+                    "Model": cell.model,
+                    "": name,
+                    "step [ms]": _ms(group.seconds(cell)),
+                    "over as it is": _times(group.ratio([cell], as_it_is)),
+                }
+            )
+    return pl.DataFrame(lines)
 
 
 def _ms(seconds: float | None) -> str:
@@ -239,206 +293,81 @@ def _rate(rows: int, seconds: float | None) -> str:
     return "-" if seconds is None else f"{rows / seconds:,.0f}"
 
 
-def _ratio(slow: float | None, fast: float | None) -> str:
-    return "-" if not (slow and fast) else f"{slow / fast:.2f}"
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
-def _share(part: float | None, whole: float | None) -> str:
-    return "-" if not (part and whole) else f"{part / whole:.1%}"
-
-
-def models_table(of: Measurements, batch: int = 2048) -> pl.DataFrame:
-    best = peaks() if on_accelerator() else None
-    lines = []
-    for model in MODELS:
-        cell = Cell(model=model, batch=batch)
-        fast, torch = of.seconds(cell), of.best(in_torch(cell))
-        plain = of.seconds(replace(cell, changes=PLAIN))
-        several = of.seconds(replace(cell, steps=SEVERAL))
-        line = {
-            "Model": model,
-            "PyTorch, rows/s": _rate(cell.batch, torch),
-            "plain, rows/s": _rate(cell.batch, plain),
-            "rows/s": _rate(cell.batch, fast),
-            "step [ms]": _ms(fast),
-            "times PyTorch": _ratio(torch, fast),
-            f"step, {SEVERAL} in a call [ms]": _ms(several),
-            f"times PyTorch, {SEVERAL} in a call": _ratio(torch, several),
-        }
-        if best:
-            operations, moved = (of.work(cell, what) for what in ("flops", "bytes"))
-            line |= {
-                "of peak product": _share(operations and operations / best[0], fast),
-                "of bandwidth": _share(moved and moved / best[1], fast),
-            }
-        lines.append(line)
-    return pl.DataFrame(lines)
-
-
-def large_batches_table(of: Measurements) -> pl.DataFrame:
-    return models_table(of, LARGE_BATCH)
-
-
-def tables_table(of: Measurements) -> pl.DataFrame:
-    lines = []
-    for dim, model in product(DIMS, MODELS):
-        cell = Cell(model=model, data="aliccp", dim=dim)
-        lazy = replace(cell, embedding="lazy_adam")
-        torch = of.best(in_torch(cell))
-        torch_sparse = of.best(in_torch(replace(cell, embedding="sparse_adam")))
-        dense, one = of.seconds(cell), of.seconds(lazy)
-        several = of.seconds(replace(lazy, steps=SEVERAL))
-        adagrad = of.seconds(replace(cell, embedding="rowwise_adagrad"))
-        if not (dense or torch):
-            continue
-        lines.append(
-            {
-                "Model": model,
-                "dim": str(dim),
-                "PyTorch Adam": _rate(cell.batch, torch),
-                "PyTorch SparseAdam": _rate(cell.batch, torch_sparse),
-                "adam": _rate(cell.batch, dense),
-                "rowwise_adagrad": _rate(cell.batch, adagrad),
-                "lazy_adam": _rate(cell.batch, one),
-                f"lazy_adam, {SEVERAL} in a call": _rate(cell.batch, several),
-                "times PyTorch Adam": _ratio(torch, one),
-                "times SparseAdam": _ratio(torch_sparse, one),
-                f"times PyTorch Adam, {SEVERAL} in a call": _ratio(torch, several),
-                f"times SparseAdam, {SEVERAL} in a call": _ratio(torch_sparse, several),
-            }
-        )
-    return pl.DataFrame(lines)
-
-
-def ids_table(of: Measurements) -> pl.DataFrame:
-    lines = []
-    for dim, embedding in product(DIMS, ("adam", "lazy_adam")):
-        cell = Cell(data="aliccp", dim=dim, embedding=embedding)
-        times = [of.seconds(replace(cell, ids=ids)) for ids in IDS]
-        lines.append(
-            {"Embedding": embedding, "dim": str(dim)}
-            | {f"{n:,} ids [ms]": _ms(t) for n, t in zip(IDS, times, strict=True)}
-            | {"most over fewest": _ratio(times[-1], times[0])}
-        )
-    return pl.DataFrame(lines)
-
-
-def losses_table(of: Measurements) -> pl.DataFrame:
-    lines = []
-    for cell in loss_cells():
-        if cell.engine == "loss":
-            continue
-        alone = replace(Cell(engine="loss"), batch=cell.batch)
-        without, ranked = (
-            of.seconds(replace(alone, lambda_=lambda_)) for lambda_ in (0.0, 0.1)
-        )
-        step = of.seconds(cell)
-        pwiser = ranked - without if ranked and without else None
-        lines.append(
-            {
-                "Model": cell.model,
-                "batch": f"{cell.batch:,}",
-                "step [ms]": _ms(step),
-                "loss without PWiseR [ms]": _ms(without),
-                "loss with PWiseR [ms]": _ms(ranked),
-                "PWiseR's share of a step": _share(pwiser, step),
-            }
-        )
-    return pl.DataFrame(lines)
-
-
-def switches_table(of: Measurements) -> pl.DataFrame:
-    lines = []
-    for name, cell in switches():
-        seconds = of.seconds(cell)
-        as_it_is = of.seconds(Cell(model=cell.model))
-        lines.append(
-            {
-                "Model": cell.model,
-                "": name,
-                "step [ms]": _ms(seconds),
-                "over as it is": _ratio(seconds, as_it_is),
-            }
-        )
-    return pl.DataFrame(lines)
-
-
-def runs_table(of: Measurements) -> pl.DataFrame:
-    lines = []
-    for model in ("shared_bottom", "mmoe"):
-        one, many = (of.seconds(Cell(model=model, runs=runs)) for runs in (1, RUNS))
-        lines.append(
-            {
-                "Model": model,
-                "1 run [ms]": _ms(one),
-                f"{RUNS} runs in one program [ms]": _ms(many),
-                "over one": _ratio(many, one),
-            }
-        )
-    return pl.DataFrame(lines)
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 class Part(NamedTuple):
-    """Cells, and the table made of them under a title."""
+    """Groups, and the table made of them under a title."""
 
-    cells: Callable[[], Iterator[Cell]]
+    groups: Callable[[], Iterator[tuple[str, list[Cell]]]]
     title: str
-    table: Callable[[Measurements], pl.DataFrame]
+    table: Callable[[dict[str, Group]], pl.DataFrame]
 
 
 OF_PARTS = {
     "models": Part(
-        model_cells,
+        model_groups,
         "AliExpress: 16 fields, 144 ids, 63 numerical columns, dim 128",
         models_table,
     ),
     "large_batches": Part(
-        large_batch_cells,
+        large_batch_groups,
         f"The same with batches of {LARGE_BATCH:,} rows",
         large_batches_table,
     ),
-    "runs": Part(run_cells, "Runs side by side", runs_table),
-    "tables": Part(table_cells, "Ali-CCP: 18 fields, 1.28 M ids, rows/s", tables_table),
-    "ids": Part(
-        id_cells, "SharedBottom by number of ids (Ali-CCP's fields)", ids_table
+    "runs": Part(run_groups, "Runs side by side", runs_table),
+    "tables": Part(
+        table_groups, "Ali-CCP: 18 fields, 1.28 M ids, rows/s", tables_table
     ),
-    "losses": Part(loss_cells, "PWiseR's own time", losses_table),
-    "switches": Part(switch_cells, "AliExpress: what each idea saves", switches_table),
+    "ids": Part(
+        id_groups, "SharedBottom by number of ids (Ali-CCP's fields)", ids_table
+    ),
+    "losses": Part(loss_groups, "PWiseR's own time", losses_table),
+    "switches": Part(switch_groups, "AliExpress: what each idea saves", switches_table),
 }
 
 
-def plot(of: Measurements, path: Path) -> None:
+def plot(of: dict[str, Group], path: Path) -> None:
     """Rows/s of the models, and a step's time against the number of ids."""
     import matplotlib.pyplot as plt
 
     from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
 
+    colours = (BLACK, *PALETTE)
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-        for k, name in enumerate(("PyTorch", "plain", "pwiser_jax")):
+        for k, form in enumerate(("PyTorch", "plain", "pwiser_jax")):
             speeds = []
-            for model in MODELS:
+            for model, (name, _) in zip(MODELS, model_groups(), strict=True):
                 cell = Cell(model=model)
-                seconds = {
-                    "PyTorch": of.best(in_torch(cell)),
-                    "plain": of.seconds(replace(cell, changes=PLAIN)),
-                    "pwiser_jax": of.seconds(cell),
-                }[name]
+                cells = {
+                    "PyTorch": in_torch(cell),
+                    "plain": [replace(cell, changes=PLAIN)],
+                    "pwiser_jax": [cell],
+                }[form]
+                seconds = of.get(name, Group()).seconds(*cells)
                 speeds.append(cell.batch / seconds if seconds else 0)
             places = [m + 0.27 * (k - 1) for m in range(len(MODELS))]
-            colour = (BLACK, *PALETTE)[k]
-            left.bar(places, speeds, 0.25, label=name, color=colour)
+            left.bar(places, speeds, 0.25, label=form, color=colours[k])
         left.set_xticks(range(len(MODELS)), MODELS)
         left.set_ylabel("rows/s")
         left.set_title("AliExpress, batch 2,048")
         left.legend(fontsize=8)
-        for k, (dim, embedding) in enumerate(product(DIMS, ("adam", "lazy_adam"))):
-            cell = Cell(data="aliccp", dim=dim, embedding=embedding)
-            line = [(n, t) for n in IDS if (t := of.seconds(replace(cell, ids=n)))]
+        for k, (name, cells) in enumerate(id_groups()):
+            line = [
+                (cell.ids, 1e3 * seconds)
+                for cell in cells
+                if (seconds := of.get(name, Group()).seconds(cell))
+            ]
             if line:
-                look = {"color": (BLACK, *PALETTE)[k], "marker": MARKERS[k % 6]}
-                x, y = zip(*((n, 1e3 * t) for n, t in line), strict=True)
-                right.loglog(x, y, label=f"{embedding}, dim {dim}", **look)
+                look = {"color": colours[k], "marker": MARKERS[k % len(MARKERS)]}
+                label = f"{cells[0].embedding}, dim {cells[0].dim}"
+                right.loglog(*zip(*line, strict=True), label=label, **look)
         right.set_xlabel("ids")
         right.set_ylabel("step [ms]")
         right.set_title("SharedBottom, batch 2,048")
@@ -448,30 +377,39 @@ def plot(of: Measurements, path: Path) -> None:
         plt.close(figure)
 
 
-def wanted(part: str, options: Options) -> list[Cell]:
-    """The cells of a part that can be measured here."""
+def wanted(part: str, options: Options) -> dict[str, list[Cell]]:
+    """The groups of a part, with the cells that can be measured here."""
     if part in ("large_batches", "runs") and not on_accelerator():
-        return []
+        return {}
     have_torch = find_spec("torch") is not None
-    return [
-        cell
-        for cell in dict.fromkeys(OF_PARTS[part].cells())
-        if (cell.engine != "torch" or have_torch)
-        and (cell.data != "aliccp" or cell.model in options.large_models)
-        and (cell.data != "aliccp" or cell.dim in options.dims)
-    ]
+
+    def is_wanted(cell: Cell) -> bool:
+        if cell.engine == "torch" and not have_torch:
+            return False
+        large = cell.data == "aliccp"
+        return not large or (
+            cell.model in options.large_models and cell.dim in options.dims
+        )
+
+    groups = {}
+    for name, cells in OF_PARTS[part].groups():
+        kept = [cell for cell in cells if is_wanted(cell)]
+        if any(cell not in (BEST_PRODUCT, BEST_COPY) for cell in kept):
+            groups[name] = kept
+    return groups
 
 
-def note(repeats: int) -> str:
+def note(rounds: int) -> str:
     import jax
 
     settings = " ".join(f"{key}={value}" for key, value in KEEP_MEMORY.items())
     where, flags = jax.devices()[0].device_kind, os.environ.get("XLA_FLAGS")
     return (
-        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Repeats "
-        f"here: {repeats}. Batches of 2,048 rows, MTReclib's sizes of the "
+        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Rounds "
+        f"here: {rounds}. Batches of 2,048 rows, MTReclib's sizes of the "
         "models, dropout 0.2, Adam with L2 1e-6, cross-entropy. 'plain': the same "
-        "function without projected tables; "
+        "function without projected tables; 'of the best product': operations of a "
+        "step's matrix products a second, over those of a large product alone; "
         f"'keep': {settings}. Machine: {machine(('jax', 'torch'))}; jax device: "
         f"{where}{f', XLA_FLAGS={flags}' if flags else ''}. Made by `python -m "
         "experiments.bench_training`."
@@ -482,21 +420,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench_training", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
-    of = Measurements(options.work, options.repeats)
-    cells: list[Cell] = []
-    sections = ["# Training", note(options.repeats)]
+    of = Measurements(options.work, options.rounds)
+    sections = ["# Training", note(options.rounds)]
     for name in options.parts:
-        part, new = OF_PARTS[name], wanted(name, options)
-        if not new:
+        part, groups = OF_PARTS[name], wanted(name, options)
+        if not groups:
             continue
-        of.make(new)
+        for group, cells in groups.items():
+            of.make(group, cells)
         # Part by part: what is measured is there to be read.
-        cells = list(dict.fromkeys([*cells, *new]))
-        sections.append(f"## {part.title}\n\n{to_markdown(part.table(of)).rstrip()}")
-        write_csv(pl.DataFrame(of.rows(cells)), options.output.with_suffix(".csv"))
+        table = to_markdown(part.table(of.groups)).rstrip()
+        sections.append(f"## {part.title}\n\n{table}")
+        write_csv(pl.DataFrame(of.rows()), options.output.with_suffix(".csv"))
         text = "\n\n".join(sections) + "\n"
         write_whole(options.output.with_suffix(".md"), text)
-        plot(of, options.output.with_suffix(".png"))
+        plot(of.groups, options.output.with_suffix(".png"))
     return 0
 
 

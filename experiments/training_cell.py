@@ -1,8 +1,9 @@
-"""One measurement of a training step, in a process of its own.
+"""A training step to be measured, in a process of its own.
 
-    python -m experiments.training_cell '{"engine": "jax", "model": "mmoe"}'
+    echo | python -m experiments.training_cell '{"engine": "jax", "model": "mmoe"}'
 
-prints a JSON object: the median seconds of a step, and of ours the work in it.
+prints a JSON object, the work in a step of ours, as soon as all is compiled; then, for
+each line that it reads, the median seconds of a step.
 """
 
 import json
@@ -38,7 +39,7 @@ NUMERICAL = {"aliexpress": 63, "aliccp": 0}
 FEW = 1000
 CLICKS, CONVERSIONS = 0.04, 0.1  # a conversion is one of the clicks
 
-WARM_UP, LEAST, BUDGET = 3, 5, 4.0  # steps, steps, seconds
+WARM_UP, BUDGET = 3, 1.0  # steps, seconds
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Cell:
 
     Args:
         engine: "jax": this library; "torch": the plain PyTorch network; "loss": this
-            library's loss alone, on given logits.
+            library's loss alone, on given logits; "product" and "copy": what the device
+            does at its best, a large matrix product and a large array read and written.
         model: of the four.
         data: whose fields.
         dim: of an embedded field.
@@ -89,6 +91,13 @@ class Cell:
                 NumericalField(f"n{i}") for i in range(NUMERICAL[self.data])
             ),
         )
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a process of it may hold: tables, gradients, moments, the rest."""
+        tables = 2 if self.model == "single_task" else 1
+        rows = sum(field.rows for field in self.schema().categorical)
+        return 16 * rows * self.dim * tables * self.runs + 2**30
 
     def model_config(self) -> ModelConfig:
         config = ModelConfig(name=self.model, embedding_dim=self.dim)  # pyright: ignore[reportArgumentType]
@@ -308,18 +317,42 @@ def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     return step, {}
 
 
-ENGINES = {"jax": jax_step, "loss": loss_call, "torch": torch_step}
+def ceiling(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
+    """A matrix product, or an array read and written: far larger than caches."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 8192 if on_accelerator() else 2048
+    x = jax.random.normal(jax.random.key(0), (n, n))
+    if cell.engine == "product":
+        program, work = jax.jit(lambda x: x @ x), {"flops": 2.0 * n**3}
+    else:
+        x = jnp.zeros(2**26)
+        program, work = jax.jit(lambda x: x + 1), {"bytes": 2.0 * x.nbytes}
+    return lambda: jax.block_until_ready(program(x)), work
 
 
-def measure(cell: Cell, *made: Any) -> dict[str, float]:
-    """The median seconds of a step, the first ones aside; `made` as by `compiled`."""
+ENGINES = {
+    "jax": jax_step,
+    "loss": loss_call,
+    "torch": torch_step,
+    "product": ceiling,
+    "copy": ceiling,
+}
+
+
+def prepared(cell: Cell, *made: Parts) -> tuple[Callable[[], float], dict[str, float]]:
+    """A function that measures the median seconds of a step, and the work in a step;
+    `made` as by `compiled`."""
     with plain_form(cell.plain):
         step, work = ENGINES[cell.engine](cell, *made)
         for _ in range(WARM_UP):
             step()
-    seconds = median_seconds(step, budget=BUDGET, least=LEAST) / cell.steps
-    return {"seconds": seconds, **work}
+    return lambda: median_seconds(step, budget=BUDGET) / cell.steps, work
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Cell(**json.loads(sys.argv[1])))))
+    again, work = prepared(Cell(**json.loads(sys.argv[1])))
+    print(json.dumps(work), flush=True)
+    for _ in sys.stdin:
+        print(again(), flush=True)

@@ -77,10 +77,17 @@ def _sum(x: jax.Array, axis: int) -> jax.Array:
     return jnp.sum(x, axis=axis, keepdims=True)
 
 
+def _sum_of_real(x: jax.Array, real: jax.Array, axis: int) -> jax.Array:
+    """Σ real x over the rows, as a product: it needs no array of x's size for `real`,
+    which XLA makes on a CPU for a reduction."""
+    total = jnp.tensordot(real.ravel(), x, (0, axis % x.ndim), precision="highest")
+    return jnp.expand_dims(total, axis)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _total(x: jax.Array, real: jax.Array, axis: int) -> jax.Array:
     """Σ real x over the rows."""
-    return _sum(x * real, axis)
+    return _sum_of_real(x, real, axis)
 
 
 def _total_forward(x, real, axis):
@@ -97,7 +104,7 @@ _total.defvjp(_total_forward, _total_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _squares(x: jax.Array, mean: jax.Array, real: jax.Array, axis: int) -> jax.Array:
     """Σ real (x - mean)² over the rows; the mean has no gradient."""
-    return _sum(jnp.square((x - mean) * real), axis)
+    return _sum_of_real(jnp.square(x - mean), real, axis)
 
 
 def _squares_forward(x, mean, real, axis):
