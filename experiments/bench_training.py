@@ -371,7 +371,8 @@ def plot(of: dict[str, Group], path: Path) -> None:
         right.set_xlabel("ids")
         right.set_ylabel("step [ms]")
         right.set_title("SharedBottom, batch 2,048")
-        right.legend(fontsize=8)
+        if right.lines:
+            right.legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(path, dpi=120)
         plt.close(figure)

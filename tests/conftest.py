@@ -31,7 +31,7 @@ settings.load_profile("tests")
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def four_devices() -> None:
     if jax.local_device_count() < 4:
         pytest.skip("needs four devices")

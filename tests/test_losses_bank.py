@@ -78,6 +78,7 @@ def test_belongs_to_the_highest_level_alone():
     )
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_is_that_of_the_whole_batch_on_every_device():
     bank = update_bank(conversion_bank(9), np.float32([0.5]), np.ones(1))
     rows = next(b for k, b in enumerate(batches(3)) if k == 2)

@@ -42,7 +42,9 @@ BANK = ConversionBank(np.float32([0.25, -0.5, 9, 0]), np.float32([1, 1, 0, 0]))
     ("surrogate", "gate"),
     [("squared_hinge", "margin"), ("squared_hinge", "literal"), ("logistic", "margin")],
 )
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(
+    "devices", [1, pytest.param(4, marks=pytest.mark.usefixtures("four_devices"))]
+)
 def test_counts_are_those_of_the_definition(
     surrogate: str, gate: str, devices: int
 ) -> None:

@@ -26,6 +26,8 @@ from pwiser_jax import (
 )
 from pwiser_jax.losses import positives
 
+pytestmark = pytest.mark.usefixtures("four_devices")
+
 DEVICES, LOCAL = 4, 12
 SIZE = DEVICES * LOCAL
 

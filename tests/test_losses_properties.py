@@ -228,6 +228,7 @@ def on_devices(name):
         return jax.jit(jax.value_and_grad(mapped)).lower(*shapes).compile()
 
 
+@pytest.mark.usefixtures("four_devices")
 @every_loss(lambda loss: loss.on_devices)
 @given(batch=batches())
 def test_four_devices_equal_one(name, batch):

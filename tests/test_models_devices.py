@@ -12,6 +12,8 @@ from models_data import make_inputs, make_schema, make_variables, tiny
 
 from pwiser_jax.models import build
 
+pytestmark = pytest.mark.usefixtures("four_devices")
+
 DEVICES, PER_DEVICE = 4, 6
 REAL_ROWS = (6, 3, 1, 0)  # of each device: one holds nothing but padding
 MASK = np.concatenate([np.arange(PER_DEVICE) < n for n in REAL_ROWS])
