@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import polars as pl
 
@@ -37,7 +37,9 @@ IDS = (30_000, 300_000, 3_000_000)
 LARGE_BATCH = 65_536
 RUNS = 16
 SEVERAL = MOST_STEPS  # in one call
-PARTS = ("models", "large_batches", "runs", "tables", "ids", "losses", "switches")
+PartName = Literal[
+    "models", "large_batches", "runs", "tables", "ids", "losses", "switches"
+]
 BEST_PRODUCT, BEST_COPY = Cell(engine="product"), Cell(engine="copy")
 
 # The same function with more work or less, or called in another way.
@@ -72,7 +74,7 @@ class Options:
 
     work: Path
     output: Path = Path("experiments/results/training")
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[PartName, ...] = get_args(PartName)
     large_models: tuple[str, ...] = MODELS
     dims: tuple[int, ...] = DIMS
     rounds: int = 8

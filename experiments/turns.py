@@ -60,8 +60,10 @@ class Group(dict[Cell, Measured]):
     def share(self, what: str, cell: Cell, ceiling: Cell) -> float | None:
         """A cell's rate of operations ("flops") or bytes over that of the ceiling."""
         times = self.ratio([ceiling], cell)
-        own, full = (getattr(self[c], what) for c in (cell, ceiling) if c in self)
-        return times * own / full if times and own and full else None
+        if times is None:
+            return None
+        own, full = getattr(self[cell], what), getattr(self[ceiling], what)
+        return times * own / full if own and full else None
 
 
 class Measurements:
