@@ -32,7 +32,6 @@ from experiments.measure import (
     median_seconds,
     on_accelerator,
     peak_bytes,
-    peaks,
     reset_peak,
 )
 from pwiser_jax.files import write_whole
@@ -330,9 +329,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     import jax
 
+    from experiments.training_cell import Cell as StepCell
+    from experiments.training_cell import prepared
+
     console = Console(stderr=True, highlight=False)
     rows: list[dict[str, Any]] = []
-    _, speed = peaks()
+    copy, work = prepared(StepCell(engine="copy"))
+    speed = work["bytes"] / copy()
     due = list(cells(options.sizes))
     measured = all_here(due) if on_accelerator() else map(in_own_process, due)
     for cell, found in zip(due, measured, strict=True):

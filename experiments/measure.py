@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -53,21 +52,6 @@ def on_accelerator() -> bool:
     import jax
 
     return jax.default_backend() != "cpu"
-
-
-@cache
-def peaks() -> tuple[float, float]:
-    """What this device does at its best: floating-point operations a second of a large
-    matrix product, and bytes a second of a large array read and written once."""
-    import jax
-    import jax.numpy as jnp
-
-    n = 8192 if on_accelerator() else 2048
-    a, x = jax.random.normal(jax.random.key(0), (n, n)), jnp.zeros(2**26)
-    multiply, add = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
-    product = median_seconds(lambda: jax.block_until_ready(multiply(a)))
-    copy = median_seconds(lambda: jax.block_until_ready(add(x)))
-    return 2 * n**3 / product, 2 * x.nbytes / copy
 
 
 def product_operations(jaxpr: Any) -> float:
