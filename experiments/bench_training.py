@@ -44,11 +44,12 @@ BEST_PRODUCT, BEST_COPY = Cell(engine="product"), Cell(engine="copy")
 
 # The same function with more work or less, or called in another way.
 PLAIN = json.dumps({"small_rows": 0})
-EXPERTS, MEMORY = "experts one by one", "freed memory given back"  # the host's
+MEMORY = "freed memory given back"  # the host's
 SWITCHES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "without tables projected": {"changes": PLAIN},
-    EXPERTS: {"plain": "experts"},
+    "experts and towers one by one": {"plain": "experts"},
+    "moments of what is normalised": {"plain": "moments"},
     "batch norm by Flax": {"plain": "batch_norm"},
     "dropout by jax.random": {"plain": "dropout"},
     MEMORY: {"plain": "memory"},
@@ -257,12 +258,10 @@ def losses_table(of: dict[str, Group]) -> pl.DataFrame:
 
 def switches(model: str) -> dict[str, Cell]:
     """The cells of a model by their names."""
-    without = {EXPERTS} if model == "shared_bottom" else set()
-    without |= {MEMORY} if on_accelerator() else set()
     return {
         name: Cell(model=model, **SWITCHES[name])
         for name in SWITCHES
-        if name not in without
+        if not (name == MEMORY and on_accelerator())
     }
 
 
@@ -341,8 +340,10 @@ def plot(of: dict[str, Group], path: Path) -> None:
     from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
 
     colours = (BLACK, *PALETTE)
+    panels = 2 if any(name in of for name, _ in id_groups()) else 1
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+        figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), squeeze=False)
+        left, right = axes[0, 0], axes[0, -1]
         for k, form in enumerate(("PyTorch", "plain", "pwiser_jax")):
             speeds = []
             for model, (name, _) in zip(MODELS, model_groups(), strict=True):
@@ -370,10 +371,12 @@ def plot(of: dict[str, Group], path: Path) -> None:
                 look = {"color": colours[k], "marker": MARKERS[k % len(MARKERS)]}
                 label = f"{cells[0].embedding}, dim {cells[0].dim}"
                 right.loglog(*zip(*line, strict=True), label=label, **look)
-        right.set_xlabel("ids")
-        right.set_ylabel("step [ms]")
-        right.set_title("SharedBottom, batch 2,048")
-        if right.lines:
+        if panels == 2:
+            right.set_xlabel("ids")
+            right.set_ylabel("step [ms]")
+            right.set_title("SharedBottom, batch 2,048")
+            right.yaxis.set_major_formatter("{x:g}")
+            right.yaxis.set_minor_formatter("{x:g}")
             right.legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(path, dpi=120)

@@ -15,11 +15,11 @@ from flax import linen as nn
 
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.layers import Blocks
-from pwiser_jax.models.product import Features
+from pwiser_jax.models.product import Features, Product, is_shared
 
 
 class Experts(nn.Module):
-    """Blocks side by side, each a network of its own."""
+    """Blocks side by side, experts' or towers', each a network of its own."""
 
     hidden: tuple[int, ...]
     dropout: float
@@ -27,9 +27,10 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
+        inputs = [x] * self.stack if is_shared(x) else list(x)
         one_by_one = [
-            Blocks(self.hidden, self.dropout, name=f"expert_{e}")(x, context)
-            for e in range(self.stack)
+            Blocks(self.hidden, self.dropout, name=f"expert_{e}")(own, context)
+            for e, own in enumerate(inputs)
         ]
         return jnp.stack(one_by_one)
 
@@ -40,7 +41,8 @@ class BatchNorm(nn.Module):
     axis: int = -2
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x: jax.Array | Product, context: Context) -> jax.Array:
+        x = x.made() if isinstance(x, Product) else x
         units: Any = [k for k in range(x.ndim) if k != self.axis % x.ndim]
         norm = nn.BatchNorm(not context.train, units, 0.9, use_fast_variance=False)
         return norm(x)
@@ -62,7 +64,12 @@ def give_back_freed_memory() -> None:
 
 
 PLACES = {
-    "experts": (Experts, ("models.mmoe.Blocks", "models.ple.Blocks")),
+    "experts": (
+        Experts,
+        ("models.mmoe.Blocks", "models.ple.Blocks", "models.layers.Blocks"),
+    ),
+    # Nothing is wide: all is made before it is normalised.
+    "moments": (0, ("models.product.WIDE",)),
     "batch_norm": (BatchNorm, ("models.layers.BatchNorm",)),
     "dropout": (Dropout, ("models.layers.Dropout",)),
     "memory": (give_back_freed_memory, ("memory.keep_freed_memory",)),

@@ -31,7 +31,7 @@ class NumpyModel:
             "mmoe": self.mmoe,
             "ple": self.ple,
         }[self.config.name](batch, head_names)
-        return {name: self.tower(name, z[name]) for name in head_names}
+        return {name: self.tower(t, z[name]) for t, name in enumerate(head_names)}
 
     # Layers
 
@@ -61,10 +61,9 @@ class NumpyModel:
             x = np.maximum(self.batch_norm([*path, f"norm_{i}"], x, expert), 0)
         return x
 
-    def tower(self, head, x):
-        path = [f"tower_{head}"]
-        x = self.hidden([*path, "hidden"], self.config.tower, x)
-        return self.linear([*path, "out"], x)[:, 0]
+    def tower(self, t, x):
+        x = self.hidden(["towers", "hidden"], self.config.tower, x, t)
+        return self.linear(["towers", "out"], x, t)[:, 0]
 
     def embedding(self, name, batch):
         fields, limit = [], self.config.small_rows
@@ -94,8 +93,8 @@ class NumpyModel:
             fields.append(self.linear([name, "numerical"], batch["numerical"]))
         return np.concatenate(fields, axis=1)
 
-    def mixture(self, gate_path, x, experts):
-        scores = np.exp(self.linear(gate_path, x))
+    def mixture(self, gate_path, x, experts, gate=...):
+        scores = np.exp(self.linear(gate_path, x, gate))
         weights = scores / scores.sum(1, keepdims=True)
         assert weights.shape[1] == len(experts)
         return sum(weights[:, [e]] * out for e, out in enumerate(experts))
@@ -122,7 +121,9 @@ class NumpyModel:
             self.hidden(["experts"], self.config.expert, x, e)
             for e in range(self.config.experts)
         ]
-        return {head: self.mixture([f"gate_{head}"], x, experts) for head in heads}
+        return {
+            head: self.mixture(["gates"], x, experts, t) for t, head in enumerate(heads)
+        }
 
     def ple(self, batch, heads):
         config = self.config

@@ -80,8 +80,8 @@ def test_linear_layers_start_as_pytorch_ones(fresh):
     for part, inputs in [
         (params["embedding"]["numerical"], 5),
         (params["experts"]["layer_0"], 48),
-        (params["gate_ctr"], 48),
-        (params["tower_ctr"]["hidden"]["layer_0"], 32),
+        (params["gates"], 48),
+        (params["towers"]["hidden"]["layer_0"], 32),
     ]:
         bound = 1 / math.sqrt(inputs)
         assert_uniform(part["kernel"], bound)
@@ -109,9 +109,9 @@ def test_names_in_the_parameter_tree():
         return jax.eval_shape(init, jax.random.key(0))["params"]
 
     heads = ("ctr", "cart", "order")
-    towers = {f"tower_{head}" for head in heads}
+    towers = {"towers"}
     gates = {f"gate_{head}" for head in heads}
-    assert set(names("mmoe")) == {"embedding", "experts"} | gates | towers
+    assert set(names("mmoe")) == {"embedding", "experts", "gates"} | towers
     assert set(names("shared_bottom")) == {"embedding", "bottom"} | towers
     parts = {f"{part}_{head}" for part in ("embedding", "bottom") for head in heads}
     assert set(names("single_task")) == parts | towers

@@ -5,19 +5,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from pwiser_jax.models.layers import Mix
+from pwiser_jax.models.gates import softmax_gate
 from pwiser_jax.training import observe
 
 
 def sown(gate: np.ndarray) -> Any:
     """What a model with two gates sows."""
-    mixed = {}
-    for name, weights in (("mix_ctr", gate), ("shared_mix", gate[:, ::-1])):
-        experts = np.zeros((gate.shape[1], len(gate), 2), np.float32)
-        _, found = Mix().apply({}, weights, experts, mutable=["intermediates"])
-        mixed[name] = found["intermediates"]
-    return {"level_0": mixed}
+
+    class Level(nn.Module):
+        @nn.compact
+        def __call__(self) -> None:
+            softmax_gate(self, "ctr", jnp.asarray(gate))
+            softmax_gate(self, "shared", jnp.asarray(gate[:, ::-1]))
+
+    _, found = Level().apply({}, mutable=["intermediates"])
+    return {"level_0": found["intermediates"]}
 
 
 def test_gate_entropy_and_dead_experts() -> None:
@@ -50,7 +54,7 @@ def test_devices_observe_the_whole_batch() -> None:
     whole = observe.gates(sown(gate), mask, None)
 
     def parts(gate: Any, mask: Any) -> Any:
-        weights = {"mix_ctr": {"gate": (jax.nn.softmax(gate),)}}
+        weights = {"mix_ctr": (jax.nn.softmax(gate),)}
         return observe.gates(weights, mask, "devices")
 
     got = jax.pmap(parts, "devices")(gate.reshape(4, 4, 3), mask.reshape(4, 4))

@@ -12,7 +12,7 @@ from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.embedding import Embedding
 from pwiser_jax.models.heads import joint_logits
-from pwiser_jax.models.layers import Tower
+from pwiser_jax.models.layers import Towers
 from pwiser_jax.models.layout import layout
 from pwiser_jax.models.product import Features
 from pwiser_jax.tasks import heads
@@ -60,15 +60,15 @@ class MultiTaskModel(nn.Module):
             train, mask, rows, self.axis_name, jnp.dtype(self.config.compute)
         )
         features = self.features(inputs, context)
-        logits = {
-            name: self._tower(name)(features[name], context) for name in self.heads
-        }
+        sizes = self.config
+        towers = Towers(len(self.heads), sizes.tower, sizes.dropout, name="towers")
+        logits = dict(zip(self.heads, towers(features, context), strict=True))
         return joint_logits(logits, self.schema.labels, self.config.cvr_space)
 
     def features(
         self, inputs: Mapping[str, jax.Array], context: Context
-    ) -> dict[str, jax.Array]:
-        """What the tower of each head reads, [B, D] by the head's name."""
+    ) -> jax.Array | Features:
+        """What all towers read, [B, D], or each of them, [T, B, D]."""
         raise NotImplementedError
 
     def embed(
@@ -83,9 +83,6 @@ class MultiTaskModel(nn.Module):
     def heads(self) -> tuple[str, ...]:
         """Names of the heads, in the ladder's order."""
         return tuple(t.name for t in heads(self.schema.labels, self.config.cvr_space))
-
-    def _tower(self, name: str) -> Tower:
-        return Tower(self.config.tower, self.config.dropout, name=f"tower_{name}")
 
     def _check(self, inputs, mask, rows) -> None:
         batch = len(inputs["categorical"])

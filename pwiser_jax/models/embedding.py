@@ -82,13 +82,15 @@ class Embedding(nn.Module):
         vectors = jnp.take(table, rows, axis=0, mode="clip")
         multi_valued = layout.schema.multi_valued
         singles = [field for field in layout.large if field not in multi_valued]
-        fields = {field.name: vectors[:, i] for i, field in enumerate(singles)}
-        start, first = 0, len(singles)
-        for field in multi_valued:
+        widths = [1] * len(singles) + [field.width for field in multi_valued]
+        # Cut at once: the gradient of one slice alone has the size of all.
+        own = jnp.split(vectors, np.cumsum(widths)[:-1], axis=1)
+        fields = {f.name: v[:, 0] for f, v in zip(singles, own, strict=False)}
+        start = 0
+        for field, several in zip(multi_valued, own[len(singles) :], strict=True):
             columns = slice(start, start + field.width)
             weights = _of_real_rows(inputs["multi_weights"][:, columns], context)
-            own = vectors[:, first + start : first + start + field.width]
-            fields[field.name] = pool(own, weights, field.pool)
+            fields[field.name] = pool(several, weights, field.pool)
             start += field.width
         return fields
 

@@ -1,12 +1,9 @@
-"""Linear layers, alone or in stacks, and what the models make of them."""
+"""Layers, alone or in stacks."""
 
 import math
-from functools import reduce
-from operator import add
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from pwiser_jax.models.batch_norm import BatchNorm
@@ -15,8 +12,9 @@ from pwiser_jax.models.dropout import Dropout
 from pwiser_jax.models.product import (
     Features,
     Weights,
-    matmul,
+    is_shared,
     product,
+    unmade_if_wide,
     vector,
     width,
 )
@@ -51,8 +49,8 @@ def _uniform(bound: float) -> nn.initializers.Initializer:
 class Blocks(nn.Module):
     """Hidden layers: (Linear, BatchNorm, ReLU, Dropout) for each width in `hidden`.
 
-    [B, I] -> [B, D]; with `stack`, that many side by side that read the same input:
-    [E, B, D]. Without a hidden layer, the input itself.
+    [B, I] -> [B, D]; with `stack`, that many side by side, which read the same input
+    [B, I] or each its own, [E, B, I]: [E, B, D]. Without a hidden layer, the input.
     """
 
     hidden: tuple[int, ...]
@@ -61,48 +59,31 @@ class Blocks(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
-        y = None
         for i, units in enumerate(self.hidden):
-            layer = Linear(units, self.stack, name=f"layer_{i}")
-            if y is None:
-                y, rows = product(x, layer(width(x)), context.dtype), 0
-            else:
-                kernel, bias = layer(y.shape[-1])
-                y = matmul(y, kernel, context.dtype) + jnp.expand_dims(bias, -2)
-                rows = -2
+            layer = Linear(units, self.stack, name=f"layer_{i}")(width(x))
+            shared = self.stack is not None and is_shared(x)
+            rows = 0 if shared else -2
+            y = unmade_if_wide(x, layer, context.dtype)
             y = nn.relu(BatchNorm(rows, name=f"norm_{i}")(y, context))
             y = Dropout(self.dropout, rows, name=f"dropout_{i}")(y, context)
-            if i == 0 and self.stack is not None:
-                # Expert-major from here on: each has its own input.
-                y = jnp.swapaxes(y, 0, 1)
-        return vector(x) if y is None else y
+            # Expert-major after the first layer: each has its own input.
+            x = jnp.swapaxes(y, 0, 1) if shared else y
+        return vector(x)
 
 
-class Tower(nn.Module):
-    """A task's own layers: hidden ones, then one unit: [B, D] -> logits [B]."""
+class Towers(nn.Module):
+    """The tasks' own layers: hidden ones, then one unit: logits [T, B].
 
+    All read the same input [B, D], or each its own, [T, B, D].
+    """
+
+    tasks: int
     hidden: tuple[int, ...]
     dropout: float
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
-        x = Blocks(self.hidden, self.dropout, name="hidden")(x, context)
-        return product(x, Linear(1, name="out")(width(x)), context.dtype)[:, 0]
-
-
-class Mix(nn.Module):
-    """Σ_e softmax(gate)_e expert_e: [B, D] from gate [B, E] and groups of [E_g, B, D].
-
-    The gate's columns run over the groups in order: E = Σ_g E_g. The weights f[B, E]
-    are sown into "intermediates" as "gate", for whoever wants to watch them.
-    """
-
-    @nn.compact
-    def __call__(self, gate: jax.Array, *groups: jax.Array) -> jax.Array:
-        ends = np.cumsum([len(experts) for experts in groups])
-        softmax = nn.softmax(gate)
-        self.sow("intermediates", "gate", softmax)
-        weights = jnp.split(softmax, ends[:-1], axis=1)
-        pairs = zip(weights, groups, strict=True)
-        mixed = (jnp.einsum("be,ebd->bd", w, experts) for w, experts in pairs)
-        return reduce(add, mixed)
+        x = Blocks(self.hidden, self.dropout, self.tasks, name="hidden")(x, context)
+        out = Linear(1, self.tasks, name="out")(width(x))
+        y = product(x, out, context.dtype)[..., 0]
+        return y.T if is_shared(x) else y

@@ -1,9 +1,10 @@
 """MMoE: each task mixes the same experts in its own way, row by row."""
 
-import jax
+import jax.numpy as jnp
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.layers import Blocks, Linear, Mix
+from pwiser_jax.models.gates import mixtures, softmax_gate
+from pwiser_jax.models.layers import Blocks, Linear
 from pwiser_jax.models.product import product, width
 
 
@@ -19,9 +20,9 @@ class MMoE(MultiTaskModel):
         z = self.embed("embedding", inputs, context)
         experts = Blocks(sizes.expert, sizes.dropout, sizes.experts, name="experts")
         outputs = experts(z, context)
-
-        def mixed(head: str) -> jax.Array:
-            gate = Linear(sizes.experts, name=f"gate_{head}")(width(z))
-            return Mix(name=f"mix_{head}")(product(z, gate, context.dtype), outputs)
-
-        return {head: mixed(head) for head in self.heads}
+        layer = Linear(sizes.experts, len(self.heads), name="gates")(width(z))
+        scores = product(z, layer, context.dtype)
+        weights = [
+            softmax_gate(self, head, scores[:, k]) for k, head in enumerate(self.heads)
+        ]
+        return mixtures(jnp.stack(weights), outputs)

@@ -1,14 +1,22 @@
 """PLE: levels of experts, some of one task and some shared, mixed level by level."""
 
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.context import Context
-from pwiser_jax.models.layers import Blocks, Linear, Mix
+from pwiser_jax.models.gates import mixtures, softmax_gate
+from pwiser_jax.models.layers import Blocks, Linear
 from pwiser_jax.models.product import Features, product, width
+
+ALL = ""  # the name of the shared group and of its gate: no task has it
 
 
 class PLE(MultiTaskModel):
@@ -41,7 +49,7 @@ class PLE(MultiTaskModel):
                 name=f"level_{i}",
             )
             tasks, shared = level(tasks, shared, context)
-        return tasks
+        return jnp.stack(list(tasks.values()))
 
 
 class ExtractionLevel(nn.Module):
@@ -66,23 +74,43 @@ class ExtractionLevel(nn.Module):
         def experts(name: str, count: int, x: jax.Array | Features) -> jax.Array:
             return Blocks(self.hidden, self.dropout, count, name=name)(x, context)
 
-        of_task = {
+        groups = {
             task: experts(f"experts_{task}", self.task_experts, x)
             for task, x in tasks.items()
         }
-        of_all = experts("shared_experts", self.shared_experts, shared)
+        groups[ALL] = experts("shared_experts", self.shared_experts, shared)
+        # The groups that each gate mixes, in the order of its columns.
+        reads: dict[str, Sequence[str]] = {task: (task, ALL) for task in tasks}
+        if not self.last:
+            reads[ALL] = tuple(groups)
+        weights: dict[str, dict[str, jax.Array]] = {group: {} for group in groups}
+        for gate, read in reads.items():
+            of_groups = self._weights(
+                gate, tasks.get(gate, shared), context, read, groups
+            )
+            for group, of_group in of_groups.items():
+                weights[group][gate] = of_group
+        terms: dict[str, list[jax.Array]] = {gate: [] for gate in reads}
+        for group, of_gates in weights.items():
+            mixed = mixtures(jnp.stack(list(of_gates.values())), groups[group])
+            for gate, term in zip(of_gates, mixed, strict=True):
+                terms[gate].append(term)
+        out: dict[str, Any] = {gate: reduce(add, some) for gate, some in terms.items()}
+        return {task: out[task] for task in tasks}, out.get(ALL, shared)
 
-        def gated(
-            gate: str, mix: str, x: jax.Array | Features, *groups: jax.Array
-        ) -> jax.Array:
-            layer = Linear(sum(len(group) for group in groups), name=gate)(width(x))
-            return Mix(name=mix)(product(x, layer, context.dtype), *groups)
-
-        mixed = {
-            task: gated(f"gate_{task}", f"mix_{task}", x, of_task[task], of_all)
-            for task, x in tasks.items()
-        }
-        if self.last:
-            return mixed, shared
-        everything = (*of_task.values(), of_all)
-        return mixed, gated("shared_gate", "shared_mix", shared, *everything)
+    def _weights(
+        self,
+        gate: str,
+        x: jax.Array | Features,
+        context: Context,
+        read: Sequence[str],
+        groups: Mapping[str, jax.Array],
+    ) -> dict[str, jax.Array]:
+        """A gate's weights of the groups that it mixes, [B, E_g] each."""
+        sizes = [len(groups[group]) for group in read]
+        name = f"gate_{gate}" if gate else "shared_gate"
+        layer = Linear(sum(sizes), name=name)(width(x))
+        scores = product(x, layer, context.dtype)
+        weights = softmax_gate(self, gate or "shared", scores)
+        parts = jnp.split(weights, np.cumsum(sizes)[:-1], axis=1)
+        return dict(zip(read, parts, strict=True))

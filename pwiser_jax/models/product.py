@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+WIDE = 64  # multiplications that cost about as much as reading one number a few times
+
 
 class Weights(NamedTuple):
     """Of a linear layer: kernel [I, O] and bias [O]; a stack of E has E of each."""
@@ -49,6 +51,11 @@ class Features(NamedTuple):
         parts = [p.x if p.vectors is None else p.x @ p.vectors for p in self.parts]
         return jnp.concatenate(parts, axis=1)
 
+    def product(self, layer: Weights, dtype: DTypeLike) -> "Product":
+        """z kernel + bias of a layer or of a stack, not yet made."""
+        kernel = _wide(self.reduced(layer, dtype))
+        return Product(self.factors(), kernel, layer.bias.shape, dtype)
+
     def factors(self) -> jax.Array:
         """All x side by side, then a column of ones: [B, N + 1]."""
         ones = jnp.ones((len(self.parts[0].x), 1))
@@ -65,9 +72,35 @@ class Features(NamedTuple):
         return jnp.concatenate([*rows, jnp.expand_dims(layer.bias, -2)], axis=-2)
 
 
+class Product(NamedTuple):
+    """factors [B, N] @ kernel [N, U] as [B, *units], without being made: `matmul`'s, of
+    this dtype. The factors' last column is one: the kernel's last row is a bias."""
+
+    factors: jax.Array
+    kernel: jax.Array
+    units: tuple[int, ...]
+    dtype: DTypeLike
+
+    def made(self) -> jax.Array:
+        y = matmul(self.factors, self.kernel, self.dtype)
+        return y.reshape(-1, *self.units)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it has far more columns than its factors: then what is known of the
+        N² pairs of factors costs less than a few readings of U columns."""
+        inputs, outputs = self.kernel.shape
+        return inputs**2 <= WIDE * outputs
+
+
 def width(x: jax.Array | Features) -> int:
     """I, the inputs of a layer that reads x."""
     return x.width if isinstance(x, Features) else x.shape[-1]
+
+
+def is_shared(x: jax.Array | Features) -> bool:
+    """Whether a stack of layers has one input, and not one each."""
+    return isinstance(x, Features) or x.ndim == 2
 
 
 def vector(x: jax.Array | Features) -> jax.Array:
@@ -88,14 +121,26 @@ def product(
 ) -> jax.Array:
     """x kernel + bias, x [B, I]: [B, O] of a layer, [B, E, O] of a stack of E.
 
-    A stack is one matrix product, too, [B, I] with [I, E O]. Products are `matmul`'s,
-    of this dtype.
+    A stack is one matrix product, too, [B, I] with [I, E O]. Where each of a stack has
+    an input of its own, x is [E, B, I], and so is the output, [E, B, O]. Products are
+    `matmul`'s, of this dtype.
     """
     if isinstance(x, Features):
-        y = matmul(x.factors(), _wide(x.reduced(layer, dtype)), dtype)
-    else:
-        y = matmul(x, _wide(layer.kernel), dtype) + layer.bias.reshape(1, -1)
+        return x.product(layer, dtype).made()
+    if not is_shared(x):
+        return matmul(x, layer.kernel, dtype) + jnp.expand_dims(layer.bias, -2)
+    y = matmul(x, _wide(layer.kernel), dtype) + layer.bias.reshape(1, -1)
     return y.reshape(-1, *layer.bias.shape)
+
+
+def unmade_if_wide(
+    x: jax.Array | Features, layer: Weights, dtype: DTypeLike
+) -> jax.Array | Product:
+    """`product`, or what makes it where that is better to know."""
+    if isinstance(x, Features):
+        y = x.product(layer, dtype)
+        return y if y.is_wide else y.made()
+    return product(x, layer, dtype)
 
 
 def _wide(kernel: jax.Array) -> jax.Array:

@@ -13,6 +13,4 @@ class SharedBottom(MultiTaskModel):
     def features(self, inputs, context):
         sizes = self.config
         z = self.embed("embedding", inputs, context)
-        bottom = Blocks(sizes.bottom, sizes.dropout, name="bottom")
-        shared = bottom(z, context)
-        return dict.fromkeys(self.heads, shared)
+        return Blocks(sizes.bottom, sizes.dropout, name="bottom")(z, context)

@@ -1,5 +1,7 @@
 """SingleTask: one network a task, nothing shared."""
 
+import jax.numpy as jnp
+
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.layers import Blocks
 
@@ -9,9 +11,9 @@ class SingleTask(MultiTaskModel):
 
     def features(self, inputs, context):
         sizes = self.config
-        features = {}
+        features = []
         for head in self.heads:
             z = self.embed(f"embedding_{head}", inputs, context)
             bottom = Blocks(sizes.bottom, sizes.dropout, name=f"bottom_{head}")
-            features[head] = bottom(z, context)
-        return features
+            features.append(bottom(z, context))
+        return jnp.stack(features)

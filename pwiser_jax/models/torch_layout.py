@@ -59,8 +59,7 @@ def variables_from_torch(
     _check(model)
     reader = TorchReader(state)
     width = BODIES[model.config.name](reader, model)
-    for t, head in enumerate(model.heads):
-        reader.tower(f"tower_{head}", f"tower.{t}.mlp", width, model.config.tower)
+    reader.towers("tower.*.mlp", width, model.config.tower, len(model.heads))
     reader.refuse_unread(model.config.name)
     return reader.variables()
 
@@ -99,8 +98,8 @@ def _shared_bottom(reader: TorchReader, model: MultiTaskModel) -> int:
 def _mmoe(reader: TorchReader, model: MultiTaskModel) -> int:
     sizes = model.config
     inputs = reader.embedding("embedding", "", model)
-    for t, head in enumerate(model.heads):
-        reader.linear((f"gate_{head}",), f"gate.{t}.0", inputs, sizes.experts)
+    heads = len(model.heads)
+    reader.linear(("gates",), "gate.*.0", inputs, sizes.experts, heads)
     path, name = ("experts",), "expert.*.mlp"
     return reader.blocks(path, name, inputs, sizes.expert, sizes.experts)
 

@@ -50,9 +50,12 @@ class TorchReader:
             inputs = width
         return inputs
 
-    def tower(self, path: str, name: str, inputs: int, hidden: tuple[int, ...]) -> None:
-        width = self.blocks((path, "hidden"), name, inputs, hidden)
-        self.linear((path, "out"), f"{name}.{BLOCK * len(hidden)}", width, 1)
+    def towers(
+        self, name: str, inputs: int, hidden: tuple[int, ...], tasks: int
+    ) -> None:
+        width = self.blocks(("towers", "hidden"), name, inputs, hidden, tasks)
+        last = f"{name}.{BLOCK * len(hidden)}"
+        self.linear(("towers", "out"), last, width, 1, tasks)
 
     def embedding(self, path: str, task: str, model: MultiTaskModel) -> int:
         """Reads an embedding and returns its width; `task` ends the layers' names."""

@@ -25,6 +25,7 @@ Observations = dict[str, jax.Array]
 
 PREFIXES = ("norm/", "pairs/", "active/", "gate/")
 DEAD = 0.01
+SOWN = "mix_"
 
 
 def is_observation(name: str) -> bool:
@@ -61,7 +62,7 @@ def gates(
     """Entropy and dead experts of each gate.
 
     Args:
-        intermediates: what a model has sown: "gate", f[B, E], for each `Mix`.
+        intermediates: what a model has sown: "mix_NAME", f[B, E], for each gate.
         mask: bool[B], False for padding.
         axis_name: the mapped axis that the rows are spread over, if any.
     """
@@ -71,11 +72,12 @@ def gates(
 
     rows = jnp.maximum(total(jnp.sum(mask, dtype=jnp.float32)), 1)
     found: Observations = {}
-    for path, weights in jax.tree.leaves_with_path(intermediates):
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        if names.pop() != "gate":
+    for keys, weights in jax.tree.leaves_with_path(intermediates):
+        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
+        *path, name = names
+        if not name.startswith(SOWN):
             continue
-        gate = "/".join(names).replace("mix_", "").replace("_mix", "")
+        gate = "/".join([*path, name.removeprefix(SOWN)])
         real = jnp.where(mask[:, None], weights.astype(jnp.float32), 0)
         # x ln x is 0 at 0.
         entropy = jnp.sum(jax.scipy.special.entr(real))

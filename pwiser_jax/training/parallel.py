@@ -64,8 +64,10 @@ def train_program(
     Batches come from `stacked`. The old state's buffers are given up to the new one:
     give a state that is `placed`.
     """
-    module = build(model, schema, axis_name=AXIS)
-    step = train_step(module, objective, AXIS, embedding, shard_tables)
+    # Even a sum over one device is a copy.
+    axis = AXIS if shard_tables or jax.device_count() > 1 else None
+    module = build(model, schema, axis_name=axis)
+    step = train_step(module, objective, axis, embedding, shard_tables)
     axes = Parted(0, None) if shard_tables else None
     return jax.pmap(
         several_steps(of_parted(step) if shard_tables else step),

@@ -1,0 +1,51 @@
+"""Gates of experts: a softmax a row, and the mixtures that it weighs."""
+
+from functools import reduce
+from operator import add
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def softmax_gate(module: nn.Module, name: str, scores: jax.Array) -> jax.Array:
+    """softmax(scores), f[B, E]: a row's weights of the experts.
+
+    They are sown into "intermediates" as "mix_NAME", for whoever wants to watch them.
+    """
+    weights = nn.softmax(scores)
+    module.sow("intermediates", f"mix_{name}", weights)
+    return weights
+
+
+@jax.custom_vjp
+def mixtures(weights: jax.Array, experts: jax.Array) -> jax.Array:
+    """Σ_e weights_te experts_e: [T, B, D], T mixtures, from [T, B, E] and [E, B, D].
+
+    As sums of terms: XLA reads the experts as they lie. For products of matrices, a
+    small one a row, it would transpose them first; and the gradient of the experts is
+    one sum over all mixtures.
+    """
+    return jnp.stack([_sum_of_terms(of_experts.T, experts) for of_experts in weights])
+
+
+def _sum_of_terms(factors: jax.Array, terms: jax.Array) -> jax.Array:
+    """Σ_k factors_k terms_k: [B, D] from [K, B] and [K, B, D]."""
+    pairs = zip(factors, terms, strict=True)
+    return reduce(add, (factor[:, None] * term for factor, term in pairs))
+
+
+def _mixtures_forward(weights, experts):
+    return mixtures(weights, experts), (weights, experts)
+
+
+def _mixtures_backward(saved, gradient):
+    weights, experts = saved
+    of_weights = [jnp.sum(of_one[None] * experts, axis=-1).T for of_one in gradient]
+    of_experts = reduce(
+        add, (w.T[:, :, None] * g[None] for w, g in zip(weights, gradient, strict=True))
+    )
+    return jnp.stack(of_weights), of_experts
+
+
+mixtures.defvjp(_mixtures_forward, _mixtures_backward)
