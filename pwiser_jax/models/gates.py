@@ -1,5 +1,6 @@
 """Gates of experts: a softmax a row, and the mixtures that it weighs."""
 
+from collections.abc import Mapping
 from functools import reduce
 from operator import add
 
@@ -11,11 +12,30 @@ from flax import linen as nn
 def softmax_gate(module: nn.Module, name: str, scores: jax.Array) -> jax.Array:
     """softmax(scores), f[B, E]: a row's weights of the experts.
 
-    They are sown into "intermediates" as "mix_NAME", for whoever wants to watch them.
+    They are sown into "intermediates" as "mix_NAME", for whoever wants to watch them:
+    a layer may have the gate's own name.
     """
     weights = nn.softmax(scores)
     module.sow("intermediates", f"mix_{name}", weights)
     return weights
+
+
+def mix(
+    gates: Mapping[str, Mapping[str, jax.Array]], groups: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The mixture [B, D] of each gate, by its name.
+
+    Args:
+        gates: a gate's weights of the groups of experts that it reads, [B, E_g] each.
+        groups: experts by the name of their group, [E_g, B, D] each.
+    """
+    terms: dict[str, list[jax.Array]] = {gate: [] for gate in gates}
+    for group, experts in groups.items():
+        readers = [gate for gate, weights in gates.items() if group in weights]
+        weights = jnp.stack([gates[gate][group] for gate in readers])
+        for gate, term in zip(readers, mixtures(weights, experts), strict=True):
+            terms[gate].append(term)
+    return {gate: reduce(add, some) for gate, some in terms.items()}
 
 
 @jax.custom_vjp

@@ -1,8 +1,6 @@
 """PLE: levels of experts, some of one task and some shared, mixed level by level."""
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import Any
 
 import jax
@@ -12,7 +10,7 @@ from flax import linen as nn
 
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.context import Context
-from pwiser_jax.models.gates import mixtures, softmax_gate
+from pwiser_jax.models.gates import mix, softmax_gate
 from pwiser_jax.models.layers import Blocks, Linear
 from pwiser_jax.models.product import Features, product, width
 
@@ -83,34 +81,29 @@ class ExtractionLevel(nn.Module):
         reads: dict[str, Sequence[str]] = {task: (task, ALL) for task in tasks}
         if not self.last:
             reads[ALL] = tuple(groups)
-        weights: dict[str, dict[str, jax.Array]] = {group: {} for group in groups}
-        for gate, read in reads.items():
-            of_groups = self._weights(
-                gate, tasks.get(gate, shared), context, read, groups
+        gates = {
+            gate: self._gate(
+                gate,
+                tasks.get(gate, shared),
+                {group: len(groups[group]) for group in read},
+                context,
             )
-            for group, of_group in of_groups.items():
-                weights[group][gate] = of_group
-        terms: dict[str, list[jax.Array]] = {gate: [] for gate in reads}
-        for group, of_gates in weights.items():
-            mixed = mixtures(jnp.stack(list(of_gates.values())), groups[group])
-            for gate, term in zip(of_gates, mixed, strict=True):
-                terms[gate].append(term)
-        out: dict[str, Any] = {gate: reduce(add, some) for gate, some in terms.items()}
-        return {task: out[task] for task in tasks}, out.get(ALL, shared)
+            for gate, read in reads.items()
+        }
+        mixed: dict[str, Any] = mix(gates, groups)
+        return {task: mixed[task] for task in tasks}, mixed.get(ALL, shared)
 
-    def _weights(
+    def _gate(
         self,
         gate: str,
         x: jax.Array | Features,
+        sizes: Mapping[str, int],
         context: Context,
-        read: Sequence[str],
-        groups: Mapping[str, jax.Array],
     ) -> dict[str, jax.Array]:
         """A gate's weights of the groups that it mixes, [B, E_g] each."""
-        sizes = [len(groups[group]) for group in read]
         name = f"gate_{gate}" if gate else "shared_gate"
-        layer = Linear(sum(sizes), name=name)(width(x))
+        layer = Linear(sum(sizes.values()), name=name)(width(x))
         scores = product(x, layer, context.dtype)
         weights = softmax_gate(self, gate or "shared", scores)
-        parts = jnp.split(weights, np.cumsum(sizes)[:-1], axis=1)
-        return dict(zip(read, parts, strict=True))
+        parts = jnp.split(weights, np.cumsum([*sizes.values()])[:-1], axis=1)
+        return dict(zip(sizes, parts, strict=True))
