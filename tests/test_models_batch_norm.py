@@ -59,7 +59,7 @@ def test_gradient_is_that_of_the_definition(shape):
     )
 
 
-def as_product(units=(3, 2)):
+def as_product(units):
     """Factors, numbers among them that are far from zero, and a kernel."""
     factors = np.concatenate([5 + make((8, 4)), make((8, 2), 1), np.ones((8, 1))], 1)
     return np.float32(factors), make((7, math.prod(units)), 2)
@@ -90,8 +90,10 @@ def test_a_product_that_is_not_made_is_normalised_as_when_it_is(train):
     )
     found, expected = measured(False, arguments), measured(True, arguments)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
-    text = str(jax.make_jaxpr(total, static_argnums=0)(False, arguments))
-    assert "f32[8,3,2] = sub" not in text  # no pass over the outputs to centre them
+    # No pass over the outputs to centre them.
+    for made in (False, True):
+        text = str(jax.make_jaxpr(total, static_argnums=0)(made, arguments))
+        assert ("f32[8,3,2] = sub" in text) == made
 
 
 @pytest.mark.parametrize("real", [0, 1])

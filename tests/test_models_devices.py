@@ -126,10 +126,11 @@ def test_no_mask_means_that_all_rows_are_real():
     inputs = make_inputs(SCHEMA, 5)
     model = build(tiny("shared_bottom"), SCHEMA)
     variables = make_variables(model, inputs)
-    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    # Not compiled: knowing that all rows are real, XLA sums in another order.
+    apply = partial(model.apply, train=True, mutable=["batch_stats"])
     without = apply(variables, inputs)
     jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+        partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6),
         without,
         apply(variables, inputs, mask=np.ones(5, bool)),
     )

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+SOWN = "mix_"  # and the gate's name: a layer may have that name alone
+
 
 def softmax_gate(module: nn.Module, name: str, scores: jax.Array) -> jax.Array:
     """softmax(scores), f[B, E]: a row's weights of the experts.
 
-    They are sown into "intermediates" as "mix_NAME", for whoever wants to watch them:
-    a layer may have the gate's own name.
+    They are sown into "intermediates" as "mix_NAME", for whoever wants to watch them.
     """
     weights = nn.softmax(scores)
-    module.sow("intermediates", f"mix_{name}", weights)
+    module.sow("intermediates", SOWN + name, weights)
     return weights
 
 

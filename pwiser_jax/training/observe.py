@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pwiser_jax.models.gates import SOWN
+
 Observations = dict[str, jax.Array]
 
 PREFIXES = ("norm/", "pairs/", "active/", "gate/")
 DEAD = 0.01
-SOWN = "mix_"
 
 
 def is_observation(name: str) -> bool:
