@@ -132,8 +132,9 @@ def large_batches_table(of: dict[str, Group]) -> pl.DataFrame:
 
 def run_groups() -> Iterator[tuple[str, list[Cell]]]:
     """Many runs as one program: of use where one does not fill the device."""
-    for model in ("shared_bottom", "mmoe"):
-        yield f"{model}, runs", [Cell(model=model, runs=n) for n in (1, RUNS)]
+    for model, steps in product(("shared_bottom", "mmoe"), (1, SEVERAL)):
+        cells = [Cell(model=model, runs=n, steps=steps) for n in (1, RUNS)]
+        yield f"{model}, runs, {steps} in a call", cells
 
 
 def runs_table(of: dict[str, Group]) -> pl.DataFrame:
@@ -143,6 +144,7 @@ def runs_table(of: dict[str, Group]) -> pl.DataFrame:
         lines.append(
             {
                 "Model": one.model,
+                "steps in a call": str(one.steps),
                 "1 run [ms]": _ms(group.seconds(one)),
                 f"{RUNS} runs in one program [ms]": _ms(group.seconds(many)),
                 "over one": _times(group.ratio([many], one)),

@@ -61,8 +61,8 @@ class Cell:
         allocator: glibc's "usual" one, or one told to "keep" its memory.
         lambda_: the weight of PWiseR.
         changes: options of the model's config that differ from the defaults.
-        runs: so many runs in one vmapped program.
-        steps: so many steps in one call of the program, of one run.
+        runs: so many runs in one program of a sweep.
+        steps: so many steps in one call of the program.
         plain: what is as one would write it first, if anything: see `plain_forms`.
     """
 
@@ -130,14 +130,14 @@ def batches(cell: Cell) -> list[Batch]:
 
 
 class Parts(NamedTuple):
-    """A cell of ours: state = place(draw(0)); state, _ = program(state, *batch, hyper)
+    """A cell of ours: state = place(draw(0)); state, _ = program(state, *batch, *rest)
     for each batch in turn."""
 
     draw: Any
     place: Callable[[Any], Any]
     program: Any
     batches: list[tuple[Any, ...]]
-    hyper: Any
+    rest: tuple[Any, ...]
     work: dict[str, float]
 
 
@@ -149,12 +149,11 @@ def compiled(cell: Cell) -> Parts:
 
 def _compiled(cell: Cell) -> Parts:
     import jax
-    import jax.numpy as jnp
 
-    from pwiser_jax.models import build
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training import parallel
-    from pwiser_jax.training.step import Hyper, train_step
+    from pwiser_jax.training.stack import stack, stack_hypers
+    from pwiser_jax.training.step import Hyper
 
     config = Config(
         DataConfig(batch_size=cell.batch),
@@ -172,40 +171,49 @@ def _compiled(cell: Cell) -> Parts:
         log_every=config.train.log_every,
     )
 
-    def of_all_runs(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * cell.runs), tree)
-
-    program: Any
-    cut: list[tuple[Any, ...]]
-    place: Callable[[Any], Any]
     # Programs that are kept may have been traced with other forms of their parts.
+    several, k = batches(cell), cell.steps
+    calls = [several[at:][:k] for at in range(0, len(several), k)]
+    parts: Any = config.model, schema, objective, embedding
+    draw, shapes = _drawing(*parts, cell.plain)
+    program: Any
+    cut: list[Any]
+    rest: tuple[Any, ...]
+    place: Any = parallel.replicated
     if cell.runs == 1:
-        place = parallel.replicated
-        make = parallel.train_program.__wrapped__
-        program = make(config.model, schema, objective, embedding)
-        count, several = np.int32(cell.steps), batches(cell)
-        cut = [
-            (parallel.stacked(several[at:][: cell.steps], cell.steps), count)
-            for at in range(0, len(several), cell.steps)
-        ]
+        program = parallel.train_program.__wrapped__(*parts)
+        rest = (parallel.replicated(hyper),)
+        cut = [parallel.stacked(call, k) for call in calls]
     else:
-        place = of_all_runs
-        one = train_step(build(config.model, schema), objective, None, embedding)
-        program = jax.jit(jax.vmap(one, in_axes=(0, None, 0)), donate_argnums=0)
-        whole = [parallel.shard_batch(batch, 1) for batch in batches(cell)]
-        cut = [(jax.device_put(jax.tree.map(lambda x: x[0], part)),) for part in whole]
-    draw, shapes = _drawing(config.model, schema, objective, embedding, cell.plain)
-    if cell.runs > 1:
-        shapes = jax.eval_shape(place, shapes)
-    hyper = place(hyper)
-    lowered = program.lower(shapes, *cut[0], hyper)
+        size = parallel.stack_size(cell.runs)
+        at_once = parallel.runs_at_once(cell.runs)
+        program = parallel.sweep_program.__wrapped__(*parts, at_once)
+
+        def of_all(state: Any) -> Any:
+            return parallel.dealt(stack([jax.device_get(state)] * size))
+
+        place = of_all
+        orders, active = np.zeros(size, np.int32), np.ones(size, bool)
+        rest = (stack_hypers([hyper] * size), orders, active)
+        cut = [
+            jax.tree.map(
+                lambda *rows: jax.device_put(np.stack(rows)),
+                *(parallel.shard_batch(batch, 1) for batch in call),
+            )
+            for call in calls
+        ]
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes
+        )
+    cut = [(call, np.int32(k)) for call in cut]
+    lowered = program.lower(shapes, *cut[0], *rest)
     compiled_program = lowered.compile()
-    traced = jax.make_jaxpr(program)(shapes, *cut[0], hyper)
+    traced = jax.make_jaxpr(program)(shapes, *cut[0], *rest)
     work = {
         "flops": product_operations(traced.jaxpr),
         "bytes": (compiled_program.cost_analysis() or {}).get("bytes accessed"),
     }
-    return Parts(draw, place, compiled_program, cut, hyper, work)
+    return Parts(draw, place, compiled_program, cut, rest, work)
 
 
 @cache
@@ -238,7 +246,7 @@ def jax_step(
 
     def step() -> None:
         nonlocal state
-        state, values = parts.program(state, *next(turn), parts.hyper)
+        state, values = parts.program(state, *next(turn), *parts.rest)
         jax.block_until_ready((state, values))
 
     return step, parts.work

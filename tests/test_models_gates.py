@@ -4,12 +4,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
-from pwiser_jax.models.gates import mixtures, softmax_gate
+from pwiser_jax.models.gates import by_products, by_sums, mixtures, softmax_gate
 
 
-def test_mixtures_are_weighted_sums_of_the_experts():
+@pytest.mark.parametrize("form", [mixtures, by_products, by_sums])
+def test_mixtures_are_weighted_sums_of_the_experts(form):
     random = np.random.default_rng(0)
     weights = random.random((2, 7, 3), np.float32)  # mixtures, rows, experts
     experts = random.normal(size=(3, 7, 5)).astype(np.float32)
@@ -25,7 +27,7 @@ def test_mixtures_are_weighted_sums_of_the_experts():
         both = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
         return jax.jit(both)(weights, experts)
 
-    found, expected = measured(mixtures), measured(definition)
+    found, expected = measured(form), measured(definition)
     assert found[0][1].shape == (2, 7, 5)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -1,5 +1,6 @@
 """Products by factors, and of several layers at once, against the plain ones."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,14 @@ from models_data import BRANDS, MODELS, make_inputs, make_schema, make_variables
 
 from pwiser_jax.models import build
 from pwiser_jax.models.layout import layout
-from pwiser_jax.models.product import Features, Part, Weights, product
+from pwiser_jax.models.product import (
+    ALIGNED,
+    Features,
+    Part,
+    Weights,
+    matmuls,
+    product,
+)
 
 SCHEMA = make_schema(sizes=(4, 2, 9, 3), multi_valued=(BRANDS,))
 SMALL = {"all": 100, "some": 6, "none": 0}  # small_rows
@@ -47,6 +55,43 @@ def test_factors_give_the_product_of_what_they_stand_for():
     for layer in layers:
         found, plain = product(z, layer), product(z.vector(), layer)
         np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 6, 7, 8, 17])
+def test_factors_fill_whole_rows_of_a_fast_kernel(columns):
+    z = Features([Part(random(0, 5, columns))])
+    factors = z.factors()
+    assert factors.shape[1] % ALIGNED == 0
+    assert 0 < factors.shape[1] - columns <= ALIGNED
+    np.testing.assert_array_equal(factors[:, -1], 1)  # the bias's
+    np.testing.assert_array_equal(factors[:, columns:-1], 0)
+
+
+@pytest.mark.parametrize("stack", [(), (3,)])
+def test_products_of_about_one_size_are_one(stack):
+    """And none is another than it was alone: values and gradients."""
+    rows = (5, 1, 8, 6, 9, 16, 2)  # up to 1, 2, 8 and 16
+    pairs = [
+        (random(i, n, 4), random(10 + i, *stack, 4, 3)) for i, n in enumerate(rows)
+    ]
+
+    def alone(pairs):
+        return [a @ b for a, b in pairs]
+
+    def together(pairs):
+        return matmuls(pairs, jnp.float32)
+
+    def measured(products):
+        def total(pairs):
+            return sum(jnp.sum(jnp.sin(y)) for y in products(pairs)), products(pairs)
+
+        return jax.value_and_grad(total, has_aux=True)(pairs)
+
+    chex.assert_trees_all_close(
+        measured(together), measured(alone), rtol=1e-5, atol=1e-5
+    )
+    assert str(jax.make_jaxpr(together)(pairs)).count("dot_general[") == 4
+    assert matmuls([], jnp.float32) == []
 
 
 def with_small(params, config, other):

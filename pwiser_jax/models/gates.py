@@ -39,28 +39,42 @@ def mix(
     return {gate: reduce(add, some) for gate, some in terms.items()}
 
 
-@jax.custom_vjp
 def mixtures(weights: jax.Array, experts: jax.Array) -> jax.Array:
-    """Σ_e weights_te experts_e: [T, B, D], T mixtures, from [T, B, E] and [E, B, D].
+    """Σ_e weights_te experts_e: [T, B, D], T mixtures, from [T, B, E] and [E, B, D]."""
+    return jax.lax.platform_dependent(
+        weights, experts, cpu=by_products, default=by_sums
+    )
 
-    As sums of terms: XLA reads the experts as they lie. For products of matrices, a
-    small one a row, it would transpose them first; and the gradient of the experts is
-    one sum over all mixtures.
+
+def by_products(weights: jax.Array, experts: jax.Array) -> jax.Array:
+    """`mixtures` as small products of matrices, one a row.
+
+    On a CPU products make XLA store the experts, once for all mixtures; into sums it
+    draws what made them, dropout's bits among that, again for each mixture.
+    """
+    return jnp.einsum("tbe,ebd->tbd", weights, experts)
+
+
+@jax.custom_vjp
+def by_sums(weights: jax.Array, experts: jax.Array) -> jax.Array:
+    """`mixtures` as sums of terms.
+
+    An accelerator reads the experts as they lie; for products XLA transposes them
+    first. The gradient of the experts is one sum over all mixtures.
     """
     return jnp.stack([_sum_of_terms(of_experts.T, experts) for of_experts in weights])
 
 
 def _sum_of_terms(factors: jax.Array, terms: jax.Array) -> jax.Array:
     """Σ_k factors_k terms_k: [B, D] from [K, B] and [K, B, D]."""
-    pairs = zip(factors, terms, strict=True)
-    return reduce(add, (factor[:, None] * term for factor, term in pairs))
+    return jnp.sum(factors[:, :, None] * terms, axis=0)
 
 
-def _mixtures_forward(weights, experts):
-    return mixtures(weights, experts), (weights, experts)
+def _by_sums_forward(weights, experts):
+    return by_sums(weights, experts), (weights, experts)
 
 
-def _mixtures_backward(saved, gradient):
+def _by_sums_backward(saved, gradient):
     weights, experts = saved
     of_weights = [jnp.sum(of_one[None] * experts, axis=-1).T for of_one in gradient]
     of_experts = reduce(
@@ -69,4 +83,4 @@ def _mixtures_backward(saved, gradient):
     return jnp.stack(of_weights), of_experts
 
 
-mixtures.defvjp(_mixtures_forward, _mixtures_backward)
+by_sums.defvjp(_by_sums_forward, _by_sums_backward)

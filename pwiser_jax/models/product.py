@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 WIDE = 64  # multiplications that cost about as much as reading one number a few times
+ALIGNED = 8  # columns: a GPU's fast kernels want rows of multiples of 16 bytes
 
 
 class Weights(NamedTuple):
@@ -56,20 +57,34 @@ class Features(NamedTuple):
         kernel = _wide(self.reduced(layer, dtype))
         return Product(self.factors(), kernel, layer.bias.shape, dtype)
 
+    @property
+    def _padding(self) -> int:
+        """Columns of zeros among the factors."""
+        return -(sum(part.x.shape[1] for part in self.parts) + 1) % ALIGNED
+
     def factors(self) -> jax.Array:
-        """All x side by side, then a column of ones: [B, N + 1]."""
-        ones = jnp.ones((len(self.parts[0].x), 1))
-        return jnp.concatenate([*(part.x for part in self.parts), ones], axis=1)
+        """[B, N]: all x side by side, zeros, a column of ones; N is `ALIGNED`."""
+        last = np.zeros((len(self.parts[0].x), self._padding + 1), np.float32)
+        last[:, -1] = 1
+        return jnp.concatenate([*(part.x for part in self.parts), last], axis=1)
 
     def reduced(self, layer: Weights, dtype: DTypeLike) -> jax.Array:
-        """The kernel [..., N + 1, O] of the factors; the bias is its last row."""
+        """The kernel [..., N, O] of the factors; the bias is its last row."""
         ends = np.cumsum([part.width for part in self.parts])[:-1]
         blocks = jnp.split(layer.kernel, ends, axis=-2)
+        by_vectors = [
+            (part.vectors, block)
+            for part, block in zip(self.parts, blocks, strict=True)
+            if part.vectors is not None
+        ]
+        projected = iter(matmuls(by_vectors, dtype))
         rows = [
-            block if part.vectors is None else matmul(part.vectors, block, dtype)
+            block if part.vectors is None else next(projected)
             for part, block in zip(self.parts, blocks, strict=True)
         ]
-        return jnp.concatenate([*rows, jnp.expand_dims(layer.bias, -2)], axis=-2)
+        last = jnp.expand_dims(layer.bias, -2)
+        zeros = jnp.zeros((*last.shape[:-2], self._padding, last.shape[-1]))
+        return jnp.concatenate([*rows, zeros, last], axis=-2)
 
 
 class Product(NamedTuple):
@@ -114,6 +129,32 @@ def matmul(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
     Hardware that multiplies bfloat16 adds in float32; the sums are rounded at the end.
     """
     return jnp.matmul(a.astype(dtype), b.astype(dtype)).astype(jnp.float32)
+
+
+def matmuls(
+    pairs: Sequence[tuple[jax.Array, jax.Array]], dtype: DTypeLike
+) -> list[jax.Array]:
+    """a @ b of each pair: [..., n, O] of [n, D] and [..., D, O].
+
+    Those with about as many rows n are one batch, each filled up with zeros to a power
+    of two: many small products take an accelerator longer to start than to do.
+    """
+    batches: dict[tuple[int, ...], list[int]] = {}
+    for i, (a, b) in enumerate(pairs):
+        batches.setdefault((1 << (len(a) - 1).bit_length(), *b.shape), []).append(i)
+    found = dict[int, jax.Array]()
+    for (most, *stack, inputs, _), members in batches.items():
+        filled = [
+            jnp.pad(a, ((0, most - len(a)), (0, 0)))
+            for a, _ in (pairs[i] for i in members)
+        ]
+        b = jnp.stack([pairs[i][1] for i in members], axis=-3)
+        # Repeated by layer: for one product of a whole stack, b would be transposed.
+        a = jnp.broadcast_to(jnp.stack(filled), (*stack, len(members), most, inputs))
+        several = jnp.moveaxis(matmul(a, b, dtype), -3, 0)
+        for i, y in zip(members, several, strict=True):
+            found[i] = y[..., : len(pairs[i][0]), :]
+    return [found[i] for i in range(len(pairs))]
 
 
 def product(
