@@ -110,7 +110,10 @@ class Checkpoints:
                     raise ValueError("its metadata is missing")
             except Exception as error:  # orbax raises many kinds on damage
                 path = self._folder / str(step)
-                warn(f"the checkpoint {path} is damaged: {_reason(error)}")
+                warn(
+                    f"the checkpoint {path} is damaged or of another version: "
+                    f"{_reason(error)}"
+                )
                 continue
             return state, loop
         if steps:

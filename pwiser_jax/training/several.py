@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 # Steps in one call, where the configuration leaves it open: as many as take about so
 # long, so that signals and the bar are looked at in time, and at most so many. On 2 CPU
-# cores eight steps in a call take 0.75 of the time of single calls with the MMoE of
+# cores eight steps in a call take 0.78 of the time of single calls with the MMoE of
 # AliExpress, whose large temporary buffer (203 MB) each call takes from the system
 # anew; they take the same with its SharedBottom (experiments.bench_training).
 CALL_SECONDS = 2.0
