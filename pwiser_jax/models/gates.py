@@ -62,12 +62,7 @@ def by_sums(weights: jax.Array, experts: jax.Array) -> jax.Array:
     An accelerator reads the experts as they lie; for products XLA transposes them
     first. The gradient of the experts is one sum over all mixtures.
     """
-    return jnp.stack([_sum_of_terms(of_experts.T, experts) for of_experts in weights])
-
-
-def _sum_of_terms(factors: jax.Array, terms: jax.Array) -> jax.Array:
-    """Σ_k factors_k terms_k: [B, D] from [K, B] and [K, B, D]."""
-    return jnp.sum(factors[:, :, None] * terms, axis=0)
+    return jnp.stack([jnp.sum(w.T[:, :, None] * experts, axis=0) for w in weights])
 
 
 def _by_sums_forward(weights, experts):

@@ -63,7 +63,7 @@ class Features(NamedTuple):
         return -(sum(part.x.shape[1] for part in self.parts) + 1) % ALIGNED
 
     def factors(self) -> jax.Array:
-        """[B, N]: all x side by side, zeros, a column of ones; N is `ALIGNED`."""
+        """[B, N]: all x, zeros up to a multiple N of `ALIGNED`, a column of ones."""
         last = np.zeros((len(self.parts[0].x), self._padding + 1), np.float32)
         last[:, -1] = 1
         return jnp.concatenate([*(part.x for part in self.parts), last], axis=1)
