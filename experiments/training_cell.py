@@ -152,7 +152,7 @@ def _compiled(cell: Cell) -> Parts:
 
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training import parallel
-    from pwiser_jax.training.stack import stack, stack_hypers
+    from pwiser_jax.training.stack import filled, stack, stack_hypers
     from pwiser_jax.training.step import Hyper
 
     config = Config(
@@ -171,7 +171,6 @@ def _compiled(cell: Cell) -> Parts:
         log_every=config.train.log_every,
     )
 
-    # Programs that are kept may have been traced with other forms of their parts.
     several, k = batches(cell), cell.steps
     calls = [several[at:][:k] for at in range(0, len(several), k)]
     parts: Any = config.model, schema, objective, embedding
@@ -180,6 +179,7 @@ def _compiled(cell: Cell) -> Parts:
     cut: list[Any]
     rest: tuple[Any, ...]
     place: Any = parallel.replicated
+    # Unwrapped: programs that are kept may have been traced with other forms of parts.
     if cell.runs == 1:
         program = parallel.train_program.__wrapped__(*parts)
         rest = (parallel.replicated(hyper),)
@@ -195,13 +195,8 @@ def _compiled(cell: Cell) -> Parts:
         place = of_all
         orders, active = np.zeros(size, np.int32), np.ones(size, bool)
         rest = (stack_hypers([hyper] * size), orders, active)
-        cut = [
-            jax.tree.map(
-                lambda *rows: jax.device_put(np.stack(rows)),
-                *(parallel.shard_batch(batch, 1) for batch in call),
-            )
-            for call in calls
-        ]
+        whole = [[parallel.shard_batch(batch, 1) for batch in call] for call in calls]
+        cut = [jax.device_put(filled(stack(call), k)) for call in whole]
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes
         )

@@ -144,13 +144,11 @@ def matmuls(
         batches.setdefault((1 << (len(a) - 1).bit_length(), *b.shape), []).append(i)
     found = dict[int, jax.Array]()
     for (most, *stack, inputs, _), members in batches.items():
-        filled = [
-            jnp.pad(a, ((0, most - len(a)), (0, 0)))
-            for a, _ in (pairs[i] for i in members)
-        ]
-        b = jnp.stack([pairs[i][1] for i in members], axis=-3)
+        alike = [pairs[i] for i in members]
+        a = jnp.stack([jnp.pad(a, ((0, most - len(a)), (0, 0))) for a, _ in alike])
+        b = jnp.stack([b for _, b in alike], axis=-3)
         # Repeated by layer: for one product of a whole stack, b would be transposed.
-        a = jnp.broadcast_to(jnp.stack(filled), (*stack, len(members), most, inputs))
+        a = jnp.broadcast_to(a, (*stack, len(members), most, inputs))
         several = jnp.moveaxis(matmul(a, b, dtype), -3, 0)
         for i, y in zip(members, several, strict=True):
             found[i] = y[..., : len(pairs[i][0]), :]
