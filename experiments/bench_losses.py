@@ -35,7 +35,7 @@ from experiments.measure import (
     reset_peak,
 )
 from pwiser_jax.files import write_whole
-from pwiser_jax.options import Parser
+from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.tables import to_markdown, write_csv
 
 SIZES = (1024, 4096, 16_384, 65_536, 1_048_576)
@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("experiments/results/losses")
     )
-    parser.add_argument("--sizes", type=list[int], default=list(SIZES))
+    parser.add_argument("--sizes", type=list[PositiveInt], default=list(SIZES))
     parser.add_argument("--cell", type=str | None, help="one measurement, in JSON")
     options = parser.parse(argv)
     if options.cell:

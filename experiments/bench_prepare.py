@@ -29,7 +29,7 @@ from experiments import make_raw, plain_reader
 from experiments.measure import machine, run
 from experiments.raw_aliccp import TEST_ROWS, TRAIN_ROWS
 from pwiser_jax.files import write_whole
-from pwiser_jax.options import Parser
+from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
 
 FIELDS = (18, 23)
@@ -53,11 +53,11 @@ class Options:
 
     work: Path
     output: Path = Path("experiments/results")
-    rows: tuple[int, int] = (1_000_000, 3_000_000)
-    plain_rows: int = 500_000
-    large_rows: int = 5_000_000
-    large_lines: int = 200_000
-    repeats: int = 3
+    rows: tuple[PositiveInt, PositiveInt] = (1_000_000, 3_000_000)
+    plain_rows: PositiveInt = 500_000
+    large_rows: PositiveInt = 5_000_000
+    large_lines: PositiveInt = 200_000
+    repeats: PositiveInt = 3
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.rows import Rows
 from pwiser_jax.files import write_whole
 from pwiser_jax.models.config import ModelConfig
-from pwiser_jax.options import Parser
+from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
 
 BATCH_SIZES = (2_048, 65_536)
@@ -53,7 +53,7 @@ class Options:
 
     work: Path
     output: Path = Path("experiments/results")
-    rows: tuple[int, int] = (1_000_000, 5_000_000)
+    rows: tuple[PositiveInt, PositiveInt] = (1_000_000, 5_000_000)
 
 
 # One measurement, in a process of its own: `python -m experiments.bench_reading

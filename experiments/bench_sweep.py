@@ -22,6 +22,7 @@ from experiments.measure import machine
 from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
 from pwiser_jax.files import write_whole
+from pwiser_jax.models.config import ModelName
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
 from pwiser_jax.training.loop import train
@@ -44,7 +45,7 @@ class Options:
 
     data: Path
     configs: Path
-    models: tuple[str, ...] = ("single_task", "shared_bottom", "mmoe", "ple")
+    models: tuple[ModelName, ...] = ("single_task", "shared_bottom", "mmoe", "ple")
     runs: tuple[int, ...] = (0, 2, 8, 16)
     output: Path = Path("experiments/results")
     name: str = "sweep"

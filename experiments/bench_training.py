@@ -27,11 +27,12 @@ from experiments.measure import KEEP_MEMORY, machine, on_accelerator
 from experiments.training_cell import Cell
 from experiments.turns import ALLOCATORS, Group, Measurements
 from pwiser_jax.files import write_whole
-from pwiser_jax.options import Parser
+from pwiser_jax.models.config import ModelName
+from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.tables import to_markdown, write_csv
 from pwiser_jax.training.several import MOST_STEPS
 
-MODELS = ("shared_bottom", "mmoe", "ple", "single_task")
+MODELS: tuple[ModelName, ...] = ("shared_bottom", "mmoe", "ple", "single_task")
 DIMS = (16, 128)
 IDS = (30_000, 300_000, 3_000_000)
 LARGE_BATCH = 65_536
@@ -76,9 +77,9 @@ class Options:
     work: Path
     output: Path = Path("experiments/results/training")
     parts: tuple[PartName, ...] = get_args(PartName)
-    large_models: tuple[str, ...] = MODELS
-    dims: tuple[int, ...] = DIMS
-    rounds: int = 8
+    large_models: tuple[ModelName, ...] = MODELS
+    dims: tuple[PositiveInt, ...] = DIMS
+    rounds: PositiveInt = 8
 
 
 def in_torch(cell: Cell) -> list[Cell]:

@@ -2,9 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
+
+if TYPE_CHECKING:  # what jsonargparse makes as it runs is no type to a checker
+    PositiveInt = int
+else:
+    from jsonargparse.typing import PositiveInt as PositiveInt
 
 FLAGS = (
     "--overwrite",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,27 @@ def test_a_damaged_best_checkpoint_is_an_error_that_says_so(
         pytest.raises(UserError, match=r"no checkpoint in .*best can be read"),
     ):
         evaluate_run(run, "valid")
+
+
+def test_a_damaged_checkpoint_is_told_once_and_not_by_each_of_its_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {f"array {i}": np.arange(100_000.0) + i for i in range(40)}
+    checkpoints = Checkpoints(tmp_path, "last")
+    checkpoints.save(1, state, {})
+    for path in (tmp_path / "checkpoints" / "last" / "1" / "state").rglob("d/*"):
+        os.truncate(path, 20)
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    warnings: list[str] = []
+    with pytest.raises(UserError, match=r"no checkpoint in .*last can be read"):
+        checkpoints.restore(state, warnings.append)
+    time.sleep(0.5)  # what is still being read
+    checkpoints.close()
+    (warning,) = warnings
+    assert "last/1 is damaged" in warning
+    assert "tensorstore_spec" not in warning
+    assert told == []
 
 
 def test_a_trace_changes_no_number(data: Path, finished: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ in a step depends on the seed and the step alone. Orbax writes into a temporary 
 and renames it: a kill leaves whole checkpoints only.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,19 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix=series
         )
+        arrays = ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, _WaitsForEach()),
+            (np.number, ocp.type_handlers.ScalarHandler()),
+            (jax.Array, ocp.type_handlers.ArrayHandler()),
+        )
         self._manager = ocp.CheckpointManager(
             self._folder.resolve(),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(
+                    type_handler_registry=arrays, multiprocessing_options=alone
+                ),
+                "loop": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+            },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT[series],
                 create=False,
@@ -58,7 +70,7 @@ class Checkpoints:
         if not processes.first():
             return
         parts = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+            state=ocp.args.PyTreeSave(state),  # pyright: ignore[reportCallIssue]
             loop=ocp.args.JsonSave(loop),  # pyright: ignore[reportCallIssue]
         )
         try:
@@ -99,7 +111,10 @@ class Checkpoints:
             reverse=True,
         )
         parts = ocp.args.Composite(
-            state=ocp.args.StandardRestore(template),  # pyright: ignore[reportCallIssue]
+            state=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
+                template,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(template),
+            ),
             loop=ocp.args.JsonRestore(),
         )
         for step in steps:
@@ -182,6 +197,33 @@ class BackgroundSaves:
         self._pool.shutdown()
 
 
+class _WaitsForEach(ocp.type_handlers.NumpyHandler):
+    """Reads every array to its end, then raises the first error.
+
+    Left alone, orbax gives up with the first array that cannot be read, and what the
+    others' reads then tell, to an event loop that is closed, Python prints.
+    """
+
+    async def deserialize(
+        self,
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.RestoreArgs] | None = None,
+    ) -> Sequence[np.ndarray]:
+        each = args or [ocp.RestoreArgs()] * len(infos)
+        read = super().deserialize
+        results = await asyncio.gather(
+            *(read([info], [arg]) for info, arg in zip(infos, each, strict=True)),
+            return_exceptions=True,
+        )
+        arrays: list[np.ndarray] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            arrays.extend(result)
+        return arrays
+
+
 def _reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of what an error says, without tensorstore's description."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line.partition(" [tensorstore_spec")[0]

@@ -1,0 +1,41 @@
+"""The benchmarks' command lines."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments import bench_losses, bench_prepare, bench_reading, bench_training
+
+Main = Callable[[Sequence[str]], int]
+
+
+@pytest.mark.parametrize(
+    ("main", "wrong", "word"),
+    [
+        (bench_training.main, "--rounds=0", "rounds"),
+        (bench_training.main, "--dims=[16, 0]", "dims"),
+        (bench_training.main, "--large_models=[mmo]", "mmo"),
+        (bench_training.main, "--parts=[loss]", "loss"),
+        (bench_prepare.main, "--repeats=0", "repeats"),
+        (bench_reading.main, "--rows=[0, 10]", "rows"),
+        (bench_losses.main, "--sizes=[-1]", "sizes"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    main: Main,
+    wrong: str,
+    word: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = [] if main is bench_losses.main else ["--work=work"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*work, wrong])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert word in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
