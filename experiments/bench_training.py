@@ -45,7 +45,8 @@ BEST_PRODUCT, BEST_COPY = Cell(engine="product"), Cell(engine="copy")
 
 # The same function with more work or less, or called in another way.
 PLAIN = json.dumps({"small_rows": 0})
-MEMORY = "freed memory given back"  # the host's
+# The host's.
+MEMORY, THREADS = "freed memory given back", "calls in a thread of XLA's"
 SWITCHES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "without tables projected": {"changes": PLAIN},
@@ -54,6 +55,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "batch norm by Flax": {"plain": "batch_norm"},
     "dropout by jax.random": {"plain": "dropout"},
     MEMORY: {"plain": "memory"},
+    THREADS: {"plain": "threads"},
     "without dropout (another function)": {"changes": json.dumps({"dropout": 0.0})},
     "bfloat16 (rounded products)": {"changes": json.dumps({"compute": "bfloat16"})},
     "8 steps a call": {"steps": SEVERAL},
@@ -264,7 +266,7 @@ def switches(model: str) -> dict[str, Cell]:
     return {
         name: Cell(model=model, **SWITCHES[name])
         for name in SWITCHES
-        if not (name == MEMORY and on_accelerator())
+        if not (name in (MEMORY, THREADS) and on_accelerator())
     }
 
 

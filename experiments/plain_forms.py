@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pwiser_jax.memory import keep_freed_memory
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.layers import Blocks
 from pwiser_jax.models.product import Features, Product, is_shared
@@ -72,7 +73,8 @@ PLACES = {
     "moments": (0, ("models.product.WIDE",)),
     "batch_norm": (BatchNorm, ("models.layers.BatchNorm",)),
     "dropout": (Dropout, ("models.layers.Dropout",)),
-    "memory": (give_back_freed_memory, ("memory.keep_freed_memory",)),
+    "memory": (give_back_freed_memory, ("training.host.keep_freed_memory",)),
+    "threads": (keep_freed_memory, ("training.host.prepare_host",)),
 }
 
 

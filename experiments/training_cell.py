@@ -24,7 +24,6 @@ from experiments.measure import (
     product_operations,
 )
 from experiments.plain_forms import plain_form
-from pwiser_jax import memory
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
 from pwiser_jax.data.batches import Batch
 from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
@@ -235,7 +234,9 @@ def jax_step(
     """A training step as the training loop calls it, and the work in one."""
     import jax
 
-    memory.keep_freed_memory()
+    from pwiser_jax.training import host
+
+    host.prepare_host()
     parts = made or compiled(cell)
     state, turn = parts.place(parts.draw(0)), cycle(parts.batches)
 

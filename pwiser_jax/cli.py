@@ -188,8 +188,10 @@ def _inspect(parser: Parser, options: Namespace) -> int:
 def _train(parser: Parser, options: Namespace) -> int:
     from pwiser_jax.config import make_config
     from pwiser_jax.training import processes
+    from pwiser_jax.training.host import prepare_host
     from pwiser_jax.training.signals import Interrupted
 
+    prepare_host()
     config = make_config(parser, options, "train")
     chosen = options.train
     explicit = chosen.coordinator, chosen.num_processes, chosen.process_id

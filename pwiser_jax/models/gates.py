@@ -50,9 +50,11 @@ def by_products(weights: jax.Array, experts: jax.Array) -> jax.Array:
     """`mixtures` as small products of matrices, one a row.
 
     On a CPU products make XLA store the experts, once for all mixtures; into sums it
-    draws what made them, dropout's bits among that, again for each mixture.
+    draws what made them, dropout's bits among that, again for each mixture. With the
+    weights to the left the longer rows, of D numbers, are the inner ones.
     """
-    return jnp.einsum("tbe,ebd->tbd", weights, experts)
+    y = jax.lax.dot_general(weights, experts, (((2,), (0,)), ((1,), (1,))))
+    return y.swapaxes(0, 1)
 
 
 @jax.custom_vjp

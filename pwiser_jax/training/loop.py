@@ -18,11 +18,11 @@ from pwiser_jax.data.prefetch import prefetched
 from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.rows import Rows
 from pwiser_jax.errors import UserError
-from pwiser_jax.memory import keep_freed_memory
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training import processes, protocol
 from pwiser_jax.training import record as records
 from pwiser_jax.training.checkpoint import BackgroundSaves, Checkpoints
+from pwiser_jax.training.host import prepare_host
 from pwiser_jax.training.inference import (
     new_state,
     predict_logits,
@@ -73,7 +73,7 @@ def train(
         Interrupted: stopped by a signal or `stop_after`, after saving.
     """
     # 1. Data, objective, folder.
-    keep_freed_memory()
+    prepare_host()
     if not config.data.path:
         raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
     prepared = Prepared(Path(config.data.path))

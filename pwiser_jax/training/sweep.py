@@ -28,11 +28,11 @@ from pwiser_jax.data.prepared import Prepared
 from pwiser_jax.data.schema import Schema
 from pwiser_jax.errors import UserError
 from pwiser_jax.files import write_whole
-from pwiser_jax.memory import keep_freed_memory
 from pwiser_jax.models import build
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training import protocol
 from pwiser_jax.training.checkpoint import Checkpoints
+from pwiser_jax.training.host import prepare_host
 from pwiser_jax.training.inference import (
     draw_program,
     example_inputs,
@@ -144,7 +144,7 @@ def train_sweep(
         Interrupted: stopped by a signal or `stop_after`, after saving.
     """
     # 1. Data, folders, and which runs there are to train.
-    keep_freed_memory()
+    prepare_host()
     outputs = [Path(os.path.normpath(output)) for output in outputs]
     if len({sweep_key(config) for config in configs}) != 1:
         raise ValueError("the configs do not share a sweep_key")
