@@ -4,6 +4,7 @@ The paper's table with three seeds: see `paper_table`.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,7 @@ from experiments.datasets import CONFIGS, Dataset
 from experiments.paper_table import PAPER_TABLE
 from experiments.study import SCALES, Study
 from pwiser_jax.data.synthetic import prepare_synthetic
-
-OUTPUT = Path("runs/demo")
+from pwiser_jax.options import Parser
 
 
 def _make(output: Path) -> None:
@@ -30,12 +30,24 @@ def _make(output: Path) -> None:
     )
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="experiments.demo", description=__doc__)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/demo"),
+        help="a run begun there goes on",
+    )
+    output = parser.parse(argv).output
     study = Study(
-        output=OUTPUT,
-        runs=OUTPUT / "cells",
+        output=output,
+        runs=output / "cells",
         scale=replace(SCALES["standard"], seeds=3),
-        datasets=[Dataset("synthetic", OUTPUT / "data", CONFIGS / "synthetic", _make)],
+        datasets=[Dataset("synthetic", output / "data", CONFIGS / "synthetic", _make)],
     )
     work = partial(report, study, [PAPER_TABLE], "make demo")
-    sys.exit(ended("experiments.demo", work))
+    return ended(parser.prog, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

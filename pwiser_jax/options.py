@@ -1,5 +1,6 @@
 """Command lines: a parser whose errors are one sentence."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -20,6 +21,8 @@ FLAGS = (
     "--full",
     "--distributed",
 )
+# What jsonargparse says of `--data FOLDER`, where `data.path` was meant.
+GROUP = re.compile(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\' - ')
 SHORT = {"--max_steps_without_checkpoint": "--train.max_steps_without_checkpoint"}
 
 
@@ -36,7 +39,15 @@ class Parser(ArgumentParser):
         return self.parse_args([_spelled(text) for text in given])
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        message = " ".join(message.split())
+        group = GROUP.match(message)
+        if group:
+            name, given = group.groups()
+            message = (
+                f"--{name} {given}: no such YAML file of the options of {name!r}; "
+                f"a single one is given as --{name}.OPTION"
+            )
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
 

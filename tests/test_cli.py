@@ -133,6 +133,7 @@ def test_a_value_that_train_never_saw_can_be_predicted(
         (["train", "--output=X", "--data.path=nowhere"], "nowhere"),
         (["train", "--output=X", "--model.dropuot=0.1"], "dropuot"),
         (["train", "--output=X", "--model.name=dnn"], "model.name"),
+        (["train", "--output=X", "--data=nowhere"], "--data.OPTION"),
         (["train", "--output=X", "--train.epochs=0"], "train.epochs"),
         (["train", "--output=X", "--loss.lambdas=-1"], "loss.lambdas"),
         (["train", "--output=X", "--config=none.yaml"], "none.yaml"),

@@ -1,11 +1,11 @@
-"""The benchmarks' command lines."""
+"""Command lines of the benchmarks and of the demo."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from experiments import bench_losses, bench_prepare, bench_reading, bench_training
+from experiments import bench_losses, bench_prepare, bench_reading, bench_training, demo
 
 Main = Callable[[Sequence[str]], int]
 
@@ -20,6 +20,7 @@ Main = Callable[[Sequence[str]], int]
         (bench_prepare.main, "--repeats=0", "repeats"),
         (bench_reading.main, "--rows=[0, 10]", "rows"),
         (bench_losses.main, "--sizes=[-1]", "sizes"),
+        (demo.main, "--rows=9", "rows"),
     ],
 )
 def test_a_wrong_option_is_one_sentence_and_writes_nothing(
@@ -31,7 +32,7 @@ def test_a_wrong_option_is_one_sentence_and_writes_nothing(
     word: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    work = [] if main is bench_losses.main else ["--work=work"]
+    work = [] if main in (bench_losses.main, demo.main) else ["--work=work"]
     with pytest.raises(SystemExit) as stopped:
         main([*work, wrong])
     assert stopped.value.code == 2

@@ -10,7 +10,7 @@ def prepare_host() -> None:
 
     Programs for a single CPU device run in the thread that calls them. In a thread of
     XLA's own each call would take its temporary buffer from the system anew: a step of
-    AliExpress' MMoE, with 203 MB of it, took 1.3 times as long on 2 CPU cores
+    AliExpress' MMoE, with 203 MB of it, took 1.3 to 1.9 times as long on 2 CPU cores
     (experiments.bench_training). Nothing is lost by it: what reads data has threads of
     its own, and two programs at once would share the same cores.
     """
