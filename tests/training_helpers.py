@@ -1,8 +1,13 @@
 """A small prepared folder and a small configuration, for tests of training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.monitoring
 
 from pwiser_jax.config import Config, DataConfig, LossConfig, TrainConfig
 from pwiser_jax.models.config import ModelConfig
@@ -34,3 +39,19 @@ def small_config(data: Path, /, **changes: Any) -> Config:
             config, **{section: replace(getattr(config, section), **values)}
         )
     return config
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The names of the functions that are compiled inside."""
+    names: list[str] = []
+
+    def note(event: str, seconds: float, **what: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(str(what.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
