@@ -1,5 +1,6 @@
 """Checkpoints are written while training goes on, and read on any number of devices."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -160,6 +161,30 @@ def test_a_damaged_checkpoint_is_told_once_and_not_by_each_of_its_arrays(
     assert "last/1 is damaged" in warning
     assert "tensorstore_spec" not in warning
     assert told == []
+
+
+def test_a_restore_that_fails_ends_when_each_read_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {f"array_{i}": np.zeros(3) for i in range(5)}
+    checkpoints = Checkpoints(tmp_path, "last")
+    checkpoints.save(1, state, {})
+    ended: list[str] = []
+
+    async def read(_: Any, infos: Any, args: Any = None) -> list[np.ndarray]:
+        del args
+        (info,) = infos
+        if info.name == "array_0":
+            raise ValueError("damaged")
+        await asyncio.sleep(0.1)
+        ended.append(info.name)
+        return [np.zeros(3)]
+
+    monkeypatch.setattr(ocp.type_handlers.NumpyHandler, "deserialize", read)
+    with pytest.raises(UserError, match="can be read"):
+        checkpoints.restore(state, lambda _: None)
+    checkpoints.close()
+    assert sorted(ended) == ["array_1", "array_2", "array_3", "array_4"]
 
 
 def test_a_trace_changes_no_number(data: Path, finished: Path, tmp_path: Path) -> None:
