@@ -21,24 +21,24 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from experiments.calibration import CALIBRATION
-from experiments.commands import ended
-from experiments.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.drift import DRIFT
 from experiments.ladders import LADDER_LEVELS
-from experiments.measure import machine
+from experiments.lib.commands import ended
+from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
+from experiments.lib.measure import machine
+from experiments.lib.study import MODELS, SCALES, Experiment, Scale, Study
 from experiments.noise import NOISE
 from experiments.paper_table import PAPER_TABLE
 from experiments.significance import SIGNIFICANCE
-from experiments.study import MODELS, SCALES, Experiment, Scale, Study
 from experiments.terms import TERMS
 from experiments.tuning import TUNING
+from pwiser_jax.atomic import write_whole
 from pwiser_jax.config import Protocol
 from pwiser_jax.errors import UserError
-from pwiser_jax.files import write_whole
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Report, Section
 from pwiser_jax.reports.tables import to_markdown, to_rich
-from pwiser_jax.training.protocol import CHOSEN, NAMES, TRAINED_ON, note
+from pwiser_jax.training.run.protocol import CHOSEN, NAMES, TRAINED_ON, note
 
 EXPERIMENTS = {
     experiment.name: experiment

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from experiments.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.words import average_difference, listed, text_of
+from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
+from experiments.lib.words import average_difference, listed, text_of
 from pwiser_jax import metrics
 from pwiser_jax.evaluation import Prediction
 from pwiser_jax.reports.html import Picture, TableBlock

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from experiments.all import report
-from experiments.commands import ended
-from experiments.datasets import CONFIGS, Dataset
+from experiments.lib.commands import ended
+from experiments.lib.datasets import CONFIGS, Dataset
+from experiments.lib.study import SCALES, Study
 from experiments.paper_table import PAPER_TABLE
-from experiments.study import SCALES, Study
-from pwiser_jax.data.synthetic import prepare_synthetic
+from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.options import Parser
 
 

@@ -17,25 +17,25 @@ from typing import Any
 import jax.numpy as jnp
 import polars as pl
 
-from experiments.datasets import CONFIGS, Dataset
-from experiments.grid import Cell
-from experiments.measure import median_seconds
-from experiments.streams import days_of, deal, prepare_days, prepare_shift
-from experiments.study import Experiment, Finding, Study
-from experiments.words import listed, text_of
-from pwiser_jax.data.manifest import read_manifest
-from pwiser_jax.data.prepared import Prepared
-from pwiser_jax.data.rows import feature_rows
+from experiments.lib.datasets import CONFIGS, Dataset
+from experiments.lib.grid import Cell
+from experiments.lib.measure import median_seconds
+from experiments.lib.streams import days_of, deal, prepare_days, prepare_shift
+from experiments.lib.study import Experiment, Finding, Study
+from experiments.lib.words import listed, text_of
+from pwiser_jax.data.batches.rows import feature_rows
+from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.data.prepared.manifest import read_manifest
+from pwiser_jax.inference.evaluate import evaluate_run, run_config
 from pwiser_jax.metrics import Interval, mean_interval
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines
 from pwiser_jax.tasks import measured
-from pwiser_jax.training.checkpoint import Checkpoints
-from pwiser_jax.training.evaluate import evaluate_run, run_config
 from pwiser_jax.training.inference import load_best, predict_logits
 from pwiser_jax.training.loop import Progress, train
-from pwiser_jax.training.progress import Silent
-from pwiser_jax.training.run import RESULT, config_hash, open_run
+from pwiser_jax.training.run.checkpoint import Checkpoints
+from pwiser_jax.training.run.folder import RESULT, config_hash, open_run
+from pwiser_jax.training.run.progress import Silent
 
 NAME = "drift"
 MODEL = "mmoe"

@@ -19,10 +19,10 @@ from pathlib import Path
 import polars as pl
 from jsonargparse import Namespace
 
-from experiments.commands import ended
-from experiments.datasets import Dataset, given
-from experiments.grid import Cell
-from experiments.study import MODELS, SCALES, TUNING_SEED, Study
+from experiments.lib.commands import ended
+from experiments.lib.datasets import Dataset, given
+from experiments.lib.grid import Cell
+from experiments.lib.study import MODELS, SCALES, TUNING_SEED, Study
 from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
 from pwiser_jax.options import Parser

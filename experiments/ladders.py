@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from experiments.datasets import Dataset, synthetic
-from experiments.grid import Cell
-from experiments.measure import median_seconds
-from experiments.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.words import average_difference, listed, text_of
+from experiments.lib.datasets import Dataset, synthetic
+from experiments.lib.grid import Cell
+from experiments.lib.measure import median_seconds
+from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
+from experiments.lib.words import average_difference, listed, text_of
 from pwiser_jax import metrics
-from pwiser_jax.data.funnel import LADDERS
+from pwiser_jax.data.datasets.funnel import LADDERS
 from pwiser_jax.losses import ladder_loss
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines

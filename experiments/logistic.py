@@ -19,14 +19,14 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from pwiser_jax.data.prepared import Prepared
-from pwiser_jax.data.rows import Rows
-from pwiser_jax.data.schema import Schema
+from pwiser_jax.data.batches.rows import Rows
+from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
+from pwiser_jax.inference.evaluate import evaluate_run
 from pwiser_jax.metrics import auc
 from pwiser_jax.options import Parser
+from pwiser_jax.schema import Schema
 from pwiser_jax.tasks import joint_task
-from pwiser_jax.training.evaluate import evaluate_run
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 

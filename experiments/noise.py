@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from experiments.datasets import Dataset
-from experiments.relabel import accidental_clicks
-from experiments.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.words import average_difference, listed, text_of
+from experiments.lib.datasets import Dataset
+from experiments.lib.relabel import accidental_clicks
+from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
+from experiments.lib.words import average_difference, listed, text_of
 from pwiser_jax.metrics import mean_interval, order_agreement
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines

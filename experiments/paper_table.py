@@ -10,15 +10,15 @@ The second form runs on any prepared folder: AliExpress FR, NL and US and Ali-CC
 
 import polars as pl
 
-from experiments.study import Experiment, Finding, Outcome, Study
-from experiments.words import average_difference, listed, text_of, verdict
+from experiments.lib.study import Experiment, Finding, Outcome, Study
+from experiments.lib.words import average_difference, listed, text_of, verdict
 from pwiser_jax.evaluation import level_name
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences, score_distributions, training_curves
 from pwiser_jax.reports.tables import formatted, significance, summary
 from pwiser_jax.tasks import joint_task
-from pwiser_jax.training.metrics import read_metrics
-from pwiser_jax.training.protocol import note
+from pwiser_jax.training.run.metrics import read_metrics
+from pwiser_jax.training.run.protocol import note
 
 NAME = "paper_table"
 LOSSES = ("bce", "pwiser")

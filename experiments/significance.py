@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from experiments.coverage import coverage
-from experiments.datasets import Dataset
-from experiments.relabel import shuffled_conversions
-from experiments.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.words import average_difference, listed, text_of, verdict
+from experiments.lib.coverage import coverage
+from experiments.lib.datasets import Dataset
+from experiments.lib.relabel import shuffled_conversions
+from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
+from experiments.lib.words import average_difference, listed, text_of, verdict
 from pwiser_jax import metrics
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences

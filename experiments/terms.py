@@ -9,8 +9,8 @@ from a bank, or into every batch. MMoE, lambda 0.1 unless said otherwise.
 
 import polars as pl
 
-from experiments.study import Experiment, Finding, Study
-from experiments.words import average_difference, listed, text_of
+from experiments.lib.study import Experiment, Finding, Study
+from experiments.lib.words import average_difference, listed, text_of
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences
 from pwiser_jax.reports.tables import formatted, significance, summary

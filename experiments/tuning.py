@@ -18,11 +18,11 @@ from math import prod
 
 import polars as pl
 
-from experiments.datasets import Dataset
 from experiments.grid_search import Point, at, best_point, contours, grid_search, points
-from experiments.study import Experiment, Finding, Study
-from experiments.tuner import has_optuna, tune
-from experiments.words import average_difference, listed, text_of
+from experiments.lib.datasets import Dataset
+from experiments.lib.study import Experiment, Finding, Study
+from experiments.lib.tuner import has_optuna, tune
+from experiments.lib.words import average_difference, listed, text_of
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences
 from pwiser_jax.reports.tables import formatted, summary

@@ -9,7 +9,7 @@ import gc
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -145,7 +145,7 @@ def _parser(argv: Sequence[str]) -> Parser:
     return parser
 
 
-def _chosen(named: Sequence[str]) -> Sequence[str]:
+def _chosen(named: Sequence[str]) -> Iterable[str]:
     """The datasets that this command line may be about: their code takes a while."""
     if named[:1] != ["prepare"]:
         return ()
@@ -153,8 +153,9 @@ def _chosen(named: Sequence[str]) -> Sequence[str]:
 
 
 def _preparer(name: str) -> Callable[..., Any]:
-    """`prepare_NAME` of `pwiser_jax.data.NAME`."""
-    return getattr(import_module(f"pwiser_jax.data.{name}"), f"prepare_{name}")
+    """The function `prepare_NAME` of a dataset."""
+    module = _DATASETS[name]
+    return getattr(import_module(f"pwiser_jax.data.{module}"), f"prepare_{name}")
 
 
 def _prepare(parser: Parser, options: Namespace) -> int:
@@ -177,7 +178,7 @@ def _prepare(parser: Parser, options: Namespace) -> int:
 def _inspect(parser: Parser, options: Namespace) -> int:
     from rich.console import Console
 
-    from pwiser_jax.reports.inspection import inspect
+    from pwiser_jax.reports.inspection.show import inspect
 
     chosen = options.inspect
     output = chosen.output or chosen.folder / "inspect"
@@ -187,9 +188,9 @@ def _inspect(parser: Parser, options: Namespace) -> int:
 
 def _train(parser: Parser, options: Namespace) -> int:
     from pwiser_jax.config import make_config
-    from pwiser_jax.training import processes
-    from pwiser_jax.training.host import prepare_host
-    from pwiser_jax.training.signals import Interrupted
+    from pwiser_jax.host import prepare_host
+    from pwiser_jax.training.devices import processes
+    from pwiser_jax.training.devices.signals import Interrupted
 
     prepare_host()
     config = make_config(parser, options, "train")
@@ -212,11 +213,11 @@ def _train(parser: Parser, options: Namespace) -> int:
 
 def _train_here(config: "Config", output: Path, profile: bool) -> None:
     """The first of several processes is the one that speaks."""
-    from pwiser_jax.training import processes
-    from pwiser_jax.training.evaluate import evaluate_run, summary
+    from pwiser_jax.inference.evaluate import evaluate_run, summary
+    from pwiser_jax.training.devices import processes
     from pwiser_jax.training.loop import train
-    from pwiser_jax.training.progress import ProgressBar, Silent
-    from pwiser_jax.training.protocol import CHOSEN, NAMES
+    from pwiser_jax.training.run.progress import ProgressBar, Silent
+    from pwiser_jax.training.run.protocol import CHOSEN, NAMES
 
     if processes.first():
         with ProgressBar() as bar:
@@ -233,7 +234,7 @@ def _train_here(config: "Config", output: Path, profile: bool) -> None:
 def _evaluate(parser: Parser, options: Namespace) -> int:
     import json
 
-    from pwiser_jax.training.evaluate import evaluate_run
+    from pwiser_jax.inference.evaluate import evaluate_run
 
     chosen = options.evaluate
     report = evaluate_run(chosen.run, chosen.split, data=chosen.data)
@@ -242,7 +243,7 @@ def _evaluate(parser: Parser, options: Namespace) -> int:
 
 
 def _predict(parser: Parser, options: Namespace) -> int:
-    from pwiser_jax.training.predict import predict_file
+    from pwiser_jax.inference.predict import predict_file
 
     chosen = options.predict
     rows = predict_file(chosen.run, chosen.input, chosen.output)
@@ -250,7 +251,14 @@ def _predict(parser: Parser, options: Namespace) -> int:
     return 0
 
 
-_DATASETS = ("synthetic", "kuairand", "aliexpress", "aliccp", "table")
+# Module of `prepare_NAME`, by dataset.
+_DATASETS = {
+    "synthetic": "datasets.synthetic",
+    "kuairand": "datasets.kuairand",
+    "aliexpress": "datasets.aliexpress",
+    "aliccp": "aliccp.prepare",
+    "table": "datasets.table",
+}
 _COMMANDS: dict[str, Callable[[Parser, Namespace], int]] = {
     "prepare": _prepare,
     "inspect": _inspect,

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses.pairs import Pairs
-from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
+from pwiser_jax.losses.pairs.options import Gate, Normalize, Surrogate
 from pwiser_jax.models.config import ModelConfig
 
 Margins = dict[str, float | None]

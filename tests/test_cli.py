@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 import yaml
 
-from experiments.make_raw import main as make_raw
+from experiments.bench.make_raw import main as make_raw
 from pwiser_jax import __version__
 from pwiser_jax.cli import main
-from pwiser_jax.training.metrics import read_metrics
+from pwiser_jax.training.run.metrics import read_metrics
 
 TINY = [
     "--model.embedding_dim=4",

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pwiser_jax.config import load_config
-from pwiser_jax.data.funnel import LADDERS
-from pwiser_jax.data.schema import CategoricalField, NumericalField, Schema
+from pwiser_jax.data.datasets.funnel import LADDERS
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
+from pwiser_jax.schema import CategoricalField, NumericalField, Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.inference import example_inputs
 

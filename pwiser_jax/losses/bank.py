@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from pwiser_jax.losses.pairs.search import first_rows
 from pwiser_jax.losses.rows import AxisName, float_rows, label_rows, rows_like
-from pwiser_jax.losses.search import first_rows
 
 
 class ConversionBank(NamedTuple):

@@ -8,14 +8,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from pwiser_jax.losses.bank import ConversionBank
-from pwiser_jax.losses.pairwise import (
+from pwiser_jax.losses.pairs.options import (
     Gate,
     Surrogate,
     active_pairs,
     check_pair_options,
 )
+from pwiser_jax.losses.pairs.search import at, search
 from pwiser_jax.losses.rows import AxisName, counted_rows, float_rows, rows_like
-from pwiser_jax.losses.search import at, search
 from pwiser_jax.losses.terms import Term, term_margins
 
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from pwiser_jax.losses.bank import ConversionBank
 from pwiser_jax.losses.pairs import Others, Pairs, Positives, pair_form
-from pwiser_jax.losses.pairwise import (
+from pwiser_jax.losses.pairs.options import (
     Gate,
     Normalize,
     Surrogate,

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pwiser_jax.losses.pairs.search import first_rows
 from pwiser_jax.losses.rows import AxisName
-from pwiser_jax.losses.search import first_rows
 
 # Packs hold a 64th or an 8th of a device's rows, or all. Each size compiles a program
 # of its own, which small batches are not worth.

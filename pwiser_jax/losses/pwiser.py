@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from pwiser_jax.losses.bank import ConversionBank
 from pwiser_jax.losses.ladder import ladder_loss
 from pwiser_jax.losses.pairs import Pairs
-from pwiser_jax.losses.pairwise import Gate, Normalize, Surrogate
+from pwiser_jax.losses.pairs.options import Gate, Normalize, Surrogate
 from pwiser_jax.losses.rows import AxisName, float_rows, label_rows
 
 

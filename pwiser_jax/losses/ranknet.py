@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from pwiser_jax.losses.pairs.options import check_choice
 from pwiser_jax.losses.pairs.tiles import tile_sums
-from pwiser_jax.losses.pairwise import check_choice
 from pwiser_jax.losses.pointwise import bce_loss
 from pwiser_jax.losses.positives import over_positives
 from pwiser_jax.losses.rows import (

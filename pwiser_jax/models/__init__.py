@@ -1,12 +1,12 @@
 """The multi-task models, in Flax linen."""
 
-from pwiser_jax.data.schema import Schema
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.mmoe import MMoE
 from pwiser_jax.models.ple import PLE
 from pwiser_jax.models.shared_bottom import SharedBottom
 from pwiser_jax.models.single_task import SingleTask
+from pwiser_jax.schema import Schema
 
 __all__ = [
     "PLE",

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pwiser_jax.data.schema import Schema
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.embedding import Embedding
@@ -15,6 +14,7 @@ from pwiser_jax.models.heads import joint_logits
 from pwiser_jax.models.layers import Towers
 from pwiser_jax.models.layout import layout
 from pwiser_jax.models.product import Features
+from pwiser_jax.schema import Schema
 from pwiser_jax.tasks import heads
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pwiser_jax.data.schema import Pool
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.layers import Linear
 from pwiser_jax.models.layout import Layout, own_rows
 from pwiser_jax.models.product import Features, Part, product
+from pwiser_jax.schema import Pool
 
 
 class Embedding(nn.Module):

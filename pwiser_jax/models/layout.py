@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pwiser_jax.data.schema import CategoricalField, MultiValuedField, Schema
 from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.schema import CategoricalField, MultiValuedField, Schema
 
 Field = CategoricalField | MultiValuedField
 

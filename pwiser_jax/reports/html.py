@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
-from pwiser_jax.files import write_whole
+from pwiser_jax.atomic import write_whole
 from pwiser_jax.reports.plots import to_svg
 from pwiser_jax.reports.tables import UNDEFINED, is_numeric
 from pwiser_jax.version import __version__

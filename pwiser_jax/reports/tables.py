@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from pwiser_jax.files import write_whole
+from pwiser_jax.atomic import write_whole
 from pwiser_jax.metrics import (
     holm,
     paired_interval,

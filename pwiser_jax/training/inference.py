@@ -11,18 +11,16 @@ import jax
 import numpy as np
 
 from pwiser_jax.config import Config, EmbeddingOptimizer
-from pwiser_jax.data.batches import sequential_batches
-from pwiser_jax.data.rows import Rows
-from pwiser_jax.data.schema import Schema
+from pwiser_jax.data.batches.batches import sequential_batches
+from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.layout import layout
+from pwiser_jax.schema import Schema
 from pwiser_jax.training import objective as objectives
-from pwiser_jax.training import processes
-from pwiser_jax.training.checkpoint import Checkpoints
-from pwiser_jax.training.objective import Objective
-from pwiser_jax.training.parallel import (
+from pwiser_jax.training.devices import processes
+from pwiser_jax.training.devices.programs import (
     device_count,
     drawn_on_host,
     eval_program,
@@ -30,7 +28,9 @@ from pwiser_jax.training.parallel import (
     placed,
     split_rows,
 )
-from pwiser_jax.training.shards import Parted, parameters
+from pwiser_jax.training.devices.shards import Parted, parameters
+from pwiser_jax.training.objective import Objective
+from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.step import TrainState, initial_state
 
 # Drawing the weights is a large program that runs once a run: compiled without

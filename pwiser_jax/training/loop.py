@@ -13,40 +13,41 @@ import jax
 import numpy as np
 
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches import epoch_order, steps_per_epoch
-from pwiser_jax.data.prefetch import prefetched
-from pwiser_jax.data.prepared import Prepared
-from pwiser_jax.data.rows import Rows
+from pwiser_jax.data.batches.batches import epoch_order, steps_per_epoch
+from pwiser_jax.data.batches.prefetch import prefetched
+from pwiser_jax.data.batches.rows import Rows
+from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
+from pwiser_jax.host import prepare_host
 from pwiser_jax.training import objective as objectives
-from pwiser_jax.training import processes, protocol
-from pwiser_jax.training import record as records
-from pwiser_jax.training.checkpoint import BackgroundSaves, Checkpoints
-from pwiser_jax.training.host import prepare_host
-from pwiser_jax.training.inference import (
-    new_state,
-    predict_logits,
-    state_template,
-    table_rows,
-)
-from pwiser_jax.training.metrics import MetricsWriter
-from pwiser_jax.training.parallel import (
+from pwiser_jax.training.devices import processes
+from pwiser_jax.training.devices.programs import (
     largest,
     made_whole,
     placed,
     replicated,
     train_program,
 )
-from pwiser_jax.training.progress import Reporter
-from pwiser_jax.training.record import Progress, Record
-from pwiser_jax.training.run import RESULT, open_run, write_json
-from pwiser_jax.training.several import MOST_STEPS, pace
-from pwiser_jax.training.shards import Parted
-from pwiser_jax.training.signals import Interrupted, StopSignals
-from pwiser_jax.training.source import Source, source
+from pwiser_jax.training.devices.several import MOST_STEPS, pace
+from pwiser_jax.training.devices.shards import Parted
+from pwiser_jax.training.devices.signals import Interrupted, StopSignals
+from pwiser_jax.training.devices.source import Source, source
+from pwiser_jax.training.inference import (
+    new_state,
+    predict_logits,
+    state_template,
+    table_rows,
+)
+from pwiser_jax.training.run import protocol
+from pwiser_jax.training.run import record as records
+from pwiser_jax.training.run.checkpoint import BackgroundSaves, Checkpoints
+from pwiser_jax.training.run.folder import RESULT, open_run, write_json
+from pwiser_jax.training.run.metrics import MetricsWriter
+from pwiser_jax.training.run.progress import Reporter
+from pwiser_jax.training.run.record import Progress, Record
+from pwiser_jax.training.run.stopwatch import Stopwatch
+from pwiser_jax.training.run.trace import Trace
 from pwiser_jax.training.step import Batch, Hyper, TrainState
-from pwiser_jax.training.stopwatch import Stopwatch
-from pwiser_jax.training.trace import Trace
 
 
 def train(

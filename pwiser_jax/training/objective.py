@@ -23,7 +23,7 @@ from pwiser_jax.losses import (
 )
 from pwiser_jax.losses.counts import ladder_pairs
 from pwiser_jax.losses.pairs import Pairs
-from pwiser_jax.losses.pairwise import Gate, Surrogate
+from pwiser_jax.losses.pairs.options import Gate, Surrogate
 from pwiser_jax.tasks import CvrSpace, Task, heads, trained
 
 BASE_MARGIN = {"probability": 0.1, "logit": 0.5}

@@ -11,7 +11,12 @@ import optax
 
 from pwiser_jax.config import EmbeddingOptimizer
 from pwiser_jax.models.layout import Layout
-from pwiser_jax.training.tables import Distinct, distinct, of_rows, update_rows
+from pwiser_jax.training.sparse_embedding import (
+    Distinct,
+    distinct,
+    of_rows,
+    update_rows,
+)
 
 Params = dict[str, Any]
 

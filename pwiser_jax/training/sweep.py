@@ -21,38 +21,42 @@ from typing import Any
 import jax
 import numpy as np
 
+from pwiser_jax.atomic import write_whole
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches import epoch_batches, sequential_batches, steps_per_epoch
-from pwiser_jax.data.prefetch import prefetched
-from pwiser_jax.data.prepared import Prepared
-from pwiser_jax.data.schema import Schema
-from pwiser_jax.errors import UserError
-from pwiser_jax.files import write_whole
-from pwiser_jax.models import build
-from pwiser_jax.training import objective as objectives
-from pwiser_jax.training import protocol
-from pwiser_jax.training.checkpoint import Checkpoints
-from pwiser_jax.training.host import prepare_host
-from pwiser_jax.training.inference import (
-    draw_program,
-    example_inputs,
-    state_template,
+from pwiser_jax.data.batches.batches import (
+    epoch_batches,
+    sequential_batches,
+    steps_per_epoch,
 )
-from pwiser_jax.training.metrics import MetricsWriter
-from pwiser_jax.training.objective import Objective, Weights
-from pwiser_jax.training.parallel import (
+from pwiser_jax.data.batches.prefetch import prefetched
+from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.errors import UserError
+from pwiser_jax.host import prepare_host
+from pwiser_jax.models import build
+from pwiser_jax.schema import Schema
+from pwiser_jax.training import objective as objectives
+from pwiser_jax.training.devices.programs import (
     dealt,
     runs_at_once,
     stack_size,
     sweep_eval_program,
     sweep_program,
 )
-from pwiser_jax.training.progress import Reporter
-from pwiser_jax.training.record import Progress, Record, hyper, result
-from pwiser_jax.training.run import RESULT, config_hash, open_run, write_json
-from pwiser_jax.training.several import MOST_STEPS, pace
-from pwiser_jax.training.signals import Interrupted, StopSignals
-from pwiser_jax.training.stack import filled, stack, stack_hypers, unstack
+from pwiser_jax.training.devices.several import MOST_STEPS, pace
+from pwiser_jax.training.devices.signals import Interrupted, StopSignals
+from pwiser_jax.training.devices.stack import filled, stack, stack_hypers, unstack
+from pwiser_jax.training.inference import (
+    draw_program,
+    example_inputs,
+    state_template,
+)
+from pwiser_jax.training.objective import Objective, Weights
+from pwiser_jax.training.run import protocol
+from pwiser_jax.training.run.checkpoint import Checkpoints
+from pwiser_jax.training.run.folder import RESULT, config_hash, open_run, write_json
+from pwiser_jax.training.run.metrics import MetricsWriter
+from pwiser_jax.training.run.progress import Reporter
+from pwiser_jax.training.run.record import Progress, Record, hyper, result
 from pwiser_jax.training.step import Batch, TrainState, initial_state, train_step
 
 SWEEPS = ".sweeps"

@@ -16,9 +16,9 @@ Forms differentiate with respect to scores and margins, and know no devices.
 from typing import Literal, get_args
 
 from pwiser_jax.losses.pairs import blocked, broadcast, sorted
-from pwiser_jax.losses.pairs.auto import fastest
+from pwiser_jax.losses.pairs.choice import fastest
+from pwiser_jax.losses.pairs.options import Surrogate, check_choice
 from pwiser_jax.losses.pairs.types import Others, PairRowSums, Positives
-from pwiser_jax.losses.pairwise import Surrogate, check_choice
 
 Pairs = Literal["auto", "broadcast", "blocked", "sorted"]
 

@@ -3,9 +3,9 @@
 from jax import Array
 
 from pwiser_jax.losses.pairs import broadcast
+from pwiser_jax.losses.pairs.options import Gate, Surrogate
 from pwiser_jax.losses.pairs.tiles import tile_sums
 from pwiser_jax.losses.pairs.types import Others, Positives
-from pwiser_jax.losses.pairwise import Gate, Surrogate
 
 
 def pair_row_sums(

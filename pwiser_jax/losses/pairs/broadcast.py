@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pwiser_jax.losses.pairs.options import (
+    SURROGATES,
+    Gate,
+    Surrogate,
+    active_pairs,
+    excess,
+)
 from pwiser_jax.losses.pairs.types import Others, Positives
-from pwiser_jax.losses.pairwise import SURROGATES, Gate, Surrogate, active_pairs, excess
 
 
 # Recomputed in the backward pass: cheaper than keeping N x P arrays until then.

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from pwiser_jax.losses.pairs.bins import binned_sums
+from pwiser_jax.losses.pairs.options import Gate, Surrogate, active_pairs, excess
+from pwiser_jax.losses.pairs.search import at, search
 from pwiser_jax.losses.pairs.types import Others, Positives
-from pwiser_jax.losses.pairwise import Gate, Surrogate, active_pairs, excess
-from pwiser_jax.losses.search import at, search
 
 
 def pair_row_sums(

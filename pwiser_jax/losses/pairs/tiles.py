@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pwiser_jax.losses.search import first_rows
+from pwiser_jax.losses.pairs.search import first_rows
 
 
 class Weighted(Protocol):

@@ -4,7 +4,7 @@ from typing import NamedTuple, Protocol
 
 from jax import Array
 
-from pwiser_jax.losses.pairwise import Gate, Surrogate
+from pwiser_jax.losses.pairs.options import Gate, Surrogate
 
 
 class Positives(NamedTuple):

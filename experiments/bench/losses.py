@@ -1,0 +1,373 @@
+"""What the loss costs: forward and backward, by form, batch size and label rates.
+
+    python -m experiments.bench.losses --output experiments/results/losses
+
+Each cell runs in a process of its own, in turns, with glibc's usual allocator and with
+one told to keep its memory. PyTorch (boolean indexing of conversions x others) and rax
+(its hinge, all pairs) are measured beside ours where they are installed. Cells that
+would form too many pairs are left out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+
+from experiments.lib.measure import (
+    KEEP_MEMORY,
+    machine,
+    median_seconds,
+    on_accelerator,
+    peak_bytes,
+    reset_peak,
+)
+from pwiser_jax.atomic import write_whole
+from pwiser_jax.options import Parser, PositiveInt
+from pwiser_jax.reports.tables import to_markdown, write_csv
+
+SIZES = (1024, 4096, 16_384, 65_536, 1_048_576)
+RATES = {"rare": (0.005, 0.03), "half": (0.5, 0.75)}  # conversions; clicks or more
+ALLOCATORS: dict[str, dict[str, str]] = {"usual": {}, "kept": KEEP_MEMORY}
+MARGINS = (0.1, 0.2)
+# Pairs (conversions x others, or all rows x all rows) beyond which a cell is left out.
+MOST_PAIRS = {
+    "broadcast": 3e8,
+    "blocked": 2e10,
+    "torch": 2e9,
+    "rax": 3e8,
+}
+ON_ACCELERATOR = {"broadcast": 2e10, "blocked": 6e11}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement."""
+
+    engine: str
+    surrogate: str
+    rows: int
+    rates: str
+    allocator: str
+
+    @property
+    def pairs(self) -> float:
+        conversions = RATES[self.rates][0]
+        if self.engine in ("rax", "broadcast"):
+            return float(self.rows) ** 2
+        return conversions * (1 - conversions) * self.rows**2
+
+
+# The ladder loss of so many levels, a term for each two: at one size, with few rows on
+# the upper rungs.
+LADDERS = {f"ladder of {levels}": levels for levels in (3, 4, 5, 6)}
+LADDER_ROWS, RUNG = 65_536, 0.4
+
+# Engines by surrogate, and those measured with both allocators. What a form does for
+# one hinge it does for the other, but for the sorted one; rax has the hinge only.
+ENGINES = {
+    "squared_hinge": (
+        *("bce", "auto", "sorted", "broadcast", "blocked", "torch"),
+        *LADDERS,
+    ),
+    "hinge": ("sorted", "torch", "rax"),
+}
+WITH_BOTH = ("bce", "sorted", "torch")
+
+
+def cells(sizes: Sequence[int]) -> Iterator[Cell]:
+    """Size by size, engines in turns."""
+    most_pairs = MOST_PAIRS | (ON_ACCELERATOR if on_accelerator() else {})
+    for rows, rates in product(sizes, RATES):
+        for surrogate, engines in ENGINES.items():
+            for engine, allocator in product(engines, ALLOCATORS):
+                cell = Cell(engine, surrogate, rows, rates, allocator)
+                wanted = allocator == "usual" or (
+                    engine in WITH_BOTH and not on_accelerator()
+                )
+                installed = engine not in ("torch", "rax") or find_spec(engine)
+                if engine in LADDERS:
+                    wanted &= (rows, rates) == (LADDER_ROWS, "rare")
+                # "auto" is another of them, by a rule made of these measurements.
+                wanted &= not (engine == "auto" and on_accelerator())
+                few_enough = cell.pairs <= most_pairs.get(engine, np.inf)
+                if installed and wanted and few_enough:
+                    yield cell
+
+
+def batch(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (probabilities), clicks and conversions."""
+    rng = np.random.default_rng(0)
+    conversion_rate, click_rate = RATES[cell.rates]
+    scores = 1 / (1 + np.exp(2 - rng.normal(size=cell.rows)))
+    uniform = rng.random(cell.rows)
+    return (
+        scores.astype(np.float32),
+        uniform < click_rate,
+        uniform < conversion_rate,
+    )
+
+
+def torch_call(cell: Cell) -> Callable[[], Any]:
+    torch: Any = import_module("torch")
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = "cuda" if on_accelerator() else "cpu"
+    scores, clicks, conversions = (
+        torch.from_numpy(part).to(device) for part in batch(cell)
+    )
+    scores.requires_grad_()
+    squared = cell.surrogate == "squared_hinge"
+
+    def term(higher: Any, lower: Any, margin: float) -> Any:
+        x = torch.relu(margin + lower[None, :] - higher[:, None])
+        return (x.square() if squared else x).mean()
+
+    def call() -> None:
+        scores.grad = None
+        converted = scores[conversions]
+        loss = term(converted, scores[clicks & ~conversions], MARGINS[0])
+        loss = loss + term(converted, scores[~clicks & ~conversions], MARGINS[1])
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def compiled(cell: Cell) -> tuple[Any, Any]:
+    """The program of a form of ours, or of rax', and its arguments."""
+    import jax
+    import jax.numpy as jnp
+
+    from pwiser_jax.losses import bce_loss, ladder_loss, pwiser_loss
+
+    if cell.engine == "rax":
+        rax: Any = import_module("rax")
+
+        def loss(s: Any, clicks: Any, conversions: Any) -> Any:
+            levels = clicks.astype(np.float32) + conversions
+            return rax.pairwise_hinge_loss(s, levels)
+    elif cell.engine == "bce":
+
+        def loss(s: Any, clicks: Any, conversions: Any) -> Any:
+            return bce_loss(s, conversions)
+    elif cell.engine in LADDERS:
+        top = LADDERS[cell.engine] - 1
+        margins = {(hi, lo): 0.1 for hi in range(top + 1) for lo in range(hi)}
+        reached = np.random.default_rng(1).geometric(1 - RUNG, cell.rows)
+
+        def loss(s: Any, clicks: Any, conversions: Any) -> Any:
+            levels = jnp.where(clicks, np.minimum(reached, top), 0)
+            return ladder_loss(s, levels, margins)
+    else:
+        options: dict[str, Any] = {
+            "pairs": cell.engine,
+            "surrogate": cell.surrogate,
+            "margins": MARGINS,
+        }
+        loss = partial(pwiser_loss, **options)
+    arguments = jax.device_put(batch(cell))
+    return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
+
+
+def measure(cell: Cell, made: tuple[Any, Any] | None = None) -> dict[str, float]:
+    """Seconds of a call, and bytes a row beyond those held before it; `made` as by
+    `compiled`."""
+    import jax
+
+    if cell.engine == "torch":
+        call, program = torch_call(cell), None
+    else:
+        program, arguments = made or compiled(cell)
+        call = lambda: jax.block_until_ready(program(*arguments))  # noqa: E731
+    memory = (device_bytes if on_accelerator() else host_bytes)(call, program)
+    return {
+        "seconds": median_seconds(call, budget=0.5),
+        "bytes_per_row": memory / cell.rows,
+    }
+
+
+def host_bytes(call: Callable[[], Any], program: Any) -> int:
+    del program
+    before = reset_peak()
+    call()
+    return peak_bytes() - before
+
+
+def device_bytes(call: Callable[[], Any], program: Any) -> int:
+    """What the compiler planned for a program; of PyTorch, None, what it took."""
+    if program is not None:
+        return program.memory_analysis().temp_size_in_bytes
+    cuda: Any = import_module("torch").cuda
+    cuda.reset_peak_memory_stats()
+    before = cuda.memory_allocated()
+    call()
+    return cuda.max_memory_allocated() - before
+
+
+def all_here(cells: Sequence[Cell]) -> Iterator[dict[str, float | None]]:
+    """As `in_own_process`, in this one, which takes less time on an accelerator; the
+    compiler works on several programs at a time."""
+    ours = [cell for cell in cells if cell.engine != "torch"]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        made = dict(zip(ours, threads.map(compiled, ours), strict=True))
+    for cell in cells:
+        try:
+            yield dict(measure(cell, made.get(cell)))
+        except RuntimeError:
+            yield {"seconds": None, "bytes_per_row": None}
+
+
+def in_own_process(cell: Cell) -> dict[str, float | None]:
+    """The measures of a cell; None where it dies, as it does for want of memory."""
+    command = [sys.executable, "-m", "experiments.bench.losses", "--cell"]
+    done = subprocess.run(
+        [*command, json.dumps(vars(cell))],
+        env=os.environ | ALLOCATORS[cell.allocator],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        return {"seconds": None, "bytes_per_row": None}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Times and memory by engine (lines) and rows (columns), a table a setting."""
+    sizes = list(dict.fromkeys(row["rows"] for row in rows))
+    parts = []
+    for rates, surrogate in product(RATES, ENGINES):
+        lines: dict[str, dict[int, dict[str, Any]]] = {}
+        for row in rows:
+            if (row["rates"], row["surrogate"]) == (rates, surrogate):
+                name = row["engine"]
+                if not on_accelerator():
+                    name += f", {row['allocator']} allocator"
+                lines.setdefault(name, {})[row["rows"]] = row
+        texts = [
+            {
+                "ms (bytes a row)": name,
+                **{f"{n:,}": _cell_text(of.get(n)) for n in sizes},
+            }
+            for name, of in lines.items()
+        ]
+        table = to_markdown(pl.DataFrame(texts))
+        parts.append(f"## {_title(rates, surrogate)}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _title(rates: str, surrogate: str) -> str:
+    conversions, clicks = RATES[rates]
+    return f"{surrogate}, {conversions:.1%} conversions, {clicks:.0%} clicks"
+
+
+def _cell_text(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    if row["seconds"] is None:
+        return "died"
+    return f"{1e3 * row['seconds']:.3g} ({row['bytes_per_row']:.0f})"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Time against rows, a panel a setting."""
+    import matplotlib.pyplot as plt
+
+    from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
+
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    engines = [engine for engine in engines if engine not in LADDERS]
+    colours = dict(zip(engines, [BLACK, *PALETTE], strict=False))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
+        panels = product(RATES, ENGINES)
+        for axis, (rates, surrogate) in zip(axes.flat, panels, strict=True):
+            for k, engine in enumerate(engines):
+                setting = engine, surrogate, rates, "usual"
+                names = ("engine", "surrogate", "rates", "allocator")
+                line = [
+                    (row["rows"], 1e3 * row["seconds"])
+                    for row in rows
+                    if tuple(row[name] for name in names) == setting and row["seconds"]
+                ]
+                if line:
+                    look = {"color": colours[engine], "marker": MARKERS[k % 6]}
+                    axis.loglog(*zip(*line, strict=True), label=engine, **look)
+            axis.set_title(_title(rates, surrogate))
+            axis.legend(fontsize=8)
+        for axis in axes[1]:
+            axis.set_xlabel("rows in the batch")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("forward and backward [ms]")
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="experiments.bench.losses", description=__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("experiments/results/losses")
+    )
+    parser.add_argument("--sizes", type=list[PositiveInt], default=list(SIZES))
+    parser.add_argument("--cell", type=str | None, help="one measurement, in JSON")
+    options = parser.parse(argv)
+    if options.cell:
+        print(json.dumps(measure(Cell(**json.loads(options.cell)))))
+        return 0
+    import jax
+
+    from experiments.bench.training_cell import Cell as StepCell
+    from experiments.bench.training_cell import prepared
+
+    console = Console(stderr=True, highlight=False)
+    rows: list[dict[str, Any]] = []
+    copy, work = prepared(StepCell(engine="copy"))
+    speed = work["bytes"] / copy()
+    due = list(cells(options.sizes))
+    measured = all_here(due) if on_accelerator() else map(in_own_process, due)
+    for cell, found in zip(due, measured, strict=True):
+        # Scores and gradient in float32, two labels of a byte: moved once.
+        moved = cell.rows * (4 + 4 + 1 + 1) / speed
+        seconds = found["seconds"]
+        share = {"times_bandwidth": seconds and seconds / moved}
+        rows.append(vars(cell) | found | share)
+        console.print(f"{cell}: {_cell_text(rows[-1])}")
+    device = jax.devices()[0].device_kind
+    allocators = (
+        ""
+        if on_accelerator()
+        else (
+            "Allocator: glibc's as it comes, or with "
+            f"{' '.join(f'{k}={v}' for k, v in KEEP_MEMORY.items())}. "
+        )
+    )
+    note = (
+        "Forward and backward of PWiseR alone, median. Machine: "
+        f"{machine(('jax', 'torch', 'rax'))}; jax device: {device}, "
+        f"{speed / 1e9:.0f} GB/s measured. {allocators}In brackets: peak memory beyond "
+        "the inputs and the compiled program, in bytes a row, of the first call; "
+        '"died": killed, for want of memory as a rule. '
+        "Made by `python -m experiments.bench.losses`."
+    )
+    write_csv(pl.DataFrame(rows), options.output.with_suffix(".csv"))
+    text = f"# Cost of the loss\n\n{note}\n\n{tables(rows)}"
+    write_whole(options.output.with_suffix(".md"), text)
+    plot(rows, options.output.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

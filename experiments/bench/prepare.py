@@ -1,0 +1,263 @@
+"""How fast is Ali-CCP prepared, in how much memory, and what would all of it take?
+
+    python -m experiments.bench.prepare --work /tmp/bench
+
+Generated raw files of several sizes are prepared, each in a process of its own, and the
+smallest ones also by plain Python (`bench.plain_reader`); these take turns, and
+the figure is the run of median time. The raw files have been read once before, so that
+they lie in the system's file cache. Time, memory and disk of the published 85 M rows
+are a straight line through two measured sizes of the published proportions, and beside
+it what the larger size's own rate gives. A stopped benchmark goes on where it was,
+with what the same code has measured.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+import pwiser_jax as package
+from experiments.bench import make_raw, plain_reader
+from experiments.bench.raw_aliccp import TEST_ROWS, TRAIN_ROWS
+from experiments.lib.measure import machine, run
+from pwiser_jax.atomic import write_whole
+from pwiser_jax.options import Parser, PositiveInt
+from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
+
+FIELDS = (18, 23)
+PUBLISHED = "published proportions"
+PLAIN, OURS = "plain Python", "prepare"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the benchmark.
+
+    Args:
+        work: a folder for the generated files and what has been measured.
+        output: the folder of prepare.csv and prepare.md.
+        rows: train rows of the files in the published proportions, two sizes.
+        plain_rows: train rows that plain Python reads too, with a common line for ten.
+        large_rows: train rows of the largest files.
+        large_lines: their common lines.
+        repeats: runs of each measurement of the smallest files.
+    """
+
+    work: Path
+    output: Path = Path("experiments/results")
+    rows: tuple[PositiveInt, PositiveInt] = (1_000_000, 3_000_000)
+    plain_rows: PositiveInt = 500_000
+    large_rows: PositiveInt = 5_000_000
+    large_lines: PositiveInt = 200_000
+    repeats: PositiveInt = 3
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Generated raw files."""
+
+    what: str
+    rows: int
+    arguments: tuple[str, ...]
+
+    def make(self, work: Path) -> Path:
+        folder = work / f"aliccp-{self.rows}{''.join(self.arguments)}"
+        if not folder.is_dir():
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            options = [f"--output={partial}", f"--rows={self.rows}", *self.arguments]
+            # In another process: the peak of one that is started counts its parent's.
+            run(make_raw.__name__, "aliccp", *options)
+            partial.rename(folder)
+        return folder
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def rows_of(folder: Path) -> int:
+    """Rows of both halves, by their last sample ids."""
+    total = 0
+    for path in folder.glob("sample_skeleton_*.csv"):
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 5_000, 0))
+            total += int(file.read().splitlines()[-1].partition(b",")[0])
+    return total
+
+
+def code() -> str:
+    """A hash of all code that is measured."""
+    paths = sorted(Path(package.__file__).parent.rglob("*.py"))
+    paths.append(Path(plain_reader.__file__))
+    whole = hashlib.sha256(b"".join(path.read_bytes() for path in paths))
+    return whole.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One command on some raw files; `turn` tells its repeats apart."""
+
+    raw: Raw
+    how: str
+    fields: int
+    turn: int = 0
+
+    def result(self, work: Path) -> Any:
+        """A line of the table; taken from the disk if this code has measured it."""
+        folder = self.raw.make(work)
+        name = f"{folder.name}-{self.how}-{self.fields}-{self.turn}.json"
+        path = work / f"measured-{code()}" / name
+        if not path.is_file():
+            write_whole(path, json.dumps(self._measure(folder, work)))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _measure(self, folder: Path, work: Path) -> Any:
+        _warm(folder)
+        output = work / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        if self.how == PLAIN:
+            arguments = (str(folder), str(output), str(self.fields))
+            cost = run(plain_reader.__name__, *arguments)
+        else:
+            options = ["--on-bad-label=nest", f"--fields={self.fields}"]
+            places = [f"--source={folder}", f"--output={output}"]
+            cost = run("pwiser_jax", "prepare", "aliccp", *places, *options)
+        rows, size = rows_of(folder), bytes_of(folder)
+        return {
+            "files": self.raw.what,
+            "how": self.how,
+            "fields": self.fields,
+            "rows": rows,
+            "raw_mb": size / 1e6,
+            "seconds": cost.seconds,
+            "rows_per_second": rows / cost.seconds,
+            "mb_per_second": size / 1e6 / cost.seconds,
+            "peak_mib": cost.peak_mib,
+            "disk_mb": bytes_of(output) / 1e6,
+        }
+
+
+def _warm(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def all_of_it(small: Any, large: Any) -> Iterator[dict[str, Any]]:
+    """The published files: by the line through two sizes, and at the larger's rate."""
+    rows = TRAIN_ROWS + TEST_ROWS
+    names = ("seconds", "raw_mb", "peak_mib", "disk_mb")
+    slopes = {n: (large[n] - small[n]) / (large["rows"] - small["rows"]) for n in names}
+    line = {n: large[n] + slopes[n] * (rows - large["rows"]) for n in names}
+    rate = {n: large[n] * rows / large["rows"] for n in names if n != "peak_mib"}
+    for files, found in (("by the line", line), ("at the larger's rate", rate)):
+        yield (
+            dict.fromkeys(large)
+            | {"how": OURS, "fields": large["fields"], "rows": rows}
+            | {"files": f"all of it, {files}"}
+            | found
+            | {
+                "rows_per_second": rows / found["seconds"],
+                "mb_per_second": found["raw_mb"] / found["seconds"],
+            }
+        )
+
+
+def measure(options: Options, console: Console) -> list[dict[str, Any]]:
+    """All lines of the table, size by size."""
+    tenth = options.plain_rows // 10
+    few = Raw(
+        "a line for 10 rows",
+        options.plain_rows,
+        (f"--lines={tenth}", f"--test_rows={tenth}"),
+    )
+    large = Raw(
+        "large",
+        options.large_rows,
+        (f"--lines={options.large_lines}", "--test_rows=50000"),
+    )
+    raws = (few, *(Raw(PUBLISHED, rows, ()) for rows in options.rows), large)
+    found = []
+    for raw, fields in product(raws, FIELDS):
+        ways = (PLAIN, OURS) if raw is few else (OURS,)
+        runs: dict[str, list[Any]] = {how: [] for how in ways}
+        for turn, how in product(range(options.repeats if raw is few else 1), ways):
+            runs[how].append(Measurement(raw, how, fields, turn).result(options.work))
+            console.print(f"{raw.what}, {how}, {fields} fields: done")
+        for own in runs.values():
+            own.sort(key=lambda line: line["seconds"])
+            found.append(own[len(own) // 2])
+    for fields in FIELDS:
+        found += all_of_it(*select(found, fields, PUBLISHED))
+    return found
+
+
+def select(
+    lines: Sequence[dict[str, Any]], fields: int, files: str
+) -> list[dict[str, Any]]:
+    return [x for x in lines if x["fields"] == fields and x["files"] == files]
+
+
+def sentences(lines: Sequence[dict[str, Any]]) -> str:
+    """What the table says: times as fast, and growth."""
+    texts = []
+    for fields in FIELDS:
+        own = [line for line in lines if line["fields"] == fields]
+        plain, ours = (line["seconds"] for line in own[:2])
+        small, large = select(lines, fields, PUBLISHED)
+        growth = large["seconds"] / small["seconds"]
+        texts.append(
+            f"{fields} fields: {plain / ours:.1f} times as fast as plain Python on the "
+            f"same files; {large['rows'] / small['rows']:.1f} times the rows take "
+            f"{growth:.1f} times the time."
+        )
+    return " ".join(texts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="experiments.bench.prepare", description=__doc__)
+    parser.add_class_arguments(Options, as_group=False)
+    options = Options(**vars(parser.instantiate(parser.parse(argv))))
+    console = Console(stderr=True, highlight=False)
+    options.work.mkdir(parents=True, exist_ok=True)
+    lines = measure(options, console)
+    frame = pl.DataFrame(lines, infer_schema_length=None)
+    write_csv(frame, options.output / "prepare.csv")
+    shown = frame.select(
+        pl.col("files").alias("Files"),
+        pl.col("how").alias("How"),
+        pl.col("fields").alias("Fields"),
+        *(
+            pl.col(name).round(digits).alias(title)
+            for name, title, digits in (
+                ("rows", "Rows", 0),
+                ("raw_mb", "Raw MB", 0),
+                ("seconds", "Seconds", 1),
+                ("rows_per_second", "Rows/s", 0),
+                ("mb_per_second", "MB/s", 0),
+                ("peak_mib", "Peak MiB", 0),
+                ("disk_mb", "Output MB", 0),
+            )
+        ),
+    )
+    head = (__doc__ or "").strip()
+    text = (
+        f"{head}\n\nMachine: {machine(('numpy', 'polars'))}.\n\n{sentences(lines)}\n\n"
+    )
+    write_whole(options.output / "prepare.md", text + to_markdown(shown) + "\n")
+    console.print(to_rich(shown))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

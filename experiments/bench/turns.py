@@ -1,0 +1,190 @@
+"""Training steps that are compared, measured in turns.
+
+The speed of a shared machine drifts by a third within minutes. So the cells of a group
+are alive together, each in a process of its own, and measured one after another, round
+by round: a ratio is the median of its rounds' ratios.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from experiments.bench.training_cell import Cell, compiled, prepared
+from experiments.lib.measure import KEEP_MEMORY, on_accelerator
+
+ALLOCATORS = {"usual": {}, "keep": KEEP_MEMORY}
+MOST_MEMORY = 0.6  # of the machine's, for the cells of one group
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a step, round by round (none where the process died, as it does for
+    want of memory), and the operations and bytes in a step, where they are known."""
+
+    seconds: list[float]
+    flops: float | None = None
+    bytes: float | None = None
+
+
+class Group(dict[Cell, Measured]):
+    """What was measured of cells that are compared."""
+
+    def best(self, *cells: Cell) -> Cell | None:
+        """The fastest of them."""
+        there = [cell for cell in cells if cell in self and self[cell].seconds]
+        return min(there, key=lambda cell: median(self[cell].seconds), default=None)
+
+    def seconds(self, *cells: Cell) -> float | None:
+        """The median of the fastest of them."""
+        best = self.best(*cells)
+        return median(self[best].seconds) if best else None
+
+    def ratio(self, slow: Sequence[Cell], fast: Cell) -> float | None:
+        """How many times as long the best of some takes as another cell."""
+        one, other = self.best(*slow), self.best(fast)
+        if not (one and other):
+            return None
+        rounds = zip(self[one].seconds, self[other].seconds, strict=True)
+        return median(a / b for a, b in rounds)
+
+    def share(self, what: str, cell: Cell, ceiling: Cell) -> float | None:
+        """A cell's rate of operations ("flops") or bytes over that of the ceiling."""
+        times = self.ratio([ceiling], cell)
+        if times is None:
+            return None
+        own, full = getattr(self[cell], what), getattr(self[ceiling], what)
+        return times * own / full if own and full else None
+
+
+class Measurements:
+    """Groups by name, each kept in a line of a file as soon as it is measured."""
+
+    def __init__(self, work: Path, rounds: int) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self._path, self._rounds = work / "groups.jsonl", rounds
+        self.groups: dict[str, Group] = {}
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            tree = json.loads(line)
+            self.groups[tree["group"]] = Group(
+                {Cell(**one["cell"]): Measured(**one["found"]) for one in tree["cells"]}
+            )
+
+    def make(self, name: str, cells: Sequence[Cell]) -> None:
+        """Measures a group, if it is not there."""
+        if set(cells) <= self.groups.get(name, Group()).keys():
+            return
+        group = self.groups[name] = Group()
+        for some in chunks(cells):
+            group.update(in_turns(some, self._rounds))
+        found = [{"cell": asdict(c), "found": asdict(m)} for c, m in group.items()]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"group": name, "cells": found}) + "\n")
+        texts = [f"{1e3 * (group.seconds(cell) or 0):.1f}" for cell in cells]
+        Console(stderr=True, highlight=False).print(f"{name} [ms]:", *texts)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"group": name}
+            | asdict(cell)
+            | {
+                "seconds": group.seconds(cell),
+                "fastest": min(measured.seconds, default=None),
+                "rounds": len(measured.seconds),
+                "flops": measured.flops,
+                "bytes": measured.bytes,
+            }
+            for name, group in self.groups.items()
+            for cell, measured in group.items()
+        ]
+
+
+def chunks(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Cells in their order, so many at a time as memory holds."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MOST_MEMORY
+    chunk: list[Cell] = []
+    for cell in cells:
+        if chunk and sum(one.memory for one in [*chunk, cell]) > memory:
+            yield chunk
+            chunk = []
+        chunk.append(cell)
+    if chunk:
+        yield chunk
+
+
+def in_turns(cells: Sequence[Cell], rounds: int) -> dict[Cell, Measured]:
+    """All cells in each round, one after another."""
+    times: dict[Cell, list[float]] = {cell: [] for cell in cells}
+    with ExitStack() as stack:
+        if on_accelerator():
+            measurers = of_here(cells)
+        else:
+            measurers = {cell: of_process(cell, stack) for cell in cells}
+        for _ in range(rounds):
+            for cell, (again, _) in measurers.items():
+                seconds = again()
+                if seconds is not None:
+                    times[cell].append(seconds)
+    return {
+        # A cell that has died has no time, whatever it showed before.
+        cell: Measured(times[cell] if len(times[cell]) == rounds else [], **work)
+        for cell, (_, work) in measurers.items()
+    }
+
+
+Measurer = tuple[Callable[[], float | None], dict[str, float]]
+
+
+def of_here(cells: Sequence[Cell]) -> dict[Cell, Measurer]:
+    """In this process: on an accelerator little depends on what the host did before.
+    The compiler works on several programs at a time."""
+    ours = [cell for cell in cells if cell.engine == "jax"]
+    # A plain form lasts for the whole process.
+    made = {cell: compiled(cell) for cell in ours if cell.plain}
+    rest = [cell for cell in ours if not cell.plain]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        made |= dict(zip(rest, threads.map(compiled, rest), strict=True))
+    found: dict[Cell, Measurer] = {}
+    for cell in cells:
+        try:
+            found[cell] = prepared(cell, *([made[cell]] if cell in made else []))
+        except RuntimeError:  # for want of memory
+            found[cell] = lambda: None, {}
+    return found
+
+
+def of_process(cell: Cell, stack: ExitStack) -> Measurer:
+    """In a process of its own, which lasts as long as the stack."""
+    command = [sys.executable, "-m", "experiments.bench.training_cell"]
+    process = stack.enter_context(
+        subprocess.Popen(
+            [*command, json.dumps(asdict(cell))],
+            env=os.environ | ALLOCATORS[cell.allocator],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    asks, answers = process.stdin, process.stdout
+    work = answers.readline()
+
+    def again() -> float | None:
+        try:
+            print(file=asks, flush=True)
+        except BrokenPipeError:
+            return None
+        line = answers.readline()
+        return float(line) if line else None
+
+    return (again, json.loads(work)) if work else (lambda: None, {})

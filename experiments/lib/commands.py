@@ -1,0 +1,20 @@
+"""How the experiments' commands end."""
+
+import sys
+from collections.abc import Callable
+
+from pwiser_jax.errors import UserError
+from pwiser_jax.training.devices.signals import Interrupted
+
+
+def ended(name: str, work: Callable[[], None]) -> int:
+    """Does the work; returns the exit code: 0, 2 for a user's mistake, 130 stopped."""
+    try:
+        work()
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Interrupted):
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,116 @@
+"""The data of the experiments: built in, KuaiRand, or a prepared folder of your own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from experiments.lib.industrial import prepare_industrial
+from pwiser_jax.data.datasets.kuairand import prepare_kuairand
+from pwiser_jax.data.datasets.synthetic import prepare_synthetic
+from pwiser_jax.data.prepared.manifest import FILE, read_manifest
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+# Days of KuaiRand's public log that the experiments use: the epoch is chosen on the
+# day before the two that are tested.
+TRAIN_UNTIL, VALID_UNTIL = "2022-05-02", "2022-05-03"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared folder, made when it is first needed, and the configs of its models.
+
+    Args:
+        name: in tables and plots.
+        folder: where it lies, or will lie.
+        configs: a folder with MODEL_bce.yaml for each model.
+        make: prepares the folder; None for one that must be there.
+        truth: whether its rows hold the true probabilities.
+        core: whether every experiment runs on it, or the paper's table alone.
+        overrides: options of every run on it, such as "--train.epochs=3".
+    """
+
+    name: str
+    folder: Path
+    configs: Path
+    make: Callable[[Path], object] | None = None
+    truth: bool = False
+    core: bool = True
+    overrides: tuple[str, ...] = ()
+
+    def ready(self) -> Path:
+        """The folder, prepared.
+
+        Raises:
+            UserError: it is not there and cannot be made.
+        """
+        if self.make is not None and not (self.folder / FILE).is_file():
+            self.make(self.folder)
+        read_manifest(self.folder)
+        return self.folder
+
+    def relabelled(
+        self, place: Path, kind: str, change: Callable[[Path, Path], None]
+    ) -> "Dataset":
+        """The same rows with other labels, see `relabel`, in a folder of `place`."""
+        folder = place / f"{self.folder.name}_{kind}"
+        return replace(
+            self, folder=folder, make=lambda output: change(self.ready(), output)
+        )
+
+
+def synthetic(place: Path, rows: int, labels: int = 2) -> Dataset:
+    """The funnel with more clicks and conversions than a shop has: less to train on
+    for the same number of them. A quarter of the sessions is test."""
+
+    def make(output: Path) -> object:
+        return prepare_synthetic(
+            output,
+            rows=rows,
+            click_rate=0.2,
+            conversion_rate=0.1 if labels == 2 else 0.2,
+            users=max(rows // 60, 50),
+            items=max(rows // 200, 50),
+            labels=labels,
+            valid=0.15,
+            test=0.25,
+        )
+
+    name = "synthetic" if labels == 2 else f"synthetic, {labels} labels"
+    folder = place / f"synthetic_{rows}_{labels}"
+    return Dataset(name, folder, CONFIGS / "synthetic", make, truth=True)
+
+
+def industrial(place: Path, rows: int) -> Dataset:
+    """See `industrial.py`."""
+    folder = place / f"industrial_{rows}"
+    return Dataset(
+        "industrial",
+        folder,
+        CONFIGS / "synthetic",
+        lambda output: prepare_industrial(output, rows),
+        core=False,
+    )
+
+
+def kuairand(place: Path, source: Path, conversion: str) -> Dataset:
+    """KuaiRand-Pure from its public files; a conversion is a like or a long view."""
+
+    def make(output: Path) -> object:
+        return prepare_kuairand(
+            source,
+            output,
+            conversion=conversion,  # pyright: ignore[reportArgumentType]
+            train_until=TRAIN_UNTIL,
+            valid_until=VALID_UNTIL,
+        )
+
+    name = f"kuairand, {conversion.replace('_', ' ')}"
+    folder = place / f"kuairand_{conversion}"
+    core = conversion == "like"
+    return Dataset(name, folder, CONFIGS / "kuairand", make, core=core)
+
+
+def given(folder: Path, configs: Path) -> Dataset:
+    """A folder that `pwiser prepare` wrote, called by its name."""
+    return Dataset(folder.name, folder, configs)

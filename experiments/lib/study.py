@@ -1,0 +1,326 @@
+"""What the experiments share: sizes, data, runs, result tables and measures."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from experiments.lib.datasets import Dataset
+from experiments.lib.grid import Cell, Grid, run_cells
+from experiments.lib.result_table import ResultTable, long_rows
+from pwiser_jax.config import Protocol
+from pwiser_jax.data.batches.rows import Rows
+from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.data.prepared.manifest import read_manifest
+from pwiser_jax.errors import UserError
+from pwiser_jax.evaluation import Prediction, predict_task
+from pwiser_jax.inference.evaluate import run_config
+from pwiser_jax.reports.html import Picture, TableBlock
+from pwiser_jax.tasks import measured
+from pwiser_jax.training.inference import load_best, predict_logits
+from pwiser_jax.training.run.protocol import note
+
+TUNING_SEED = 1000  # and on: seeds of choices, which no final run has
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Args:
+        rows: exposures of the synthetic funnel and of the industrial table.
+        models: of the paper's table; other experiments take MMoE.
+        seeds: of most experiments.
+        pairs: seeds of the experiment on significance.
+        variants: of the loss, the first so many.
+        shares: of accidental clicks.
+        worlds: of the simulation of the intervals' coverage.
+        labels: of the ladders.
+        days: that are tested of a stream, the first so many.
+        pwiser_grid, bce_grid: the points of the two tuned losses, equally many.
+        overrides: options of every run, such as "--train.epochs=1".
+        kuairand: further ones of runs on KuaiRand.
+    """
+
+    rows: int
+    models: tuple[str, ...]
+    seeds: int
+    pairs: int
+    variants: int
+    shares: tuple[float, ...]
+    worlds: int
+    labels: tuple[int, ...]
+    days: int
+    pwiser_grid: Mapping[str, Sequence[float]]
+    bce_grid: Mapping[str, Sequence[float]]
+    overrides: tuple[str, ...] = ()
+    kuairand: tuple[str, ...] = ()
+
+
+MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
+TINY = (
+    "--train.epochs=1",
+    "--data.batch_size=512",
+    "--model.embedding_dim=4",
+    "--model.bottom=[16]",
+    "--model.expert=[16]",
+    "--model.experts=2",
+    "--model.levels=[[16],[8]]",
+    "--model.shared_experts=1",
+    "--model.task_experts=1",
+    "--model.tower=[8]",
+)
+PWISER_GRID = {
+    "lambda": (0.03, 0.1, 0.3, 1.0),
+    "m1": (0.05, 0.1, 0.2),
+    "m2": (0.1, 0.2, 0.4),
+}
+BCE_GRID = {
+    "learning_rate": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01),
+    "l2": (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+}
+STANDARD = Scale(
+    rows=60_000,
+    models=MODELS,
+    seeds=5,
+    pairs=20,
+    variants=99,
+    shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    worlds=1_000,
+    labels=(2, 3, 4, 5),
+    days=8,
+    pwiser_grid=PWISER_GRID,
+    bce_grid=BCE_GRID,
+    kuairand=("--train.epochs=4", "--train.patience=4"),
+)
+SCALES = {
+    "quick": Scale(
+        rows=8_000,
+        models=("shared_bottom", "mmoe"),
+        seeds=2,
+        pairs=4,
+        variants=3,
+        shares=(0.0, 0.5),
+        worlds=200,
+        labels=(2, 3),
+        days=2,
+        pwiser_grid={"lambda": (0.1, 1.0), "m1": (0.1,), "m2": (0.1, 0.2)},
+        bce_grid={"learning_rate": (0.001, 0.003), "l2": (1e-6, 1e-3)},
+        overrides=TINY,
+    ),
+    "standard": STANDARD,
+    "full": replace(STANDARD, rows=120_000, seeds=6, worlds=4_000),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an experiment found.
+
+    Args:
+        answer: in a sentence, with its number and interval, whatever its sign.
+        blocks: what the answer rests on, for the report.
+        table: the main table as texts, for the terminal and for Markdown.
+    """
+
+    answer: str
+    blocks: Sequence[TableBlock | Picture]
+    table: pl.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question and how it is answered.
+
+    Args:
+        name: on the command line, and of its result table.
+        title, asked: in the report.
+        find: runs what is missing and answers.
+    """
+
+    name: str
+    title: str
+    asked: str
+    find: Callable[["Study"], Finding]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best checkpoint of a run on a split, row by row."""
+
+    folder: Path
+    data: Path
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return Prepared(self.data)
+
+    def rows(self, split: str) -> Rows:
+        return self.prepared.load(split)
+
+    def level(self, split: str) -> np.ndarray:
+        """int64[N]: the rung that each row reached."""
+        return self.rows(split).labels.sum(axis=1, dtype=np.int64)
+
+    def predictions(self, split: str) -> dict[str, Prediction]:
+        """Scores and probabilities of every measured task for every row."""
+        config, schema = run_config(self.folder), self.prepared.schema
+        rows, state = self.rows(split), load_best(self.folder, config, schema)
+        logits = predict_logits(config, schema, state, rows)
+        return {
+            task.name: predict_task(
+                task, logits, schema.labels, config.model.cvr_space, len(rows)
+            )
+            for task in measured(schema.labels)
+        }
+
+
+Measures = Mapping[tuple[str, str], float]
+
+
+@dataclass
+class Study:
+    """One command's plan: which data, how much, and where results go.
+
+    Args:
+        output: the folder of the report and the result tables.
+        runs: the folder of run folders; experiments and studies share runs.
+        scale: how much.
+        datasets: of the paper's table, the main one first.
+        split: the split that is measured; choices are made on validation.
+        protocol: "mtreclib" (with split "test"): epochs are chosen on test, for a
+            comparison with published tables, and every title says so.
+        kuairand: KuaiRand-Pure's files, where they are given.
+        overrides: options of every run.
+    """
+
+    output: Path
+    runs: Path
+    scale: Scale
+    datasets: Sequence[Dataset]
+    split: str = "test"
+    protocol: Protocol = "default"
+    kuairand: Path | None = None
+    overrides: Sequence[str] = ()
+    _tables: dict[str, ResultTable] = field(default_factory=dict)
+
+    @property
+    def core(self) -> list[Dataset]:
+        """What most experiments run on."""
+        return [dataset for dataset in self.datasets if dataset.core]
+
+    @property
+    def place(self) -> Path:
+        """Where data is prepared."""
+        return self.output / "data"
+
+    def table(self, experiment: str) -> ResultTable:
+        if experiment not in self._tables:
+            path = self.output / "results" / f"{experiment}.parquet"
+            self._tables[experiment] = ResultTable(path, experiment)
+        return self._tables[experiment]
+
+    def titled(self, text: str) -> str:
+        """A title, and what has to stand beside every figure of the protocol."""
+        said = note(self.protocol, self.split)
+        return text if said is None else f"{text} ({said})"
+
+    def cells(
+        self,
+        dataset: Dataset,
+        models: Sequence[str],
+        losses: Sequence[str],
+        seeds: int,
+        first_seed: int = 0,
+        tags: Mapping[str, str | int | float] | None = None,
+    ) -> list[Cell]:
+        """Models x losses x seeds first_seed, first_seed + 1, ..., paired by seed."""
+        overrides = (
+            *self.scale.overrides,
+            *dataset.overrides,
+            *self.overrides,
+            f"--protocol={self.protocol}",
+        )
+        grid = Grid(dataset.configs, dataset.folder, models, losses, seeds, overrides)
+        return [
+            replace(
+                cell,
+                seed=cell.seed + first_seed,
+                config=replace(
+                    cell.config,
+                    train=replace(cell.config.train, seed=cell.seed + first_seed),
+                ),
+                tags=tags or {},
+            )
+            for cell in grid.cells()
+        ]
+
+    def run(
+        self,
+        experiment: str,
+        cells: Sequence[Cell],
+        dataset: Dataset,
+        split: str | None = None,
+    ) -> pl.DataFrame:
+        """Trains what is missing, measures it and adds it to the experiment's table.
+
+        Returns:
+            As `grid.run_cells`, with the dataset's name here.
+        """
+        folder, split = dataset.ready(), split or self.split
+        if not read_manifest(folder).splits[split].rows:
+            raise UserError(f"{folder} has no {split} rows to measure on")
+        found = run_cells(cells, folder, self.runs, split)
+        found = found.with_columns(pl.lit(dataset.name).alias("dataset"))
+        self.table(experiment).add(long_rows(found))
+        return found
+
+    def measure(
+        self,
+        experiment: str,
+        results: pl.DataFrame,
+        dataset: Dataset,
+        metrics: tuple[str, ...],
+        compute: Callable[[Outcome], Measures],
+    ) -> pl.DataFrame:
+        """Further measures of runs, from their predictions; kept in the table.
+
+        Args:
+            experiment: whose table.
+            results: what `run` returned.
+            dataset: of these runs.
+            metrics: the names of the measures.
+            compute: from a run to its measures by (task, metric).
+
+        Returns:
+            The rows of `results`' runs, long: a row a run, task and metric.
+        """
+        table, folder = self.table(experiment), dataset.ready()
+        runs = long_rows(results).unique("run", keep="first", maintain_order=True)
+        parts = []
+        for row in runs.iter_rows(named=True):
+            found = table.of(row["run"], row["split"], metrics)
+            if found.is_empty():
+                measures = compute(Outcome(self.runs / row["run"], folder))
+                rows = [
+                    row | {"task": task, "metric": metric, "value": value}
+                    for (task, metric), value in measures.items()
+                ]
+                table.add(pl.DataFrame(rows, infer_schema_length=None))
+                found = table.of(row["run"], row["split"], metrics)
+            parts.append(found.filter(pl.col("tags") == row["tags"]))
+        return with_tags(pl.concat(parts))
+
+
+def with_tags(rows: pl.DataFrame) -> pl.DataFrame:
+    """The tags of a result table as columns of their own."""
+    trees = [json.loads(text) for text in rows["tags"]]
+    names = dict.fromkeys(name for tree in trees for name in tree)
+    return rows.with_columns(
+        pl.Series(name, [tree.get(name) for tree in trees], strict=False)
+        for name in names
+    )

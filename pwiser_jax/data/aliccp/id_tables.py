@@ -1,0 +1,128 @@
+"""Vocabularies of fields whose values are numbers: how often they occur, their ids."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from pwiser_jax.schema import CategoricalField, MultiValuedField
+
+MISSING = -1
+MERGE_AT = 4_000_000
+MOST_PLACES = 1 << 25
+"""An array of all places between the extremes may be so long."""
+
+SCHEMA = {"id": pl.Int32, "count": pl.Int64}
+
+
+class IdCounts:
+    """How often each id has been seen; ids are int32, 0 or more, or MISSING.
+
+    Ids that lie close to each other are counted in an array of all places between the
+    extremes; where these are too many, in a table.
+    """
+
+    def __init__(self) -> None:
+        self._low = 0
+        self._dense = np.zeros(0, np.int64)
+        self._sparse: list[pl.DataFrame] = []
+
+    def add(self, ids: np.ndarray, times: np.ndarray | None = None) -> None:
+        """Takes in int32[N], each once or int64[N] times."""
+        there = ids != MISSING
+        ids = ids[there]
+        if not len(ids):
+            return
+        times = None if times is None else times[there]
+        low, high = int(ids.min()), int(ids.max())
+        if len(self._dense):
+            low = min(low, self._low)
+            high = max(high, self._low + len(self._dense) - 1)
+        if high - low > MOST_PLACES:
+            self._add_sparse(ids, times)
+            return
+        if low < self._low or high >= self._low + len(self._dense):
+            grown = np.zeros(high - low + 1, np.int64)
+            start = self._low - low if len(self._dense) else 0
+            grown[start : start + len(self._dense)] = self._dense
+            self._low, self._dense = low, grown
+        np.add.at(self._dense, ids - self._low, 1 if times is None else times)
+
+    def _add_sparse(self, ids: np.ndarray, times: np.ndarray | None) -> None:
+        columns = {"id": ids, "count": np.ones_like(ids) if times is None else times}
+        part = pl.DataFrame(columns, schema=SCHEMA, strict=False)
+        self._sparse.append(part.group_by("id").agg(pl.col("count").sum()))
+        if sum(part.height for part in self._sparse[1:]) > MERGE_AT:
+            whole = pl.concat(self._sparse)
+            self._sparse = [whole.group_by("id").agg(pl.col("count").sum())]
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32[V] ids in ascending order, int64[V] how often each was seen."""
+        place = np.flatnonzero(self._dense)
+        ids, counts = (place + self._low).astype(np.int32), self._dense[place]
+        if self._sparse:
+            own = pl.DataFrame({"id": ids, "count": counts}, schema=SCHEMA)
+            whole = pl.concat([own, *self._sparse]).group_by("id")
+            merged = whole.agg(pl.col("count").sum()).sort("id")
+            ids, counts = merged["id"].to_numpy(), merged["count"].to_numpy()
+        return ids[counts > 0], counts[counts > 0]
+
+
+@dataclass(frozen=True)
+class IdTable:
+    """The ids of a field in train: kept ones, and ones too rare to be kept.
+
+    Args:
+        kept: int32, ascending: the k-th has the id k.
+        rare: int32, ascending.
+    """
+
+    kept: np.ndarray
+    rare: np.ndarray
+
+    @classmethod
+    def of(cls, counts: IdCounts, min_count: int) -> "IdTable":
+        """Kept are ids that were seen `min_count` times or more."""
+        ids, times = counts.table()
+        often = times >= min_count
+        return cls(ids[often], ids[~often])
+
+    @property
+    def values(self) -> pl.Series:
+        """Kept ids, then rare ones, as text: as `vocabulary` stores them."""
+        return pl.Series(np.concatenate([self.kept, self.rare])).cast(pl.String)
+
+    def encoder(self, field: CategoricalField | MultiValuedField) -> "IdEncoder":
+        return IdEncoder(self, field)
+
+
+class IdEncoder:
+    """Raw ids to a field's ids, by a table of all places between the extremes."""
+
+    def __init__(
+        self, table: IdTable, field: CategoricalField | MultiValuedField
+    ) -> None:
+        self._field = field
+        known = np.concatenate([table.kept, table.rare])
+        own = np.full(len(known), field.rare, np.int32)
+        own[: field.size] = np.arange(field.size)
+        self._low = int(known.min()) if len(known) else 0
+        span = int(known.max()) - self._low + 1 if len(known) else 0
+        self._dense = span <= MOST_PLACES
+        if self._dense:
+            # A place before the first id and one after the last, for those beyond.
+            self._own = np.full(span + 2, field.unseen, np.int32)
+            self._own[known - (self._low - 1)] = own
+        else:
+            order = np.argsort(known)
+            self._known, self._own = known[order], own[order]
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """int32[N] from int32[N]."""
+        if self._dense:
+            found = self._own.take(raw - np.int64(self._low - 1), mode="clip")
+        else:
+            place = np.minimum(np.searchsorted(self._known, raw), len(self._known) - 1)
+            same = self._known[place] == raw
+            found = np.where(same, self._own[place], np.int32(self._field.unseen))
+        return np.where(raw == MISSING, np.int32(self._field.missing), found)

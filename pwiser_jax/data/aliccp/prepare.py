@@ -1,0 +1,374 @@
+"""`prepare aliccp`: Ali-CCP (Alibaba Click and Conversion Prediction), as published.
+
+Four files: rows of exposures (sample_skeleton) that name a line of the user's features
+(common_features), of train and of test. The user's features are written once a line,
+and rows hold its number. Everything streams: in memory are one shard of rows, a few
+numbers for each common line, and the vocabularies.
+"""
+
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pwiser_jax.atomic import new_folder
+from pwiser_jax.data.aliccp.common import CommonFeatures
+from pwiser_jax.data.aliccp.encode import LABELS, VALUES, AliccpEncoder, TrainCounts
+from pwiser_jax.data.aliccp.fields import ITEM_SINGLE, USER_SINGLE
+from pwiser_jax.data.aliccp.lines import in_order
+from pwiser_jax.data.aliccp.spill import Columns, Pieces, Spill, array, height, select
+from pwiser_jax.data.prepared import vocabulary
+from pwiser_jax.data.prepared.folder import (
+    SHARD,
+    DataWarning,
+    check_output,
+    refuse_empty,
+    shard_name,
+    write_shard,
+)
+from pwiser_jax.data.prepared.manifest import (
+    FILE,
+    CommonTable,
+    Manifest,
+    SourceFile,
+    Split,
+)
+from pwiser_jax.data.raw.archives import TARS, Files, Source, is_tar
+from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec
+from pwiser_jax.data.raw.ragged import Ragged
+from pwiser_jax.data.raw.split import check_fractions
+from pwiser_jax.errors import UserError
+from pwiser_jax.schema import COMMON, Pool
+
+if TYPE_CHECKING:
+    from pwiser_jax.data.aliccp.raw import RawReader, SkeletonRows
+
+HALVES = ("train", "test")
+COMMON_FILE = "common.parquet"
+MOST_LOST = 0.01
+NEARLY = 0.01
+
+# The dataset's own numbers: Ma et al., SIGIR 2018, and the files themselves.
+PUBLISHED = {
+    "train": {
+        "rows": 42_300_135,
+        "clicks": 1_644_256,
+        "conversions": 9_032,
+        "conversions_without_click": 230,
+        "common_lines": 730_600,
+    },
+    "test": {"rows": 43_016_840, "common_lines": 884_212},
+}
+
+
+def prepare_aliccp(
+    source: Path,
+    output: Path,
+    *,
+    fields: Literal[18, 23] = 18,
+    min_count: int = 10,
+    max_values: int = 20,
+    pool: Pool = "mean",
+    log_counts: bool = False,
+    valid_fraction: float = 0.05,
+    on_bad_label: BadLabel = "error",
+    strict: bool = False,
+    overwrite: bool = False,
+) -> Manifest:
+    """Ali-CCP: exposures with clicks and conversions of a shop's users.
+
+    Args:
+        source: a folder with sample_skeleton_{train,test}.csv and
+            common_features_{train,test}.csv, plain, gzipped or in zips, or with
+            sample_train.tar.gz and sample_test.tar.gz; or one such archive of all.
+        output: the new folder; what is written on the way lies inside its unfinished
+            form.
+        fields: 18 reads the single-valued fields, 23 the five multi-valued ones too.
+        min_count: an id that train's rows have less often than this is rare; others'
+            scripts keep ids seen more than 10 times, which is 11 here.
+        max_values: values of a multi-valued field that are kept, the heaviest ones.
+        pool: how models pool a multi-valued field: the sum of its weighted vectors, or
+            their mean by weight.
+        log_counts: the values of fields 508, 509, 702 and 853 become numerical fields
+            D508, D509, D702 and D853 beside the ids.
+        valid_fraction: share of train's users that are kept for validation.
+        on_bad_label: what to do with a conversion without a click: refuse, drop the
+            row, or set its conversion to 0. The published train file has 230.
+        strict: refuse fields that are not known; otherwise they are counted.
+        overwrite: replace a prepared folder.
+    """
+    check_output(output, overwrite=overwrite)
+    check_fractions({"valid": valid_fraction})
+    for option, value in {"--min-count": min_count, "--max-values": max_values}.items():
+        if value < 1:
+            raise UserError(f"{option} is {value}; expected 1 or more")
+    files = {
+        (kind, half): find_source(source, kind, half)
+        for kind in ("common_features", "sample_skeleton")
+        for half in HALVES
+    }
+    with (
+        new_folder(output, marker=FILE, overwrite=overwrite) as folder,
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        ThreadPoolExecutor(2) as threads,
+        _digests(tuple(file.path for file in files.values())) as digests,
+    ):
+        # Its compiled code takes a while to load, for which `digests` need not wait.
+        from pwiser_jax.data.aliccp.raw import RawReader
+
+        reader = RawReader(
+            threads, with_lists=fields == 23, width=max_values, strict=strict
+        )
+        common = CommonFeatures(Path(scratch), valid_fraction)
+        for half in HALVES:
+            common.read(half, reader, files["common_features", half])
+        job = _Skeletons(reader, common, files, on_bad_label, log_counts)
+        counts = TrainCounts(len(common), reader.item_lists)
+        spill = {name: Spill(Path(scratch), name) for name in ("train", "valid")}
+        for name, piece in job.read("train"):
+            spill[name].add(piece)
+            if name == "train":
+                counts.add(piece)
+        encoder = AliccpEncoder.fit(
+            counts,
+            common,
+            reader,
+            min_count=min_count,
+            pool=pool,
+            with_values=log_counts,
+        )
+        # Beside the shards.
+        vocabularies = threads.submit(encoder.save, folder)
+        lines = threads.submit(
+            encoder.write_common, common, folder / COMMON_FILE, Path(scratch)
+        )
+        pieces = chain(
+            (("train", piece) for piece in spill["train"].pieces()),
+            (("valid", piece) for piece in spill["valid"].pieces()),
+            job.read("test"),
+        )
+        splits = _write(pieces, encoder, common, folder)
+        counted = common.counted + job.counted
+        spec = FlatSpec(
+            (*USER_SINGLE, *ITEM_SINGLE),
+            tuple(field.name for field in encoder.schema.numerical),
+            group="101",
+            min_count=min_count,
+        )
+        refuse_empty(spec, splits)
+        lines.result()
+        vocabularies.result()
+        manifest = Manifest(
+            dataset="aliccp",
+            schema=encoder.schema,
+            spec=spec,
+            fill=dict.fromkeys(spec.numerical, 0.0),
+            splits=splits,
+            common=CommonTable(COMMON_FILE, len(common)),
+            dropped={k: n for k, n in job.dropped.items() if n},
+            options={
+                "fields": fields,
+                "min_count": min_count,
+                "max_values": max_values,
+                "pool": pool,
+                "log_counts": log_counts,
+                "valid_fraction": valid_fraction,
+                "on_bad_label": on_bad_label,
+                "strict": strict,
+                "counted": {k: n for k, n in sorted(counted.items()) if n},
+            },
+            sources=tuple(digest.result() for digest in digests),
+            vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
+        )
+        (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+    for half in HALVES:
+        _compare(half, job.totals[half] | {"common_lines": common.lines[half]})
+    return manifest
+
+
+@contextmanager
+def _digests(paths: Sequence[Path]) -> Iterator[list[Future[SourceFile]]]:
+    """What the manifest says of raw files, found while these are read.
+
+    After an error those that are not begun are left out.
+    """
+    thread = ThreadPoolExecutor(1)
+    try:
+        yield [thread.submit(SourceFile.of, path) for path in dict.fromkeys(paths)]
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def find_source(place: Path, kind: str, half: str) -> Source:
+    """The raw file of a kind and half: plain, gzipped, in a zip or in a tar."""
+    name = f"{kind}_{half}.csv"
+    if place.is_file() and is_tar(place):
+        return Source(place, (name,))
+    found = Files(place).find(name)
+    tars = [place / f"sample_{half}{suffix}" for suffix in TARS]
+    for path in tars:
+        if found is None and path.is_file():
+            found = Source(path, (name,))
+    if found is None:
+        raise UserError(
+            f"{place}: no file {name}, {name}.gz or in a zip, and no {tars[1].name}"
+        )
+    return found
+
+
+@dataclass
+class _Skeletons:
+    """The rows of both halves, joined with their common lines, checked and counted.
+
+    Args:
+        reader: of the raw files.
+        common: the common lines of both halves.
+        files: (kind, half) -> file.
+        on_bad_label: see `prepare_aliccp`.
+        log_counts: see `prepare_aliccp`.
+        dropped: reason -> rows dropped or put right.
+        counted: what else was met.
+        totals: half -> counts of the raw file.
+    """
+
+    reader: "RawReader"
+    common: CommonFeatures
+    files: Mapping[tuple[str, str], Source]
+    on_bad_label: BadLabel
+    log_counts: bool
+    dropped: Counter[str] = field(default_factory=Counter)
+    counted: Counter[str] = field(default_factory=Counter)
+    totals: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def read(self, half: str) -> Iterator[tuple[str, Columns]]:
+        """Pieces of SHARD rows, each with its split, rows in the file's order."""
+        source = self.files["sample_skeleton", half]
+        splits = ("train", "valid") if half == "train" else ("test",)
+        pieces = {name: Pieces(SHARD) for name in splits}
+        total: Counter[str] = Counter()
+        contents: list[np.ndarray] = []
+        lost, first_lost = 0, 0
+        for first, block in self.reader.skeleton(source):
+            contents.append(block.content)
+            line = self.common.find(half, block.index)
+            bad = (block.conversion == 1) & (block.click == 0)
+            total.update(
+                rows=len(block),
+                clicks=int(block.click.sum()),
+                conversions=int(block.conversion.sum()),
+                conversions_without_click=int(bad.sum()),
+            )
+            if bad.any() and self.on_bad_label == "error":
+                raise UserError(
+                    f"{source}, line {first + int(bad.argmax())}: 'conversion' is 1 "
+                    "but 'click' is 0, a conversion without a click; choose "
+                    "--on-bad-label drop or nest to go on without such rows"
+                )
+            without = line < 0
+            if without.any():
+                first_lost = first_lost or first + int(without.argmax())
+                lost += int(without.sum())
+            self.counted["values_of_single_fields_beyond_one"] += (
+                block.features.repeated
+            )
+            self.counted["features_of_unknown_fields"] += block.features.unknown
+            kept = ~without & ~bad if self.on_bad_label == "drop" else ~without
+            columns = self._columns(block, line)
+            if not kept.all():
+                columns = select(columns, kept)
+            yield from self._pieces(half, pieces, columns)
+        if lost > MOST_LOST * total["rows"]:
+            raise UserError(
+                f"{source}: {lost:,} of {total['rows']:,} rows name a "
+                "common_feature_index that "
+                f"{self.files['common_features', half]} lacks, the first of them in "
+                f"line {first_lost}; up to {MOST_LOST:.0%} are dropped"
+            )
+        for name, rest in pieces.items():
+            yield from ((name, piece) for piece in rest.rest())
+        self.totals[half] = dict(total)
+        fixed = {"drop": "dropped", "nest": "nested"}.get(self.on_bad_label, "refused")
+        self.dropped[f"conversion_without_click_{fixed}"] += total[
+            "conversions_without_click"
+        ]
+        self.dropped["rows_without_common_line_dropped"] += lost
+        hashes = np.sort(np.concatenate(contents))
+        repeats = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
+        self.counted["rows_that_repeat_another"] += repeats
+
+    def _columns(self, block: "SkeletonRows", line: np.ndarray) -> Columns:
+        columns: dict[str, np.ndarray | Ragged] = {
+            COMMON: line,
+            "click": block.click,
+            "conversion": block.conversion & block.click,
+        }
+        columns |= dict(zip(ITEM_SINGLE, block.features.single, strict=True))
+        if self.log_counts:
+            weights = dict(zip(ITEM_SINGLE, block.features.weight, strict=True))
+            columns |= {value: weights[name] for name, value in VALUES.items()}
+        return columns | block.features.lists
+
+    def _pieces(
+        self, half: str, pieces: Mapping[str, Pieces], columns: Columns
+    ) -> Iterator[tuple[str, Columns]]:
+        if half == "test":
+            yield from (("test", piece) for piece in pieces["test"].add(columns))
+            return
+        valid = self.common.valid[array(columns, COMMON)]
+        for name, mask in {"train": ~valid, "valid": valid}.items():
+            if mask.any():
+                own = columns if mask.all() else select(columns, mask)
+                yield from ((name, piece) for piece in pieces[name].add(own))
+
+
+def _write(
+    pieces: Iterable[tuple[str, Columns]],
+    encoder: AliccpEncoder,
+    common: CommonFeatures,
+    folder: Path,
+) -> dict[str, Split]:
+    """Writes the shards of all splits, beside what reads the next ones."""
+    splits = {name: Split((), 0, dict.fromkeys(LABELS, 0)) for name in SPLITS}
+
+    def numbered() -> Iterator[tuple[str, int, Columns]]:
+        for name, piece in pieces:
+            split = splits[name]
+            at = len(split.files)
+            splits[name] = Split(
+                (*split.files, shard_name(name, at)),
+                split.rows + height(piece),
+                {k: n + int(array(piece, k).sum()) for k, n in split.labels.items()},
+            )
+            yield name, at, piece
+
+    def write(item: tuple[str, int, Columns]) -> None:
+        name, at, piece = item
+        write_shard(encoder.rows(piece, common.group), folder, name, at)
+
+    with ThreadPoolExecutor(2) as threads:
+        for _ in in_order(threads, write, numbered()):
+            pass
+    return splits
+
+
+def _compare(half: str, found: Mapping[str, int]) -> None:
+    """Warns where a file that has as many rows as the published one differs from it."""
+    published = PUBLISHED[half]
+    if abs(found["rows"] - published["rows"]) > NEARLY * published["rows"]:
+        return
+    for name, count in published.items():
+        if found.get(name, 0) != count:
+            warnings.warn(
+                f"{half} has {found.get(name, 0):,} {name.replace('_', ' ')}, the "
+                f"published file {count:,}",
+                DataWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,267 @@
+"""The rows of a split as arrays, wherever they lie: in memory or in mapped files.
+
+A model's inputs are "categorical" int32[N, F] and "numerical" float32[N, M] in the
+schema's order and, where the schema has multi-valued fields, "multi_ids" int32[N, W]
+and "multi_weights" float32[N, W]: the fields side by side, each `width` columns wide,
+filled up with id 0 of weight 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from typing import Protocol, TypeVar
+
+import numpy as np
+import polars as pl
+
+from pwiser_jax.errors import UserError
+from pwiser_jax.schema import (
+    COMMON,
+    GROUP,
+    TIME,
+    WEIGHT,
+    CategoricalField,
+    MultiValuedField,
+    NumericalField,
+    Schema,
+)
+
+Inputs = dict[str, np.ndarray]
+Runs = Sequence[tuple[slice, slice]]
+Field = TypeVar("Field", CategoricalField, NumericalField, MultiValuedField)
+
+
+class Pages(Protocol):
+    """An array in a mapped file: what will be read, and what has been."""
+
+    def soon(self, start: int, stop: int) -> None: ...
+
+    def done(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What rows share: row r has the fields of line `line[r]` of `inputs`.
+
+    Args:
+        line: int32[N].
+        inputs: the shared columns by input, [lines, columns].
+        own: input -> where the rows' own columns go in the joined input.
+        common: input -> where the shared ones go.
+        pages: of the files behind `inputs`.
+    """
+
+    line: np.ndarray
+    inputs: Inputs
+    own: Mapping[str, Runs]
+    common: Mapping[str, Runs]
+    pages: tuple[Pages, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split.
+
+    Args:
+        inputs: what rows hold themselves; without `shared` that is all.
+        labels: int8[N, L].
+        group: int64[N].
+        time: int64[N], or None.
+        extra: name -> float64[N].
+        shared: what several rows have in common.
+        pages: of the files behind all of it but `shared.inputs`.
+    """
+
+    inputs: Inputs
+    labels: np.ndarray
+    group: np.ndarray
+    time: np.ndarray | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    shared: Shared | None = None
+    pages: tuple[Pages, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @property
+    def categorical(self) -> np.ndarray:
+        """int32[N, F] of all rows: a copy of the size of the split if some share."""
+        return self._whole("categorical")
+
+    @property
+    def numerical(self) -> np.ndarray:
+        """float32[N, M] of all rows, as `categorical`."""
+        return self._whole("numerical")
+
+    @cached_property
+    def conversions(self) -> np.ndarray:
+        """int64[C]: the rows with the highest label, in order."""
+        return np.flatnonzero(self.labels[:, -1])
+
+    def _whole(self, name: str) -> np.ndarray:
+        if self.shared is None:
+            return self.inputs[name]
+        return self.take(slice(0, len(self)), (name,))[name]
+
+    def take(
+        self, index: np.ndarray | slice, names: Sequence[str] | None = None
+    ) -> Inputs:
+        """The inputs of some rows, with what they share joined in."""
+        names = tuple(self.inputs) if names is None else names
+        own = {name: taken(self.inputs[name], index) for name in names}
+        if self.shared is None:
+            return own
+        line = taken(self.shared.line, index)
+        return {name: _joined(name, own[name], line, self.shared) for name in names}
+
+    def soon(self, start: int, stop: int) -> None:
+        """Rows start .. stop - 1 will be read: a disk may begin now."""
+        for pages in self.pages:
+            pages.soon(start, stop)
+
+    def done(self) -> None:
+        """What has been read need not stay in this process's memory."""
+        for pages in (*self.pages, *(self.shared.pages if self.shared else ())):
+            pages.done()
+
+
+def taken(array: np.ndarray, index: np.ndarray | slice) -> np.ndarray:
+    """A copy of some rows; `take` is twice as fast as an array between brackets."""
+    if isinstance(index, slice):
+        return np.array(array[index])
+    return np.take(array, index, axis=0, mode="clip")
+
+
+def _joined(name: str, own: np.ndarray, line: np.ndarray, shared: Shared) -> np.ndarray:
+    common = taken(shared.inputs[name], line)
+    if not own.shape[1]:
+        return common
+    if not common.shape[1]:
+        return own
+    joined = np.empty((len(own), own.shape[1] + common.shape[1]), own.dtype)
+    for part, runs in ((own, shared.own[name]), (common, shared.common[name])):
+        for source, target in runs:
+            joined[:, target] = part[:, source]
+    return joined
+
+
+def join(
+    schema: Schema, line: np.ndarray, inputs: Inputs, pages: tuple[Pages, ...] = ()
+) -> Shared:
+    """The `Shared` of a schema: the fields of `schema.common` stand in `inputs`."""
+    fields = {
+        "categorical": [(field.name, 1) for field in schema.categorical],
+        "numerical": [(field.name, 1) for field in schema.numerical],
+        "multi_ids": [(field.name, field.width) for field in schema.multi_valued],
+    }
+    fields["multi_weights"] = fields["multi_ids"]
+    places: dict[bool, dict[str, Runs]] = {False: {}, True: {}}
+    for name in inputs:
+        for common, where in places.items():
+            columns = [
+                (field in schema.common) == common
+                for field, width in fields[name]
+                for _ in range(width)
+            ]
+            where[name] = _runs(columns)
+    return Shared(line, inputs, places[False], places[True], pages)
+
+
+def _runs(columns: Sequence[bool]) -> Runs:
+    """(source, target) slices that spread a matrix over the columns that are true."""
+    runs, source, target = [], 0, 0
+    for true, group in groupby(columns):
+        length = len(list(group))
+        if true:
+            runs.append(
+                (slice(source, source + length), slice(target, target + length))
+            )
+            source += length
+        target += length
+    return runs
+
+
+def feature_arrays(frame: pl.DataFrame, schema: Schema, *, common: bool) -> Inputs:
+    """The inputs of prepared columns: of the shared fields, or of the others."""
+
+    def here(fields: Sequence[Field]) -> list[Field]:
+        return [f for f in fields if (f.name in schema.common) == common]
+
+    categorical = [field.name for field in here(schema.categorical)]
+    numerical = [field.name for field in here(schema.numerical)]
+    arrays = {
+        "categorical": matrix(frame, categorical, np.int32),
+        "numerical": matrix(frame, numerical, np.float32),
+    }
+    if schema.multi_valued:
+        lists = here(schema.multi_valued)
+        arrays["multi_ids"] = _padded_lists(frame, lists, "", np.int32)
+        arrays["multi_weights"] = _padded_lists(frame, lists, WEIGHT, np.float32)
+    return arrays
+
+
+def feature_rows(frame: pl.DataFrame, schema: Schema, common: Inputs | None) -> Rows:
+    """Prepared columns as rows in memory, for prediction: features and nothing else.
+
+    Args:
+        frame: the columns of the fields, and `common` where the schema shares fields.
+        schema: the fields.
+        common: the inputs of the shared fields; None without any.
+    """
+    count = frame.height
+    return Rows(
+        feature_arrays(frame, schema, common=False),
+        labels=np.empty((count, 0), np.int8),
+        group=np.zeros(count, np.int64),
+        shared=None
+        if common is None
+        else join(schema, frame[COMMON].to_numpy(), common),
+    )
+
+
+def beside_arrays(frame: pl.DataFrame, schema: Schema) -> Inputs:
+    """What stands beside the features: "labels", "group", "time", "extra", "common".
+
+    Those of them that the schema has; without label columns the labels are int8[N, 0].
+    """
+    labels = [name for name in schema.labels if name in frame.columns]
+    arrays = {
+        "labels": matrix(frame, labels, np.int8),
+        "group": frame[GROUP].to_numpy(),
+    }
+    if TIME in frame.columns:
+        arrays["time"] = frame[TIME].to_numpy()
+    if schema.extra:
+        arrays["extra"] = matrix(frame, list(schema.extra), np.float64)
+    if schema.common:
+        arrays["common"] = frame[COMMON].to_numpy()
+    return arrays
+
+
+def matrix(frame: pl.DataFrame, names: Sequence[str], dtype: type) -> np.ndarray:
+    """C order: a batch gathers whole rows."""
+    values = np.empty((frame.height, len(names)), dtype)
+    for at, name in enumerate(names):
+        values[:, at] = frame[name].to_numpy()
+    return values
+
+
+def _padded_lists(
+    frame: pl.DataFrame, fields: Sequence[MultiValuedField], suffix: str, dtype: type
+) -> np.ndarray:
+    """List columns side by side, each field.width wide, filled up with 0."""
+    ends = np.cumsum([0, *(field.width for field in fields)])
+    padded = np.zeros((frame.height, int(ends[-1])), dtype)
+    for at, field_ in enumerate(fields):
+        lists = frame[field_.name + suffix]
+        lengths = lists.list.len().to_numpy().astype(np.int64)
+        if (lengths != frame[field_.name].list.len().to_numpy()).any():
+            raise UserError(f"{lists.name!r} and its ids differ in length")
+        if (lengths > field_.width).any():
+            raise UserError(f"{lists.name!r} has more than {field_.width} values")
+        values = lists.filter(lists.list.len() > 0).explode().to_numpy()
+        rows = np.repeat(np.arange(frame.height), lengths)
+        first = np.cumsum(lengths) - lengths
+        padded[rows, ends[at] + np.arange(len(values)) - first[rows]] = values
+    return padded

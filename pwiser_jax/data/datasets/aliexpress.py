@@ -1,0 +1,232 @@
+"""`prepare aliexpress`: AliExpress Search, as published or as MTReclib's CSV.
+
+Both hold the same rows. The publisher's user and item files have no header and are
+joined by search id within a split; MTReclib's train.csv and test.csv are that join. A
+search of test is never one of train, although the ids restart there.
+"""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+
+from pwiser_jax.atomic import scratch_folder
+from pwiser_jax.data.prepared.folder import check_output, write
+from pwiser_jax.data.prepared.manifest import Manifest
+from pwiser_jax.data.raw.archives import Files, Source, unpack
+from pwiser_jax.data.raw.columns import Reading, refuse_bad
+from pwiser_jax.data.raw.flat import BadLabel, FlatSpec, FlatTable
+from pwiser_jax.data.raw.labels import check_labels
+from pwiser_jax.data.raw.sources import DataType, refuse_repeats, scan_csv
+from pwiser_jax.data.raw.split import split_by_group
+from pwiser_jax.errors import UserError
+
+FIELD_SIZES = (11, 4, 7, 2, 33, 7, 50, 8, 8, 2, 2, 2, 2, 2, 2, 2)
+CATEGORICAL = tuple(f"categorical_{k}" for k in range(1, 17))
+NUMERICAL = tuple(f"numerical_{k}" for k in range(1, 64))
+LABELS = {"click": "click", "conversion": "conversion"}
+
+USER_COLUMNS = tuple(f"user_{k}" for k in range(1, 34))
+ITEM_COLUMNS = tuple(f"item_{k}" for k in range(1, 50))
+USER_ID, ITEM_ID, LEVEL = USER_COLUMNS[0], ITEM_COLUMNS[0], ITEM_COLUMNS[-1]
+CATEGORICAL_ITEM_COLUMNS = tuple(f"item_{k}" for k in (19, 34, 35, 36, 40, 41, 42))
+RAW_CATEGORICAL = (
+    *(f"user_{k}" for k in (*range(2, 9), 32, 33)),
+    *CATEGORICAL_ITEM_COLUMNS,
+)
+RAW_NUMERICAL = (
+    *(f"user_{k}" for k in range(9, 32)),
+    *(name for name in ITEM_COLUMNS[1:-1] if name not in CATEGORICAL_ITEM_COLUMNS),
+)
+RAW_NAMES = dict(
+    zip((*RAW_CATEGORICAL, *RAW_NUMERICAL), (*CATEGORICAL, *NUMERICAL), strict=True)
+)
+
+RAW_INTEGERS = (*RAW_CATEGORICAL, LEVEL)
+LOST_SHARE = 0.01
+KNOWN = "known"
+SEARCH = "search"
+SPEC = FlatSpec(
+    CATEGORICAL,
+    NUMERICAL,
+    labels=LABELS,
+    group=SEARCH,
+    sizes=dict(zip(CATEGORICAL, FIELD_SIZES, strict=True)),
+    standardize=False,
+)
+
+
+def prepare_aliexpress(
+    source: Path,
+    output: Path,
+    *,
+    country: str | None = None,
+    valid_fraction: float = 0.05,
+    on_bad_label: BadLabel = "error",
+    overwrite: bool = False,
+) -> Manifest:
+    """AliExpress Search of one country: exposures with clicks and purchases.
+
+    Args:
+        source: a folder or zip with MTReclib's train.csv and test.csv, or else with the
+            raw files such as nl_user_train.csv, nl_item_train.csv, nl_user_test.csv and
+            nl_item_test.csv; plain, gzipped, or in zips as published.
+        output: the new folder; unpacked files lie beside it while this runs.
+        country: reads the raw files of this country, such as nl; needed only if there
+            are several.
+        valid_fraction: share of train's searches that are kept for validation.
+        on_bad_label: what to do with a conversion without a click: refuse, drop the
+            row, or set its conversion to 0.
+        overwrite: replace a prepared folder.
+    """
+    check_output(output, overwrite=overwrite)
+    files = Files(source)
+    code = _country(files, country)
+    dropped: Counter[str] = Counter()
+    read_files: list[Path] = []
+    splits: dict[str, pl.LazyFrame] = {}
+    with scratch_folder(output) as folder:
+        for split in ("train", "test"):
+            if code is None:
+                sources = (files.require(f"{split}.csv"),)
+                frame, counts = _joined_rows(*sources, folder, on_bad_label)
+            else:
+                sources = (
+                    files.require(f"{code}_user_{split}.csv"),
+                    files.require(f"{code}_item_{split}.csv"),
+                )
+                frame, counts = _raw_rows(*sources, folder)
+            # A search of test is another one than train's of the same id.
+            search = 2 * pl.col(SEARCH) + int(split == "test")
+            splits[split] = frame.with_columns(search.alias(SEARCH))
+            dropped.update(counts)
+            read_files += [file.path for file in sources]
+        cut = {"valid": valid_fraction}
+        flat = FlatTable(
+            dataset="aliexpress",
+            spec=SPEC,
+            splits=splits | split_by_group(splits["train"], SEARCH, fractions=cut),
+            sources=tuple(dict.fromkeys(read_files)),
+            dropped=dropped,
+            options={
+                "country": code,
+                "valid_fraction": valid_fraction,
+                "on_bad_label": on_bad_label,
+            },
+        )
+        return write(flat, output, overwrite=overwrite)
+
+
+def _country(files: Files, wanted: str | None) -> str | None:
+    """The country whose raw files are read; None: MTReclib's CSV is."""
+    if wanted is not None:
+        return wanted.lower()
+    if "train.csv" in files.names:
+        return None
+    found = [re.fullmatch(r"([a-z]{2})_item_train\.csv", name) for name in files.names]
+    codes = [match[1] for match in found if match]
+    if len(codes) == 1:
+        return codes[0]
+    if codes:
+        listed = ", ".join(codes)
+        raise UserError(
+            f"{files.place} holds several countries ({listed}): choose one by --country"
+        )
+    raise UserError(
+        f"{files.place} holds neither train.csv nor raw files such as "
+        "nl_item_train.csv, plain, gzipped or in a zip"
+    )
+
+
+def _joined_rows(
+    table: Source, folder: Path, on_bad_label: BadLabel
+) -> tuple[pl.LazyFrame, dict[str, int]]:
+    """MTReclib's CSV: a header, and all columns in the row of each exposure."""
+    dtypes: dict[str, DataType] = {
+        "search_id": pl.Int64(),
+        **dict.fromkeys(CATEGORICAL, pl.Int32()),
+        **dict.fromkeys(NUMERICAL, pl.Float32()),
+        **dict.fromkeys(LABELS.values(), pl.Int32()),
+    }
+    with _unpacked(table, folder) as path:
+        frame = scan_csv(path, dtypes=dtypes, required=dtypes, name=str(table))
+        wanted = frame.select(*dtypes).rename({"search_id": SEARCH})
+        stored = _stored(wanted, folder / f"{table.name}.parquet")
+    return check_labels(
+        stored, LABELS, on_bad_label, lambda row: f"{table}, line {row + 1}"
+    )
+
+
+def _raw_rows(
+    users: Source, items: Source, folder: Path
+) -> tuple[pl.LazyFrame, dict[str, int]]:
+    """The publisher's two files, joined by search id in the order of the items."""
+    with _unpacked(users, folder) as user_path, _unpacked(items, folder) as item_path:
+        searches = _scan_raw(user_path, USER_COLUMNS, users)
+        keys = searches.select(USER_ID).collect()[USER_ID]
+        refuse_repeats(keys, lambda row: f"{users}, line {row}")
+        joined = _scan_raw(item_path, ITEM_COLUMNS, items).join(
+            searches.with_columns(pl.lit(True).alias(KNOWN)),
+            left_on=ITEM_ID,
+            right_on=USER_ID,
+            how="left",
+            maintain_order="left",
+        )
+        stored = _stored(joined, folder / f"{items.name}.parquet")
+    level = pl.col(LEVEL)
+    reading = Reading(LEVEL, level, ~level.is_between(0, 2), "0, 1 or 2")
+    refuse_bad(stored, [reading], lambda row: f"{items}, line {row}")
+    counted = stored.select(pl.len(), pl.col(KNOWN).null_count()).collect()
+    total, lost = counted.row(0)
+    if lost > LOST_SHARE * total:
+        raise UserError(
+            f"{items}: {lost:,} of {total:,} rows have a search that {users} does not; "
+            f"up to {LOST_SHARE:.0%} would be left out: is it the file of these items?"
+        )
+    frame = stored.filter(pl.col(KNOWN)).select(
+        pl.col(ITEM_ID).alias(SEARCH),
+        *(pl.col(raw).alias(name) for raw, name in RAW_NAMES.items()),
+        (level >= 1).cast(pl.Int8).alias(LABELS["click"]),
+        (level == 2).cast(pl.Int8).alias(LABELS["conversion"]),
+    )
+    return frame, {"items_without_user_row_dropped": lost} if lost else {}
+
+
+def _scan_raw(path: Path, columns: Sequence[str], source: Source) -> pl.LazyFrame:
+    dtypes: dict[str, DataType] = {
+        columns[0]: pl.Int64(),
+        **{
+            name: pl.Int32() if name in RAW_INTEGERS else pl.Float32()
+            for name in columns[1:]
+        },
+    }
+    return scan_csv(
+        path,
+        columns=columns,
+        dtypes=dtypes,
+        required=columns,
+        name=str(source),
+        quoted=False,
+    )
+
+
+def _stored(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    """The rows as Parquet: they are read several times, and CSV is slow to parse."""
+    try:
+        frame.sink_parquet(path, compression="lz4", maintain_order=True)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        # The raw files have been parsed in full before: only writing can still fail.
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path.parent}: rows cannot be written: {reason}") from error
+    return pl.scan_parquet(path)
+
+
+@contextmanager
+def _unpacked(source: Source, folder: Path) -> Iterator[Path]:
+    """The source as a plain file that is gone afterwards: these files are large."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        yield unpack(source, Path(place))

@@ -1,0 +1,257 @@
+"""`prepare kuairand`: the public KuaiRand-Pure files (Gao et al., CIKM 2022).
+
+Rows are the exposures of the standard-policy logs. What happens after an exposure
+(play time, stay times, comments, follows, profile visits) is no feature of it, and the
+video statistics file is not read: its averages include the test days.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from pwiser_jax.data.datasets.history import history
+from pwiser_jax.data.prepared.folder import check_output, write
+from pwiser_jax.data.prepared.manifest import Manifest
+from pwiser_jax.data.raw.archives import Files, Source, unpack
+from pwiser_jax.data.raw.columns import Reading, number, refuse_bad
+from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
+from pwiser_jax.data.raw.labels import check_labels
+from pwiser_jax.data.raw.sources import refuse_repeats, scan_csv
+from pwiser_jax.data.raw.split import split_by_time
+from pwiser_jax.errors import UserError
+
+EARLIER_LOG = "log_standard_4_08_to_4_21_pure.csv"
+LOG = "log_standard_4_22_to_5_08_pure.csv"
+USERS = "user_features_pure.csv"
+VIDEOS = "video_features_basic_pure.csv"
+
+LOG_COLUMNS = (
+    "user_id",
+    "video_id",
+    "date",
+    "hourmin",
+    "time_ms",
+    "is_click",
+    "is_like",
+    "long_view",
+    "duration_ms",
+    "tab",
+)
+COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+USER_CATEGORIES = (
+    "user_active_degree",
+    "is_live_streamer",
+    "is_video_author",
+    "follow_user_num_range",
+    "fans_user_num_range",
+    "friend_user_num_range",
+    "register_days_range",
+    *(f"onehot_feat{k}" for k in range(18)),
+)
+VIDEO_CATEGORIES = ("author_id", "video_type", "upload_type", "music_type")
+SIZES = ("server_width", "server_height")
+
+OUTCOMES = {"click": "is_click", "like": "is_like", "long_view": "long_view"}
+FIRST_DAY = {"click": 0.4, "like": 0.01, "long_view": 0.3}
+HISTORIES = {
+    "user": ("user_id",),
+    "video": ("video_id",),
+    "user_tab": ("user_id", "tab"),
+    "user_tag": ("user_id", "tag"),
+}
+CATEGORICAL = (
+    "user_id",
+    "video_id",
+    "tab",
+    "hour",
+    *USER_CATEGORIES,
+    *VIDEO_CATEGORIES,
+    "tag",
+    "second_tag",
+    "duration_bucket",
+)
+NUMERICAL = (
+    "log_duration",
+    "age_days",
+    "aspect_ratio",
+    *(f"log_{name}" for name in COUNTS),
+    *(
+        f"{name}_{feature}"
+        for name in HISTORIES
+        for feature in ("exposures", *(f"{outcome}_rate" for outcome in OUTCOMES))
+    ),
+)
+
+
+def prepare_kuairand(
+    source: Path,
+    output: Path,
+    *,
+    conversion: Literal["like", "long_view"] = "like",
+    train_until: str = "2022-05-03",
+    valid_until: str = "2022-05-05",
+    min_count: int = 20,
+    overwrite: bool = False,
+) -> Manifest:
+    """KuaiRand-Pure: exposures of short videos with clicks, likes and long views.
+
+    Args:
+        source: a folder or zip with log_standard_4_22_to_5_08_pure.csv,
+            user_features_pure.csv and video_features_basic_pure.csv, plain or gzipped;
+            log_standard_4_08_to_4_21_pure.csv is read too where it is there, as earlier
+            days of the same log.
+        output: the new folder.
+        conversion: a click with a like (rare) or a click with a long view (common).
+        train_until: the last day of train, as YYYY-MM-DD.
+        valid_until: the last day of validation; the days after it are test.
+        min_count: a categorical value seen less often than this in train is rare.
+        overwrite: replace a prepared folder.
+    """
+    check_output(output, overwrite=overwrite)
+    train_end = _day("--train-until", train_until)
+    valid_end = _day("--valid-until", valid_until)
+    files = Files(source)
+    earlier = files.find(EARLIER_LOG)
+    logs = [earlier, files.require(LOG)] if earlier else [files.require(LOG)]
+    users, videos = files.require(USERS), files.require(VIDEOS)
+    with tempfile.TemporaryDirectory(prefix="pwiser-") as place:
+        folder = Path(place)
+        parts = [_read_log(log, folder) for log in logs]
+        rows = pl.concat([part for part, _ in parts])
+        nested = {
+            outcome: sum(counts[outcome] for _, counts in parts)
+            for outcome in ("like", "long_view")
+        }
+        rows = _join(rows, _read_users(users, folder), "user_id")
+        rows = _join(rows, _read_videos(videos, folder), "video_id")
+    rows = _with_features(rows)
+    spec = FlatSpec(
+        CATEGORICAL,
+        NUMERICAL,
+        labels={"click": "is_click", "conversion": OUTCOMES[conversion]},
+        group="user_id",
+        time="day",
+        min_count=min_count,
+    )
+    flat = FlatTable(
+        dataset="kuairand",
+        spec=spec,
+        splits=split_by_time(
+            rows.lazy(), "day", train_until=train_end, valid_until=valid_end
+        ),
+        sources=tuple(file.path for file in (*logs, users, videos)),
+        dropped={"conversion_without_click_nested": nested[conversion]},
+        options={
+            "conversion": conversion,
+            "train_until": train_end,
+            "valid_until": valid_end,
+            "min_count": min_count,
+            "rows_that_repeat_user_video_and_time": _repeated(rows),
+        },
+    )
+    return write(flat, output, overwrite=overwrite)
+
+
+def _day(option: str, text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UserError(
+            f"{option} is {text!r}; expected a day such as 2022-05-03"
+        ) from None
+
+
+def _repeated(rows: pl.DataFrame) -> int:
+    """Rows beyond the first of each user, video and time; they are kept."""
+    return rows.height - rows.select("user_id", "video_id", "time_ms").n_unique()
+
+
+def _read_log(log: Source, folder: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The log's rows with nested labels, and how many of each label lacked a click."""
+    frame = _scan(log, folder, LOG_COLUMNS, LOG_COLUMNS)
+    day = pl.col("date").cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    hour = pl.col("hourmin") // 100
+    readings = (
+        Reading("date", day, day.is_null(), "a day such as 20220503"),
+        Reading("hourmin", hour, ~hour.is_between(0, 23), "a time from 0 to 2359"),
+    )
+    refuse_bad(frame, readings, _lines(log))
+    nested = {}
+    for outcome in ("like", "long_view"):
+        ladder = {"click": "is_click", outcome: OUTCOMES[outcome]}
+        frame, counts = check_labels(frame, ladder, "nest", _lines(log))
+        nested[outcome] = sum(counts.values())
+    return frame.with_columns(day.alias("day"), hour.alias("hour")).collect(), nested
+
+
+def _read_users(users: Source, folder: Path) -> pl.DataFrame:
+    frame = _scan(users, folder, ("user_id", *COUNTS), ["user_id"], USER_CATEGORIES)
+    rows = frame.collect()
+    refuse_repeats(rows["user_id"], _lines(users))
+    return rows
+
+
+def _read_videos(videos: Source, folder: Path) -> pl.DataFrame:
+    texts = (*VIDEO_CATEGORIES, *SIZES, "upload_dt", "tag")
+    frame = _scan(videos, folder, ["video_id"], ["video_id"], texts)
+    day = pl.col("upload_dt").str.to_date("%Y-%m-%d", strict=False)
+    wrong = day.is_null() & (pl.col("upload_dt") != "")
+    readings = [Reading("upload_dt", day, wrong, "a day such as 2022-04-10")]
+    readings += [number(name, pl.String()) for name in SIZES]
+    refuse_bad(frame, readings, _lines(videos))
+    tags = pl.col("tag").str.split(",")
+    frame = frame.with_columns(
+        *(reading.value.alias(reading.column) for reading in readings),
+        tags.list.get(0, null_on_oob=True).alias("tag"),
+        tags.list.get(1, null_on_oob=True).alias("second_tag"),
+    )
+    rows = frame.collect()
+    refuse_repeats(rows["video_id"], _lines(videos))
+    return rows
+
+
+def _scan(
+    source: Source,
+    folder: Path,
+    integers: Sequence[str],
+    required: Sequence[str],
+    texts: Sequence[str] = (),
+) -> pl.LazyFrame:
+    dtypes = dict.fromkeys(integers, pl.Int64()) | dict.fromkeys(texts, pl.String())
+    path = unpack(source, folder)
+    frame = scan_csv(path, dtypes=dtypes, required=required, name=str(source))
+    return frame.select(list(dtypes))
+
+
+def _lines(source: Source) -> Callable[[int], str]:
+    """From a 1-based row below the header to its place in the file."""
+    return lambda row: f"{source}, line {row + 1}"
+
+
+def _join(rows: pl.DataFrame, features: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Every row of the log; where its user or video is not described, nulls."""
+    return rows.join(features, on=key, how="left", maintain_order="left")
+
+
+def _with_features(rows: pl.DataFrame) -> pl.DataFrame:
+    duration = pl.col("duration_ms").clip(1).log()
+    age = pl.col("day") - pl.col("upload_dt")
+    width, height = SIZES
+    rows = rows.with_columns(
+        (2 * duration).floor().cast(pl.Int32).alias("duration_bucket"),
+        duration.alias("log_duration"),
+        age.dt.total_days().alias("age_days"),
+        pl.when(pl.col(height) > 0)
+        .then(pl.col(width) / pl.col(height))
+        .alias("aspect_ratio"),
+        *(pl.col(name).clip(0).log1p().alias(f"log_{name}") for name in COUNTS),
+    )
+    columns = [
+        history(rows, name, key, day="day", outcomes=OUTCOMES, first_day=FIRST_DAY)
+        for name, key in HISTORIES.items()
+    ]
+    return pl.concat([rows, *columns], how="horizontal")

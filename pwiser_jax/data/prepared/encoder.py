@@ -1,0 +1,170 @@
+"""Raw rows to prepared rows: vocabularies, missing values and scales, fit on train.
+
+`Encoder.fit` sees train only. `Encoder.transform` encodes any rows of the same columns
+in their order, and `Encoder.load` rebuilds the encoder of a prepared folder, so that
+`predict` encodes raw rows as training saw them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from pwiser_jax.data.prepared import vocabulary
+from pwiser_jax.data.prepared.manifest import read_manifest
+from pwiser_jax.data.prepared.moments import moments
+from pwiser_jax.data.raw import columns
+from pwiser_jax.data.raw.columns import Reading, Source
+from pwiser_jax.data.raw.flat import FlatSpec
+from pwiser_jax.data.raw.hashing import group_hash
+from pwiser_jax.data.raw.labels import truth
+from pwiser_jax.schema import GROUP, TIME, CategoricalField, NumericalField, Schema
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How raw columns become prepared ones.
+
+    Args:
+        spec: the raw columns.
+        schema: the prepared columns.
+        values: field -> the values with ids 0 .. size - 1 in this order, then the rare
+            ones; fields of `spec.sizes` have none.
+        fill: numerical field -> the raw value that stands for a missing one.
+    """
+
+    spec: FlatSpec
+    schema: Schema
+    values: Mapping[str, pl.Series]
+    fill: Mapping[str, float]
+
+    @classmethod
+    def fit(
+        cls, train: pl.LazyFrame, spec: FlatSpec, source: Source = "train"
+    ) -> "Encoder":
+        """Vocabularies, fills and scales of train; UserError on a value that is bad."""
+        readings = features(train, spec, source)
+        columns.refuse_bad(train, readings.values(), source)
+        own = {n: readings[n].value for n in spec.categorical if n not in spec.sizes}
+        found = vocabulary.fit_vocabularies(train, own, spec.min_count)
+        sizes = {name: kept for name, (_, kept) in found.items()} | dict(spec.sizes)
+        stats = moments(train, {n: readings[n].value for n in spec.numerical})
+        numerical = (
+            NumericalField(n, stats[n].mean, stats[n].scale)
+            if spec.standardize
+            else NumericalField(n)
+            for n in spec.numerical
+        )
+        schema = Schema(
+            categorical=tuple(CategoricalField(n, sizes[n]) for n in spec.categorical),
+            numerical=tuple(numerical),
+            labels=tuple(spec.labels),
+            has_time=spec.time is not None,
+            extra=spec.extra,
+        )
+        values = {name: ordered for name, (ordered, _) in found.items()}
+        return cls(spec, schema, values, {n: stats[n].mean for n in spec.numerical})
+
+    def transform(
+        self,
+        frame: pl.LazyFrame,
+        with_labels: bool = True,
+        *,
+        first_row: int = 0,
+        source: Source = "the table",
+    ) -> pl.LazyFrame:
+        """The prepared columns, lazily, rows in the frame's order.
+
+        Args:
+            frame: raw rows; columns that the spec does not name are ignored.
+            with_labels: False encodes the features alone, for prediction: labels,
+                group, time and extra columns are neither needed nor looked at.
+            first_row: where no group is encoded a row's group is its own number,
+                counted from here.
+            source: names the rows in errors.
+
+        Raises:
+            UserError: a column is missing, or holds a value that it cannot hold.
+        """
+        spec, schema = self.spec, self.schema
+        readings = features(frame, spec, source)
+        dtypes = frame.collect_schema()
+        beside: dict[str, Reading] = {}
+        if with_labels:
+            needed = (spec.group, spec.time, *spec.extra, *spec.labels.values())
+            columns.require(frame, needed, source)
+            beside = _beside(spec, dtypes)
+        columns.refuse_bad(frame, (*readings.values(), *beside.values()), source)
+
+        prepared = [
+            *(self._ids(f, readings[f.name].value) for f in schema.categorical),
+            *(self._scaled(f, readings[f.name].value) for f in schema.numerical),
+        ]
+        if with_labels:
+            prepared += [
+                truth(column, dtypes[column]).alias(name)
+                for name, column in spec.labels.items()
+            ]
+        if GROUP not in beside:
+            frame = frame.with_row_index(columns.ROW, first_row)
+            prepared.append(pl.col(columns.ROW).cast(pl.Int64).alias(GROUP))
+        prepared += [
+            (_hashed(read.value) if name == GROUP else read.value).alias(name)
+            for name, read in beside.items()
+        ]
+        return frame.select(prepared)
+
+    def _ids(self, field: CategoricalField, value: pl.Expr) -> pl.Expr:
+        if field.name in self.spec.sizes:
+            return vocabulary.encode_own_ids(field, value).alias(field.name)
+        values = self.values[field.name]
+        return vocabulary.encode(field, value, values).alias(field.name)
+
+    def _scaled(self, field: NumericalField, value: pl.Expr) -> pl.Expr:
+        filled = value.fill_null(self.fill[field.name])
+        scaled = (filled - field.mean) / field.scale
+        return scaled.cast(pl.Float32).alias(field.name)
+
+    def save(self, folder: Path) -> None:
+        """Writes vocabulary.parquet; schema, spec and fills belong to the manifest."""
+        vocabulary.write_vocabularies(folder, self.schema.categorical, self.values)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Encoder":
+        """The encoder of a prepared folder."""
+        manifest = read_manifest(folder)
+        spec, schema = manifest.spec, manifest.schema
+        own = [f for f in schema.categorical if f.name not in spec.sizes]
+        values = vocabulary.read_vocabularies(folder, own)
+        return cls(spec, schema, values, manifest.fill)
+
+
+def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, Reading]:
+    """How each feature column is read; raises a UserError where one is missing."""
+    dtypes = columns.require(frame, (*spec.categorical, *spec.numerical), source)
+    readings = {}
+    for name in spec.categorical:
+        read = columns.whole_number if name in spec.sizes else columns.category
+        readings[name] = read(name, dtypes[name])
+    for name in spec.numerical:
+        readings[name] = columns.number(name, dtypes[name])
+    return readings
+
+
+def _beside(spec: FlatSpec, dtypes: pl.Schema) -> dict[str, Reading]:
+    """Stored name -> reading of the columns beside features and labels."""
+    found = {}
+    if spec.group:
+        found[GROUP] = columns.group_key(spec.group, dtypes[spec.group])
+    if spec.time:
+        found[TIME] = columns.time_stamp(spec.time, dtypes[spec.time])
+    return found | {name: columns.number(name, dtypes[name]) for name in spec.extra}
+
+
+def _hashed(value: pl.Expr) -> pl.Expr:
+    def hashed(values: pl.Series) -> pl.Series:
+        return pl.Series(values.name, group_hash(values).view(np.int64))
+
+    return value.map_batches(hashed, return_dtype=pl.Int64, is_elementwise=True)

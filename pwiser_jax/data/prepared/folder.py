@@ -1,0 +1,192 @@
+"""Prepared folders: written whole or not at all, and read for training.
+
+A folder holds train-00000.parquet, train-00001.parquet, ..., the same of valid and test
+(none for an empty split), vocabulary.parquet, manifest.json and, where rows share
+fields, common.parquet. Reading adds `cache/`.
+"""
+
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from pwiser_jax.atomic import new_folder, refuse_existing
+from pwiser_jax.data.batches.cache import cached_rows
+from pwiser_jax.data.batches.rows import Rows
+from pwiser_jax.data.prepared import vocabulary
+from pwiser_jax.data.prepared.encoder import Encoder, features
+from pwiser_jax.data.prepared.manifest import (
+    FILE,
+    Manifest,
+    SourceFile,
+    Split,
+    read_manifest,
+)
+from pwiser_jax.data.raw.flat import SPLITS, FlatSpec, FlatTable
+from pwiser_jax.data.raw.frames import frames_of
+from pwiser_jax.data.raw.labels import check_labels
+from pwiser_jax.data.raw.leaks import refuse_copies, refuse_names
+from pwiser_jax.errors import UserError
+from pwiser_jax.schema import Schema
+
+ROW_GROUP = 65_536
+SHARD = 8 * ROW_GROUP
+
+
+class DataWarning(UserWarning):
+    """Something about the data that the user may not expect, in one sentence."""
+
+
+def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest:
+    """Encodes the splits of a table into a new prepared folder.
+
+    Everything is built in a hidden folder beside `output` and renamed at the end: on
+    any failure nothing is left behind. The same input gives the same bytes.
+
+    Args:
+        flat: rows by split; labels are 0 or 1 and nested.
+        output: a folder that does not exist or is empty.
+        overwrite: replace `output` where it is a prepared folder, once the new one is
+            whole; a folder with other data is refused all the same.
+
+    Raises:
+        UserError: a value, column or split that training could not use, or an output
+            folder that cannot be written.
+
+    Warns:
+        DataWarning: the test split is empty.
+    """
+    refuse_names(flat.spec)
+    with new_folder(output, marker=FILE, overwrite=overwrite) as folder:
+        counts = {name: _count(flat, name) for name in SPLITS}
+        refuse_empty(flat.spec, counts)
+        train = flat.splits["train"]
+        encoder = Encoder.fit(train, flat.spec, "train")
+        readings = features(train, flat.spec, "train")
+        values = {name: reading.value for name, reading in readings.items()}
+        refuse_copies(train, flat.spec, values)
+
+        first_row = 0
+        for name in SPLITS:
+            if counts[name].rows:
+                frame = flat.splits[name]
+                rows = encoder.transform(frame, first_row=first_row, source=name)
+                write_shards(rows, folder, name)
+                first_row += counts[name].rows
+        encoder.save(folder)
+        manifest = Manifest(
+            dataset=flat.dataset,
+            schema=encoder.schema,
+            spec=flat.spec,
+            fill=encoder.fill,
+            splits=counts,
+            dropped=dict(flat.dropped),
+            options=dict(flat.options),
+            sources=tuple(SourceFile.of(path) for path in flat.sources),
+            vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
+        )
+        (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+    if not counts["test"].rows:
+        warnings.warn(
+            f"{output}: the test split is empty, so that it cannot be evaluated",
+            DataWarning,
+            stacklevel=2,
+        )
+    return manifest
+
+
+def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
+    """A split's rows as Parquet files of SHARD rows, in groups of ROW_GROUP rows.
+
+    One shard is in memory at a time.
+    """
+    for at, shard in enumerate(frames_of(rows, SHARD)):
+        write_shard(shard, folder, split, at)
+
+
+def write_shard(shard: pl.DataFrame, folder: Path, split: str, at: int) -> None:
+    """The shard number `at` of a split."""
+    shard.write_parquet(
+        folder / shard_name(split, at),
+        compression="zstd",
+        compression_level=3,
+        statistics=True,
+        row_group_size=ROW_GROUP,
+    )
+
+
+def shard_name(split: str, at: int) -> str:
+    return f"{split}-{at:05}.parquet"
+
+
+def shard_names(split: str, rows: int) -> tuple[str, ...]:
+    """The files of a split of so many rows."""
+    return tuple(shard_name(split, at) for at in range(-(-rows // SHARD)))
+
+
+def check_output(output: Path, *, overwrite: bool = False) -> None:
+    """Raise a UserError where `write` would refuse the folder, before any work."""
+    refuse_existing(output, FILE, overwrite)
+
+
+def _count(flat: FlatTable, name: str) -> Split:
+    """The split's rows and labels; refuses labels that readers should have refused."""
+    frame, labels = flat.splits.get(name), flat.spec.labels
+    if frame is None:
+        return Split((), 0, dict.fromkeys(labels, 0))
+    checked, _ = check_labels(frame, labels, "error", name)
+    sums = (pl.col(column).cast(pl.Int64).sum() for column in labels.values())
+    counted = checked.select(pl.len(), *sums).collect(engine="streaming").row(0)
+    rows, counts = int(counted[0]), dict(zip(labels, counted[1:], strict=True))
+    return Split(shard_names(name, rows), rows, counts)
+
+
+def refuse_empty(spec: FlatSpec, counts: Mapping[str, Split]) -> None:
+    """Raise a UserError where train or valid could not be learned from."""
+    for name in ("train", "valid"):
+        split = counts[name]
+        if not split.rows:
+            raise UserError(f"the {name} split has no rows; training needs some")
+        for label, column in spec.labels.items():
+            if split.labels[label] in (0, split.rows):
+                value = 0 if split.labels[label] else 1
+                raise UserError(
+                    f"the {name} split has no row with {label} {value} "
+                    f"(column {column!r}, {split.rows} rows); training needs some"
+                )
+
+
+class Prepared:
+    """A prepared folder, read for training and evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+
+    @property
+    def schema(self) -> Schema:
+        return self.manifest.schema
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Encodes further raw rows as these were."""
+        return Encoder.load(self.folder)
+
+    def load(self, *splits: str) -> Rows:
+        """The rows of "train", "valid" or "test", mapped: see `cache`.
+
+        Of several splits, their rows one after another, with a cache of their own.
+
+        Raises:
+            UserError: there are none, or they are damaged.
+        """
+        for split in splits:
+            if split not in SPLITS:
+                raise UserError(
+                    f"there is no split {split!r}; expected {', '.join(SPLITS)}"
+                )
+            if not self.manifest.splits[split].rows:
+                raise UserError(f"{self.folder} has no {split} rows")
+        return cached_rows(self.folder, self.manifest, *splits)

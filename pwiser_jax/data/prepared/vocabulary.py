@@ -1,0 +1,119 @@
+"""Vocabularies: the values of a categorical column in train, and the id of each."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from pwiser_jax.errors import UserError
+from pwiser_jax.schema import CategoricalField, MultiValuedField
+
+FILE = "vocabulary.parquet"
+INTEGER = r"^-?\d{1,18}$"
+
+
+def fit_vocabularies(
+    train: pl.LazyFrame, columns: Mapping[str, pl.Expr], min_count: int
+) -> dict[str, tuple[pl.Series, int]]:
+    """For each column its values in train, kept ones first, and how many are kept.
+
+    Values are kept if train has them `min_count` times. Kept values, and after them
+    rare ones, are in ascending order: by number where all are integers, else as text.
+    """
+    counted = [
+        train.select(expr.alias("value"))
+        .filter(pl.col("value").is_not_null())
+        .group_by("value")
+        .len("count")
+        for expr in columns.values()
+    ]
+    tables = pl.collect_all(counted, engine="streaming") if counted else []
+    return {
+        name: _ordered(table, min_count)
+        for name, table in zip(columns, tables, strict=True)
+    }
+
+
+def _ordered(table: pl.DataFrame, min_count: int) -> tuple[pl.Series, int]:
+    rare = pl.col("count") < min_count
+    by: list[pl.Expr] = [rare, pl.col("value")]
+    if table["value"].str.contains(INTEGER).all():
+        # "7" and "007" are one number and two values: text decides between them.
+        by.insert(1, pl.col("value").cast(pl.Int64))
+    ordered = table.sort(by)
+    return ordered["value"], ordered.height - int(ordered.select(rare.sum()).item())
+
+
+def encode(field: CategoricalField, value: pl.Expr, values: pl.Series) -> pl.Expr:
+    """The int32 ids of text values under a vocabulary of kept and rare values."""
+    # An Enum hashes its categories once, however many blocks of rows stream past.
+    position = value.cast(pl.Enum(values), strict=False).to_physical().cast(pl.Int32)
+    return (
+        pl.when(value.is_null())
+        .then(field.missing)
+        .when(position.is_null())
+        .then(field.unseen)
+        .when(position >= field.size)
+        .then(field.rare)
+        .otherwise(position)
+        .cast(pl.Int32)
+    )
+
+
+def encode_own_ids(field: CategoricalField, value: pl.Expr) -> pl.Expr:
+    """The int32 ids of values that are ids already, 0 .. size - 1."""
+    return (
+        pl.when(value.is_null())
+        .then(field.missing)
+        .when((value < 0) | (value >= field.size))
+        .then(field.unseen)
+        .otherwise(value)
+        .cast(pl.Int32)
+    )
+
+
+def write_vocabularies(
+    folder: Path,
+    fields: Sequence[CategoricalField | MultiValuedField],
+    values: Mapping[str, pl.Series],
+) -> None:
+    """vocabulary.parquet: columns field, value and id; fields in the schema's order."""
+    tables = [
+        pl.DataFrame({"value": values[field.name]}, schema={"value": pl.String})
+        .with_row_index("id")
+        .select(
+            pl.lit(field.name).alias("field"),
+            "value",
+            pl.when(pl.col("id") < field.size)
+            .then("id")
+            .otherwise(field.rare)
+            .cast(pl.Int32)
+            .alias("id"),
+        )
+        for field in fields
+        if field.name in values
+    ]
+    empty = pl.DataFrame(
+        schema={"field": pl.String, "value": pl.String, "id": pl.Int32}
+    )
+    pl.concat([empty, *tables]).write_parquet(
+        folder / FILE, compression="zstd", compression_level=1
+    )
+
+
+def read_vocabularies(
+    folder: Path, fields: Sequence[CategoricalField]
+) -> dict[str, pl.Series]:
+    """The values of the named fields from a prepared folder, in the order of write."""
+    try:
+        table = pl.read_parquet(folder / FILE)
+        parts = table.partition_by("field", as_dict=True, maintain_order=True)
+        empty = pl.Series("value", [], pl.String)
+        return {
+            field.name: parts[field.name,]["value"] if (field.name,) in parts else empty
+            for field in fields
+        }
+    except (OSError, pl.exceptions.PolarsError):
+        raise UserError(
+            f"{folder / FILE} is missing or damaged: run prepare again"
+        ) from None

@@ -1,0 +1,88 @@
+"""Features that are labels in disguise.
+
+A copy of a label among the features makes an AUC of 1.0 that means nothing. Names are
+checked, and then values: a feature with a single value in each level, but not the same
+one in all, is a label in other words, whatever the values are (0 and 1, 1 and 0, "no"
+and "yes", or the level itself).
+"""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from pwiser_jax.data.raw.flat import FlatSpec
+from pwiser_jax.data.raw.labels import truth
+from pwiser_jax.errors import UserError
+from pwiser_jax.schema import GROUP, TIME
+
+CHANCE_ROWS = 20
+"""With fewer rows of either class, a feature of two values other than 0 and 1 may equal
+a label by chance."""
+
+
+def refuse_names(spec: FlatSpec) -> None:
+    """Raise a UserError where a column has two meanings, or a name of ours."""
+    features = (*spec.categorical, *spec.numerical)
+    if not features:
+        raise UserError("no column is named as a feature: name at least one")
+    kept = {"time column": [spec.time], "extra column": spec.extra}
+    for name in features:
+        if name in spec.labels.values():
+            raise UserError(f"column {name!r} is a label: it cannot be a feature")
+        for role, columns in kept.items():
+            if name in columns:
+                raise UserError(f"column {name!r} is the {role}, never a feature")
+        if features.count(name) > 1:
+            raise UserError(f"column {name!r} is named twice among the features")
+    reserved = (GROUP, TIME, *spec.labels)
+    for name in (*features, *spec.extra):
+        if name in reserved:
+            raise UserError(
+                f"column {name!r} has the name of a prepared column "
+                f"({', '.join(reserved)}): rename it"
+            )
+
+
+def refuse_copies(
+    train: pl.LazyFrame, spec: FlatSpec, features: Mapping[str, pl.Expr]
+) -> None:
+    """Raise a UserError for a feature that gives a label away on every row of train."""
+    dtypes = train.collect_schema()
+    level = pl.sum_horizontal(truth(c, dtypes[c]) for c in spec.labels.values())
+    names = list(features)
+    values = [features[name].alias(str(at)) for at, name in enumerate(names)]
+    described: list[pl.Expr] = [pl.len().alias("rows")]
+    for at in range(len(names)):
+        value = pl.col(str(at))
+        described += [
+            value.min().alias(f"low{at}"),
+            value.max().alias(f"high{at}"),
+            value.null_count().alias(f"empty{at}"),
+        ]
+    levels = train.select(level.alias("level"), *values).group_by("level")
+    table = levels.agg(described).sort("level").collect(engine="streaming")
+    for at, name in enumerate(names):
+        label = _copied(table, at, tuple(spec.labels))
+        if label:
+            raise UserError(
+                f"column {name!r} is a copy of the label {label!r} in train: "
+                "it cannot be a feature"
+            )
+
+
+def _copied(table: pl.DataFrame, at: int, labels: tuple[str, ...]) -> str | None:
+    """The label that a feature gives away, from its range and gaps by level."""
+    values, counts, levels = [], [], []
+    for row in table.iter_rows(named=True):
+        low, high, empty = (row[f"{key}{at}"] for key in ("low", "high", "empty"))
+        if low != high or empty not in (0, row["rows"]):
+            return None
+        values.append(low)
+        counts.append(row["rows"])
+        levels.append(row["level"])
+    binary = {str(value).removesuffix(".0") for value in values} == {"0", "1"}
+    for k in range(1, len(values)):
+        if values[k] != values[k - 1]:
+            fewest = min(sum(counts[:k]), sum(counts[k:]))
+            return labels[levels[k] - 1] if binary or fewest >= CHANCE_ROWS else None
+    return None

@@ -1,0 +1,136 @@
+"""Cutting rows into train, valid and test: by group or by time, never by row."""
+
+import math
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pwiser_jax.data.raw.columns import (
+    Source,
+    group_key,
+    refuse_bad,
+    require,
+    time_stamp,
+)
+from pwiser_jax.data.raw.flat import SPLITS
+from pwiser_jax.data.raw.hashing import group_fraction
+from pwiser_jax.errors import UserError
+
+Moment = int | date | datetime
+
+
+def split_by_group(
+    frame: pl.LazyFrame,
+    group: str,
+    *,
+    fractions: Mapping[str, float],
+    seed: int = 0,
+    source: Source = "the table",
+) -> dict[str, pl.LazyFrame]:
+    """Whole groups to each split, by a written-out hash of the group's value.
+
+    Args:
+        frame: rows; their order is kept within a split.
+        group: column of the search, session or user; without empty values.
+        fractions: of "valid" and, if wanted, "test", the expected share of groups;
+            "train" gets the rest.
+        seed: another seed cuts other groups.
+        source: names the rows in errors.
+
+    Returns:
+        "train" and one frame for each named fraction.
+    """
+    check_fractions(fractions)
+    dtype = require(frame, [group], source)[group]
+    key = group_key(group, dtype)
+    refuse_bad(frame, [key], source)
+
+    def share(values: pl.Series) -> pl.Series:
+        return pl.Series(values.name, group_fraction(values, seed))
+
+    at = key.value.map_batches(share, return_dtype=pl.Float64, is_elementwise=True)
+    splits: dict[str, pl.LazyFrame] = {}
+    low = 0.0
+    for name in ("valid", "test"):
+        if name in fractions:
+            high = low + fractions[name]
+            splits[name] = frame.filter((at >= low) & (at < high))
+            low = high
+    return {"train": frame.filter(at >= low), **splits}
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raise a UserError for shares of groups that leave no rows or none for train."""
+    for name, fraction in fractions.items():
+        if name not in ("valid", "test"):
+            raise UserError(f"a fraction is given for {name!r}; expected valid or test")
+        if not (math.isfinite(fraction) and 0 <= fraction < 1):
+            raise UserError(
+                f"the fraction of {name} is {fraction}; expected 0 or more, below 1"
+            )
+    total = sum(fractions.values())
+    if total >= 1:
+        raise UserError(
+            f"valid and test take {total:g} of the groups; train needs some"
+        )
+
+
+def split_by_time(
+    frame: pl.LazyFrame,
+    time: str,
+    *,
+    train_until: Moment,
+    valid_until: Moment,
+    source: Source = "the table",
+) -> dict[str, pl.LazyFrame]:
+    """Train up to a moment, valid up to a second one, test after it; both inclusive.
+
+    A date includes its whole day, also where the column holds times of the day.
+
+    Args:
+        frame: rows; their order is kept within a split.
+        time: column of integers, dates or datetimes; without empty values.
+        train_until: the last moment of train: an integer, or a date or datetime.
+        valid_until: the last moment of valid.
+        source: names the rows in errors.
+    """
+    dtype = require(frame, [time], source)[time]
+    moments = {"train_until": train_until, "valid_until": valid_until}
+    for name, moment in moments.items():
+        _check_moment(time, dtype, name, moment)
+    if type(train_until) is not type(valid_until):
+        raise UserError("train_until and valid_until must be of the same kind")
+    if not train_until < valid_until:  # pyright: ignore[reportOperatorIssue]
+        raise UserError(
+            f"train_until is {train_until} and valid_until is {valid_until}; "
+            "expected a later valid_until"
+        )
+    refuse_bad(frame, [time_stamp(time, dtype)], source)
+    at = pl.col(time)
+    if isinstance(dtype, pl.Datetime) and not isinstance(train_until, datetime):
+        at = at.dt.date()
+    parts = (
+        at <= train_until,
+        (at > train_until) & (at <= valid_until),
+        at > valid_until,
+    )
+    return {name: frame.filter(part) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def _check_moment(time: str, dtype: pl.DataType, name: str, moment: Any) -> None:
+    if dtype.is_integer():
+        fits, expected = isinstance(moment, int | np.integer), "an integer"
+    elif dtype == pl.Date:
+        fits = isinstance(moment, date) and not isinstance(moment, datetime)
+        expected = "a date such as 2022-05-03"
+    elif isinstance(dtype, pl.Datetime):
+        fits, expected = isinstance(moment, date), "a date or a datetime"
+    else:
+        raise UserError(
+            f"time column {time!r} holds {dtype}; expected integers, dates or datetimes"
+        )
+    if not fits or isinstance(moment, bool):
+        raise UserError(f"{name} is {moment!r}; column {time!r} needs {expected}")

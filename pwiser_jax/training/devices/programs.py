@@ -1,0 +1,293 @@
+"""Devices: the only module that knows how many there are.
+
+`jax.pmap` over the local devices: the state is given whole to each of them (no device
+axis, `in_axes=None`), but for large tables that are to be spread over them (see
+`shards`), a batch is cut into one part a device. With several processes the
+mapped axis spans the devices of all of them, and each process gives its own share.
+"""
+
+import functools
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pwiser_jax.config import EmbeddingOptimizer
+from pwiser_jax.data.batches import batches as data
+from pwiser_jax.models import build
+from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.training.devices import processes
+from pwiser_jax.training.devices.several import several_steps
+from pwiser_jax.training.devices.shards import (
+    Parted,
+    in_order,
+    joined,
+    of_parted,
+    parted,
+    parts_of,
+)
+from pwiser_jax.training.devices.stack import VARIED, stacked_eval, stacked_steps
+from pwiser_jax.training.objective import Objective
+from pwiser_jax.training.optimizer import with_tables
+from pwiser_jax.training.step import (
+    Batch,
+    Hyper,
+    TrainState,
+    eval_step,
+    train_step,
+)
+
+AXIS = "devices"
+
+
+def device_count() -> int:
+    return jax.local_device_count()
+
+
+# Programs are kept by what they were compiled for, so that a second run of the same
+# shapes in one process (other seed, lambda or margins) compiles nothing.
+
+
+@functools.lru_cache(maxsize=16)
+def train_program(
+    model: ModelConfig,
+    schema: Any,
+    objective: Objective,
+    embedding: EmbeddingOptimizer = "adam",
+    shard_tables: bool = False,
+) -> Any:
+    """(state, batches, count, hyper) -> (state, metrics), see `several_steps`, pmapped.
+
+    Batches come from `stacked`. The old state's buffers are given up to the new one:
+    give a state that is `placed`.
+    """
+    # Even a sum over one device is a copy.
+    axis = AXIS if shard_tables or jax.device_count() > 1 else None
+    module = build(model, schema, axis_name=axis)
+    step = train_step(module, objective, axis, embedding, shard_tables)
+    axes = Parted(0, None) if shard_tables else None
+    return jax.pmap(
+        several_steps(of_parted(step) if shard_tables else step),
+        axis_name=AXIS,
+        in_axes=(axes, 0, None, None),
+        out_axes=(axes, None),
+        donate_argnums=0,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def eval_program(model: ModelConfig, schema: Any, shard_tables: bool = False) -> Any:
+    """The pmapped evaluation step; its logits keep the device axis.
+
+    Of this process's devices alone: each process has rows of its own to evaluate.
+    Parameters are `Parted` where large tables are spread over those devices.
+    """
+    module = build(model, schema)
+    if not shard_tables:
+        return per_device_program(eval_step(module), in_axes=(None, None, 0))
+    step = eval_step(module, AXIS)
+
+    def of_parts(params: Parted, batch_stats: Any, inputs: Any) -> Any:
+        return step(with_tables(params.rest, params.tables), batch_stats, inputs)
+
+    return per_device_program(of_parts, in_axes=(Parted(0, None), None, 0))
+
+
+def per_device_program(function: Any, in_axes: Any) -> Any:
+    """A pmapped function of this process's devices alone."""
+    return jax.pmap(
+        function, axis_name=AXIS, in_axes=in_axes, devices=jax.local_devices()
+    )
+
+
+def drawn_on_host() -> Any:
+    """A context in which the host computes, if jax has it as a device: for what no
+    other device may be able to hold whole."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return nullcontext()
+
+
+def free_bytes() -> int:
+    """Free memory of the fullest local device; 0 where that is the host's own."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if jax.default_backend() == "cpu" or not all(stats):
+        return 0
+    return min(int(s["bytes_limit"]) - int(s["bytes_in_use"]) for s in stats if s)
+
+
+@functools.lru_cache(maxsize=1)
+def _largest_program() -> Any:
+    return jax.pmap(
+        lambda value: jax.lax.pmax(value, AXIS), axis_name=AXIS, out_axes=None
+    )
+
+
+def largest(value: int) -> Any:
+    """The largest of the processes' values, a scalar that may have to be waited for."""
+    if processes.count() == 1:
+        return value
+    return _largest_program()(np.full(device_count(), value, np.int32))
+
+
+def split_rows(tree: Any, devices: int) -> Any:
+    """[B, ...] arrays -> [devices, B / devices, ...]; B is padded with zeros to fit.
+
+    A padded row is 0 everywhere, its `mask` too, so it counts for nothing.
+    """
+
+    def cut(array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        short = -len(array) % devices
+        if short:
+            zeros = np.zeros((short, *array.shape[1:]), array.dtype)
+            array = np.concatenate([array, zeros])
+        return array.reshape(devices, len(array) // devices, *array.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def shard_batch(batch: data.Batch, devices: int) -> Batch:
+    """What a step needs of a batch of the data pipeline, cut for the devices."""
+    parts = batch.inputs, batch.labels, batch.mask, batch.rows, batch.weights
+    return Batch(*split_rows(parts, devices))
+
+
+def stacked(batches: Sequence[data.Batch], steps: int) -> Batch:
+    """Up to `steps` batches side by side, [devices, steps, B / devices, ...], on the
+    devices; zeros where there are fewer."""
+    return stack([shard_batch(batch, device_count()) for batch in batches], steps)
+
+
+def stack(parts: Sequence[Any], steps: int) -> Any:
+    """Trees of arrays [devices, ...] as one tree of [devices, steps, ...] on the
+    devices; zeros where there are fewer trees than steps."""
+
+    def side_by_side(*arrays: np.ndarray) -> np.ndarray:
+        devices, *row = arrays[0].shape
+        whole = np.zeros((devices, steps, *row), arrays[0].dtype)
+        np.stack(arrays, axis=1, out=whole[:, : len(arrays)])
+        return whole
+
+    return jax.device_put(jax.tree.map(side_by_side, *parts), _sharding(AXIS))
+
+
+def replicated(tree: Any) -> Any:
+    """The tree whole on each local device."""
+    return jax.device_put(tree, _sharding())
+
+
+def placed(
+    state: TrainState, shard_tables: bool, *, locally: bool = False
+) -> TrainState | Parted:
+    """A whole state on the devices: replicated, or with its large tables spread.
+
+    Args:
+        state: in host memory, where it is to be spread.
+        shard_tables: whether large tables are spread by rows.
+        locally: over the devices of this process alone, and not over those of all.
+    """
+    if not shard_tables:
+        return replicated(state)
+    tables, rest = parted(state)
+    own = device_count()
+    devices, start = (
+        (own, 0) if locally else (jax.device_count(), processes.index() * own)
+    )
+
+    def put(table: Any) -> jax.Array:
+        return jax.device_put(
+            parts_of(table, devices)[start : start + own], _sharding(AXIS)
+        )
+
+    return Parted(jax.tree.map(put, tables), replicated(rest))
+
+
+def made_whole(state: TrainState | Parted, rows: int) -> TrainState:
+    """The state without parts; what was in parts comes into host memory.
+
+    Args:
+        state: as `placed` has made it, over the devices of all processes. Called by
+            all of them, in turn.
+        rows: of a large table.
+    """
+    if not isinstance(state, Parted):
+        return state
+
+    def gather(parts: jax.Array) -> np.ndarray:
+        # In pieces: on its way each is on each device whole.
+        local = np.asarray(parts)
+        each = local.shape[1]
+        step = max(1, each * processes.PIECE_BYTES // local.nbytes)
+        pieces = [
+            processes.gathered(local[:, at : at + step]) for at in range(0, each, step)
+        ]
+        return in_order(np.concatenate(pieces, axis=1), rows)
+
+    return joined(state._replace(tables=jax.tree.map(gather, state.tables)))
+
+
+def _sharding(*axes: str) -> NamedSharding:
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+# A stack of runs (see `stack`) is dealt to the devices whole run by whole run, so they
+# need not meet.
+
+
+def runs_at_once(runs: int) -> int:
+    """How many of a device's runs are computed side by side."""
+    return 1 if jax.default_backend() == "cpu" else -(-runs // device_count())
+
+
+def stack_size(runs: int) -> int:
+    """The next number of runs that devices share evenly."""
+    at_once = runs_at_once(runs)
+    return -(-runs // (at_once * device_count())) * at_once * device_count()
+
+
+@functools.lru_cache(maxsize=16)
+def sweep_program(
+    model: ModelConfig,
+    schema: Any,
+    objective: Objective,
+    embedding: EmbeddingOptimizer,
+    at_once: int,
+) -> Any:
+    """`stacked_steps` over the devices; the old states' buffers are given up."""
+    step = train_step(build(model, schema), objective, None, embedding)
+    steps = stacked_steps(step, at_once)
+    shared, own = PartitionSpec(), PartitionSpec(AXIS)
+    hypers = Hyper(
+        **{name: own if name in VARIED else shared for name in Hyper._fields}  # pyright: ignore[reportArgumentType]
+    )
+    specs = (own, shared, shared, hypers, own, own)
+    return jax.jit(_over_devices(steps, specs, own), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=16)
+def sweep_eval_program(model: ModelConfig, schema: Any, at_once: int) -> Any:
+    """`stacked_eval` over the devices."""
+    logits = stacked_eval(eval_step(build(model, schema)), at_once)
+    shared, own = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.jit(_over_devices(logits, (own, own, shared, own), own))
+
+
+def dealt(tree: Any) -> Any:
+    """A stack on the devices, each of them with its share of the runs."""
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def _over_devices(function: Any, in_specs: Any, out_specs: Any) -> Any:
+    return jax.shard_map(
+        function, mesh=_mesh(), in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))

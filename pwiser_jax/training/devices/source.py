@@ -1,0 +1,145 @@
+"""Where a step's rows come from: the mapped files, or the devices' own memory.
+
+Both give the same batches, bit for bit, in the same form: a step cannot tell which.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pwiser_jax.data.batches.batches import Taken, gather
+from pwiser_jax.data.batches.rows import Inputs, Rows, Runs
+from pwiser_jax.training.devices.programs import (
+    device_count,
+    free_bytes,
+    per_device_program,
+    replicated,
+    split_rows,
+    stack,
+    stacked,
+)
+from pwiser_jax.training.step import Batch
+
+# What a split may take of the free memory of an accelerator: the rest is for tables,
+# their moments and activations.
+SHARE = 0.25
+
+# (name, own runs, shared runs) of each input; a run is (source, target, length).
+Layout = tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
+
+
+class Source(Protocol):
+    """Makes the batches of a call, [devices, steps, B / devices, ...], zeros behind."""
+
+    def __call__(self, taken: Sequence[Taken], steps: int) -> Batch: ...
+
+
+def source(rows: Rows, where: Literal["auto", "device", "files"]) -> Source:
+    """The rows of a split, from where the configuration says.
+
+    "auto" is "device" where an accelerator has room. A CPU's devices have no memory of
+    their own: there the rows stay mapped, and are never all in memory.
+    """
+    if where == "auto":
+        free = free_bytes()
+        where = "device" if free and size(rows) < SHARE * free else "files"
+    return Resident(rows) if where == "device" else Streamed(rows)
+
+
+def size(rows: Rows) -> int:
+    """Bytes of what steps need of a split."""
+    return sum(array.nbytes for array in jax.tree.leaves(_arrays(rows)))
+
+
+class Streamed:
+    """Rows gathered by the processor, from the mapped files."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __call__(self, taken: Sequence[Taken], steps: int) -> Batch:
+        return stacked([gather(self._rows, each) for each in taken], steps)
+
+
+class Resident:
+    """Rows gathered by the devices, each of which holds the whole split.
+
+    What rows share is stored once there too.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._data = replicated(_arrays(rows))
+        self._program = _gather_program(_layout(rows))
+
+    def __call__(self, taken: Sequence[Taken], steps: int) -> Batch:
+        devices = device_count()
+        index, places = [], []
+        for each in taken:
+            missing = len(each.rows) - len(each.places)
+            padded = np.pad(each.places.astype(np.int32), (0, missing))
+            real = np.arange(len(padded)) < len(each.places)
+            # Rows of padding that even the devices out are no rows either.
+            index.append(split_rows((padded, real), devices))
+            places.append(split_rows(each.rows, devices))
+        weight = np.float32(taken[0].conversion_weight)
+        return self._program(
+            self._data, stack(index, steps), stack(places, steps), weight
+        )
+
+
+def _arrays(rows: Rows) -> dict[str, Any]:
+    data: dict[str, Any] = {"own": rows.inputs, "labels": rows.labels}
+    if rows.shared is not None:
+        data |= {"line": rows.shared.line, "shared": rows.shared.inputs}
+    return data
+
+
+def _layout(rows: Rows) -> Layout:
+    def flat(runs: Runs) -> tuple[Any, ...]:
+        return tuple((a.start, b.start, a.stop - a.start) for a, b in runs)
+
+    shared = rows.shared
+    if shared is None:
+        return tuple((name, (), ()) for name in rows.inputs)
+    return tuple(
+        (name, flat(shared.own[name]), flat(shared.common[name]))
+        for name in rows.inputs
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _gather_program(layout: Layout) -> Any:
+    """What `data.batches.gather` and `Rows.take` do, on a device."""
+
+    def gathered(data: Any, index: Any, places: jax.Array, weight: jax.Array) -> Batch:
+        at, real = index
+
+        def take(array: jax.Array, at: jax.Array) -> jax.Array:
+            return jnp.take(array, at, axis=0, mode="clip")
+
+        def padded(values: jax.Array) -> jax.Array:
+            kept = real.reshape(real.shape + (1,) * (values.ndim - real.ndim))
+            return jnp.where(kept, values, jnp.zeros((), values.dtype))
+
+        inputs: Inputs | dict[str, jax.Array] = {}
+        for name, own_runs, shared_runs in layout:
+            values = take(data["own"][name], at)
+            if "line" in data:
+                common = take(data["shared"][name], take(data["line"], at))
+                width = values.shape[-1] + common.shape[-1]
+                joined = jnp.zeros((*at.shape, width), values.dtype)
+                for part, runs in ((values, own_runs), (common, shared_runs)):
+                    for source, target, length in runs:
+                        columns = part[..., source : source + length]
+                        joined = joined.at[..., target : target + length].set(columns)
+                values = joined
+            inputs[name] = padded(values)
+        labels = padded(take(data["labels"], at))
+        weights = jnp.where(labels[..., -1] == 1, weight, jnp.float32(1))
+        return Batch(inputs, labels, real, places, padded(weights))
+
+    return per_device_program(gathered, in_axes=(None, 0, 0, None))

@@ -1,0 +1,54 @@
+"""Command lines of the benchmarks and of the demo."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments import demo
+from experiments.bench import (
+    losses as bench_losses,
+)
+from experiments.bench import (
+    prepare as bench_prepare,
+)
+from experiments.bench import (
+    reading as bench_reading,
+)
+from experiments.bench import (
+    training as bench_training,
+)
+
+Main = Callable[[Sequence[str]], int]
+
+
+@pytest.mark.parametrize(
+    ("main", "wrong", "word"),
+    [
+        (bench_training.main, "--rounds=0", "rounds"),
+        (bench_training.main, "--dims=[16, 0]", "dims"),
+        (bench_training.main, "--large_models=[mmo]", "mmo"),
+        (bench_training.main, "--parts=[loss]", "loss"),
+        (bench_prepare.main, "--repeats=0", "repeats"),
+        (bench_reading.main, "--rows=[0, 10]", "rows"),
+        (bench_losses.main, "--sizes=[-1]", "sizes"),
+        (demo.main, "--rows=9", "rows"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    main: Main,
+    wrong: str,
+    word: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = [] if main in (bench_losses.main, demo.main) else ["--work=work"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*work, wrong])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert word in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

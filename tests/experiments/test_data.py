@@ -1,0 +1,235 @@
+"""The data of the experiments, and their result table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments.grid_search import Point, at, best_point, points
+from experiments.grid_search import main as grid_search
+from experiments.ladders import every_margin
+from experiments.lib.datasets import given, industrial, synthetic
+from experiments.lib.industrial import prepare_industrial
+from experiments.lib.relabel import accidental_clicks, shuffled_conversions
+from experiments.lib.result_table import ResultTable, long_rows
+from experiments.lib.streams import days_of, deal, prepare_shift
+from experiments.lib.tuner import tune
+from experiments.lib.words import average_difference
+from pwiser_jax.config import Config
+from pwiser_jax.data.datasets.synthetic import prepare_synthetic
+from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    prepare_synthetic(folder, rows=6_000, seed=1, users=300, items=100)
+    return folder
+
+
+def test_accidental_clicks_are_a_share_of_trains_clicks_and_never_convert(
+    data: Path, tmp_path: Path
+) -> None:
+    clean = Prepared(data)
+    before = clean.load("train").labels
+    clicked = {}
+    for share in (0.2, 0.5):
+        accidental_clicks(data, tmp_path / f"{share}", share)
+        noisy = Prepared(tmp_path / f"{share}")
+        after = noisy.load("train").labels
+        accidents = (after[:, 0] == 1) & (before[:, 0] == 0)
+        assert accidents.sum() / after[:, 0].sum() == pytest.approx(share, abs=0.001)
+        assert np.array_equal(after[:, 1], before[:, 1])
+        assert (after[:, 0] >= before[:, 0]).all()
+        assert noisy.manifest.splits["train"].labels["click"] == after[:, 0].sum()
+        clicked[share] = accidents
+        for split in ("valid", "test"):
+            rows, old = noisy.load(split), clean.load(split)
+            assert np.array_equal(rows.labels, old.labels)
+            assert np.array_equal(rows.categorical, old.categorical)
+        assert np.array_equal(
+            noisy.load("train").numerical, clean.load("train").numerical
+        )
+    assert (clicked[0.5] >= clicked[0.2]).all()
+    with pytest.raises(UserError, match="would need"):
+        accidental_clicks(data, tmp_path / "most", 0.99)
+    assert not (tmp_path / "most").exists()
+
+
+def test_shuffled_conversions_keep_clicks_and_counts(
+    data: Path, tmp_path: Path
+) -> None:
+    shuffled_conversions(data, tmp_path / "shuffled")
+    for split in ("train", "valid", "test"):
+        old = Prepared(data).load(split).labels
+        new = Prepared(tmp_path / "shuffled").load(split).labels
+        assert np.array_equal(old[:, 0], new[:, 0])
+        assert old[:, 1].sum() == new[:, 1].sum()
+        assert (new[:, 1] <= new[:, 0]).all()
+        assert not np.array_equal(old[:, 1], new[:, 1])
+
+
+def test_the_industrial_table_is_prepared_as_any_table(tmp_path: Path) -> None:
+    manifest = prepare_industrial(tmp_path / "one", 5_000)
+    assert manifest.dataset == "table"
+    assert manifest.options["schema"]["group"] == "request_id"
+    rows = {name: split.rows for name, split in manifest.splits.items()}
+    assert sum(rows.values()) == 5_000
+    assert min(rows.values()) > 500
+    prepare_industrial(tmp_path / "two", 5_000)
+    for name in ("one", "two"):
+        log = (tmp_path / f"{name}_raw" / "log.tsv").read_bytes()
+        assert log == (tmp_path / "one_raw" / "log.tsv").read_bytes()
+        text = (tmp_path / name / "manifest.json").read_text()
+        assert text == (tmp_path / "one" / "manifest.json").read_text()
+
+
+def test_datasets_are_made_when_needed(tmp_path: Path) -> None:
+    dataset = synthetic(tmp_path, 2_000)
+    assert not dataset.folder.exists()
+    assert Prepared(dataset.ready()).manifest.dataset == "synthetic"
+    assert not industrial(tmp_path, 2_000).folder.exists()
+    with pytest.raises(UserError, match="nowhere"):
+        given(tmp_path / "nowhere", tmp_path).ready()
+
+
+RESULTS = pl.DataFrame(
+    {
+        "dataset": "synthetic",
+        "model": "mmoe",
+        "loss": ["bce", "pwiser", "bce", "pwiser"],
+        "seed": [0, 0, 1, 1],
+        "noise": [0.1, 0.1, 0.2, None],
+        "split": "test",
+        "task": "ctr",
+        "auc": [0.7, 0.71, 0.7, 0.73],
+        "log_loss": 0.3,
+        "best_epoch": 2,
+        "run": ["a", "b", "c", "d"],
+        "config_hash": "0",
+    }
+)
+
+
+def test_a_result_table_keeps_every_number_once(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "table.parquet"
+    table = ResultTable(path, "mine")
+    table.add(long_rows(RESULTS))
+    table.add(long_rows(RESULTS.with_columns(pl.col("auc") + 0.1)))
+    found = pl.read_parquet(path)
+    assert found.height == 4 * 3
+    aucs = found.filter(pl.col("metric") == "auc")
+    assert aucs["value"].to_list() == pytest.approx([0.8, 0.81, 0.8, 0.83])
+    assert aucs["tags"].to_list() == ['{"noise": 0.1}'] * 2 + ['{"noise": 0.2}', "{}"]
+    assert table.of("a", "test", ("auc", "log_loss")).height == 2
+    assert table.of("a", "test", ("auc", "ece")).is_empty()
+    assert [p.name for p in path.parent.iterdir()] == ["table.parquet"]
+    assert ResultTable(path, "mine").frame.equals(found)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "empty"])
+def test_a_damaged_table_is_told_and_begun_anew(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "table.parquet"
+    ResultTable(path, "mine").add(long_rows(RESULTS))
+    if damage == "other":
+        pl.DataFrame({"a": [1]}).write_parquet(path)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    table = ResultTable(path, "mine")
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "table.parquet is damaged" in error
+    assert table.frame.is_empty()
+    table.add(long_rows(RESULTS))
+    assert pl.read_parquet(path).height == 12
+
+
+def test_average_difference_is_over_seeds() -> None:
+    found = average_difference(RESULTS, "ctr")
+    assert found.value == pytest.approx(0.02)
+    more = pl.concat([RESULTS, RESULTS.with_columns(pl.lit("ple").alias("model"))])
+    again = average_difference(more, "ctr")
+    assert (again.low, again.high) == pytest.approx((found.low, found.high))
+    assert np.isnan(average_difference(RESULTS, "cvr").value)
+
+
+def test_days_are_dealt_without_a_look_ahead(tmp_path: Path) -> None:
+    prepare_shift(tmp_path / "shift", 12_000)
+    days = days_of(tmp_path / "shift")
+    assert days == list(range(14))
+    deal(tmp_path / "shift", tmp_path / "day", 0, 5)
+    base, dealt = Prepared(tmp_path / "shift"), Prepared(tmp_path / "day")
+    assert dealt.schema == base.schema
+    train, valid, test = (dealt.load(name) for name in ("train", "valid", "test"))
+    for rows, expected in ((train, set(range(6))), (valid, {5}), (test, {6})):
+        assert rows.time is not None
+        assert set(rows.time.tolist()) == expected
+    assert not set(train.group.tolist()) & set(valid.group.tolist())
+    both = [base.load(name) for name in ("train", "valid", "test")]
+    times = np.concatenate([rows.time for rows in both if rows.time is not None])
+    assert len(train) + len(valid) == (times <= 5).sum()
+    # Rates shift, exposures do not.
+    rates = []
+    for name in ("train", "valid", "test"):
+        assert dealt.manifest.splits[name].rows == len(dealt.load(name))
+    for chosen in (times < 7, times >= 7):
+        labels = np.concatenate([rows.labels for rows in both])[chosen]
+        rates.append((labels[:, 0].mean(), labels[:, 1].sum() / labels[:, 0].sum()))
+    assert rates[0] == pytest.approx((0.2, 0.1), abs=0.08)
+    assert rates[1] == pytest.approx((0.12, 0.2), abs=0.08)
+
+
+def test_points_of_a_grid_become_configurations() -> None:
+    grid = points(**{"lambda": (0.1, 0.3), "m1": (0.1,), "m2": (0.2, 0.4)})
+    assert len(grid) == 4
+    config = at(Config(), grid[3])
+    assert config.loss.lambdas == 0.3
+    assert config.loss.margins == {"conversion>click": 0.1, "conversion>exposure": 0.4}
+    assert config.optimizer == Config().optimizer
+    other = at(Config(), {"learning_rate": 0.01, "l2": 0.0})
+    assert other.optimizer.learning_rate == 0.01
+    assert other.loss == Config().loss
+    table = pl.DataFrame({"lambda": [0.1, 0.3, 1.0], "auc": [0.7, 0.8, float("nan")]})
+    assert best_point(table) == {"lambda": 0.3}
+    with pytest.raises(UserError, match="no point"):
+        best_point(table.filter(pl.col("auc").is_nan()))
+
+
+@pytest.mark.parametrize("values", [["--lambdas", "-1", "-2"], ["--m1"]])
+def test_a_grid_without_a_valid_point_is_told(
+    data: Path, tmp_path: Path, values: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = Path(__file__).resolve().parents[2] / "configs" / "synthetic"
+    command = [f"--data={data}", f"--configs={configs}", f"--output={tmp_path / 'out'}"]
+    assert grid_search([*command, *values]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].endswith("error: the grid has no valid point")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_ladders_margins_are_a_tenth_a_rung() -> None:
+    assert every_margin(("click", "conversion")) == {
+        "click>exposure": 0.1,
+        "conversion>exposure": 0.2,
+        "conversion>click": 0.1,
+    }
+
+
+def test_a_tuner_gets_batches_and_finds_a_peak() -> None:
+    pytest.importorskip("optuna")
+    sizes = []
+
+    def measure(asked: Sequence[Point]) -> list[float]:
+        sizes.append(len(asked))
+        return [-abs(np.log(point["lambda"])) for point in asked]
+
+    found = tune(measure, 20, 8)
+    assert sizes == [8, 8, 4]
+    assert len(found) == 20
+    assert max(value for _, value in found) > -1

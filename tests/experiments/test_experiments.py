@@ -1,0 +1,249 @@
+"""The experiment scripts, on a few rows: paired, resumable, nothing run twice."""
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from experiments import all as experiments
+from experiments.bench.make_raw import main as make_raw
+from experiments.lib import grid as grids
+from pwiser_jax.data.aliccp.prepare import prepare_aliccp
+from pwiser_jax.data.datasets.aliexpress import prepare_aliexpress
+from pwiser_jax.data.datasets.synthetic import prepare_synthetic
+from pwiser_jax.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TINY = (
+    "train.epochs=2",
+    "data.batch_size=512",
+    "model.bottom=[8]",
+    "model.expert=[8]",
+    "model.experts=2",
+    "model.tower=[]",
+    "model.embedding_dim=4",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    prepare_synthetic(folder, rows=6_000, seed=1, users=300, items=100)
+    return folder
+
+
+def arguments(
+    data: Path, folder: Path, name: str, *more: str, configs: str = "synthetic"
+) -> list[str]:
+    return [
+        "--only",
+        name,
+        f"--data={data}",
+        f"--configs={CONFIGS / configs}",
+        f"--output={folder / 'out'}",
+        "--models=shared_bottom",
+        "--set",
+        *TINY,
+        *more,
+    ]
+
+
+def runs_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.jsonl")}
+
+
+def test_the_papers_table_and_what_follows_from_its_runs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(data, tmp_path, "paper_table", "--seeds=2")
+    assert experiments.main(command) == 0
+    out = tmp_path / "out"
+    results = pl.read_parquet(out / "results" / "paper_table.parquet")
+    assert results.height == 2 * 2 * 3 * 3  # losses x seeds x tasks x metrics
+    assert set(results["experiment"]) == {"paper_table"}
+    for run, found in results.select("run", "config_hash").unique().rows():
+        assert (out / "cells" / run / "result.json").exists()
+        assert run.endswith(found)
+    aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "ctcvr"))
+    by_loss = dict(aucs.group_by("loss").agg(pl.col("value").mean()).rows())
+    assert "CTCVR" in capsys.readouterr().out
+    assert "| pwiser |" in (out / "results" / "paper_table.md").read_text()
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert "http-equiv" not in page
+    assert "<script" not in page
+    gap = by_loss["pwiser"] - by_loss["bce"]
+    shown = f"{gap:+.4f}".replace("-", "\N{MINUS SIGN}")
+    assert f"CTCVR {shown}" in page
+    assert f"CTCVR {shown}" in (out / "findings.md").read_text()
+    runs = runs_of(tmp_path)
+    assert len(runs) == 4
+
+    # A table that was cut off is made again, without training.
+    table = out / "results" / "paper_table.parquet"
+    table.write_bytes(table.read_bytes()[:-100])
+    assert experiments.main(command) == 0
+    assert "damaged" in capsys.readouterr().err
+    assert pl.read_parquet(table).equals(results)
+    assert runs_of(tmp_path) == runs
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "noise",
+        "significance",
+        "calibration",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("terms", "tuning", "ladders", "drift")
+        ),
+    ],
+)
+def test_experiments_end_to_end(
+    data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each writes its section; the same command again trains and measures nothing."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which --quick adds to
+    small = replace(experiments.SCALES["quick"], worlds=5, pairs=4, overrides=())
+    monkeypatch.setitem(experiments.SCALES, "quick", small)
+    monkeypatch.setattr(f"experiments.{name}.MODEL", "shared_bottom")
+    command = arguments(data, tmp_path, name, "train.epochs=1", "--quick")
+    assert experiments.main(command) == 0
+    runs = runs_of(tmp_path)
+    table = tmp_path / "out" / "results" / f"{name}.parquet"
+    first = pl.read_parquet(table)
+    assert experiments.main(command) == 0
+    assert runs_of(tmp_path) == runs
+    assert pl.read_parquet(table).sort(first.columns).equals(first.sort(first.columns))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "nan" not in (tmp_path / "out" / "findings.md").read_text()
+    assert experiments.EXPERIMENTS[name].title in page
+
+
+@pytest.mark.parametrize("dataset", ["aliexpress", "aliccp"])
+def test_the_papers_table_from_raw_files(dataset: str, tmp_path: Path) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / f"{dataset}_data"
+    if dataset == "aliexpress":
+        assert make_raw([dataset, f"--output={raw}", "--rows=40000"]) == 0
+        prepare_aliexpress(raw, folder, valid_fraction=0.3)
+    else:
+        options = ["--rows=12000", "--lines=300", "--test-rows=9000"]
+        assert make_raw([dataset, f"--output={raw}", *options]) == 0
+        prepare_aliccp(raw, folder, valid_fraction=0.3, on_bad_label="nest")
+    options = "train.epochs=1", "--seeds=1"
+    command = arguments(folder, tmp_path, "paper_table", *options, configs=dataset)
+    assert experiments.main(command) == 0
+    results = pl.read_parquet(tmp_path / "out" / "results" / "paper_table.parquet")
+    aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "ctr"))
+    assert aucs["value"].is_between(0, 1).all()
+    assert aucs.height == 2
+
+
+def test_paired_runs_start_from_the_same_weights_and_see_the_same_batches(
+    data: Path,
+) -> None:
+    configs = CONFIGS / "synthetic"
+    cells = list(
+        grids.Grid(configs, data, ["mmoe"], ["bce", "pwiser"], seeds=2).cells()
+    )
+    assert [(cell.loss, cell.seed) for cell in cells] == [
+        ("bce", 0),
+        ("pwiser", 0),
+        ("bce", 1),
+        ("pwiser", 1),
+    ]
+    configs = [cell.config for cell in cells]
+    assert configs[0].train == configs[1].train
+    assert configs[0].model == configs[1].model
+    assert configs[0].train.seed != configs[2].train.seed
+    assert len({cell.name for cell in cells}) == 4
+
+
+def test_a_killed_experiment_goes_on_where_it_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = arguments(data, tmp_path, "paper_table", "--seeds=1")
+    with monkeypatch.context() as patch:
+        killed = partial(grids.train_sweep, stop_after=3)
+        patch.setattr(grids, "train_sweep", killed)
+        assert experiments.main(command) == 130
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert not list(tmp_path.rglob("result.json"))
+    heard: list[str] = []
+    monkeypatch.setattr(grids._Bar, "line", lambda bar, text: heard.append(text))
+    assert experiments.main(command) == 0
+    assert heard[0] == "going on from the checkpoint at step 3"
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+def exit_code(command: list[str]) -> object:
+    try:
+        return experiments.main(command)
+    except SystemExit as stopped:  # what the parser itself refuses
+        return stopped.code
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--data=nowhere"], "nowhere"),
+        (["--configs=nowhere"], "nowhere"),
+        (["--kuairand=nowhere"], "nowhere"),
+        (["--seeds=0"], "seeds"),
+        (["--models", "gpt"], "gpt"),
+        (["--only", "everything"], "everything"),
+        (["--quick", "--full"], "choose one"),
+        (["--protocol=mtreclib", "--split=valid"], "measure --split test"),
+        (["--set", "train.epochz=2"], "epochz"),
+        (["--set", "optimizer.learning_rate=-1"], "learning_rate"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    word: str,
+) -> None:
+    command = [*arguments(data, tmp_path, "paper_table"), *more]
+    assert exit_code(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert word in error[-1]
+    assert not runs_of(tmp_path)
+
+
+def test_a_split_without_rows_is_told_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "prepared"
+    with pytest.warns(UserWarning, match="test split is empty"):
+        prepare_synthetic(folder, rows=6_000, users=300, items=100, test=0)
+    assert experiments.main(arguments(folder, tmp_path, "paper_table")) == 2
+    assert "has no test rows" in capsys.readouterr().err
+    assert not runs_of(tmp_path)
+
+
+def test_cells_of_any_kind_have_their_tags_as_columns(
+    data: Path, tmp_path: Path
+) -> None:
+    overrides = ("--train.epochs=1", "--model.bottom=[4]")
+    grid = grids.Grid(
+        CONFIGS / "synthetic", data, ["shared_bottom"], ["bce"], 1, overrides
+    )
+    (cell,) = grid.cells()
+    tagged = [
+        replace(cell, tags={"noise": 0.1, "day": 3}),
+        replace(cell, tags={"noise": 0, "who": "me"}),
+    ]
+    results = grids.run_cells(tagged, data, tmp_path, "valid")
+    ctr = results.filter(pl.col("task") == "ctr")
+    assert ctr["noise"].to_list() == [0.1, 0.0]
+    assert ctr["day"].to_list() == [3, None]
+    assert ctr["who"].to_list() == [None, "me"]
+    assert ctr["run"].n_unique() == 1
+    with pytest.raises(UserError, match="no cell"):
+        grids.run_cells([], data, tmp_path, "valid")

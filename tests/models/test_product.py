@@ -1,0 +1,210 @@
+"""Products by factors, and of several layers at once, against the plain ones."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pwiser_jax.models import build
+from pwiser_jax.models.layout import layout
+from pwiser_jax.models.product import (
+    ALIGNED,
+    Features,
+    Part,
+    Weights,
+    matmuls,
+    product,
+)
+from tests.models.data import (
+    BRANDS,
+    MODELS,
+    make_inputs,
+    make_schema,
+    make_variables,
+    tiny,
+)
+
+SCHEMA = make_schema(sizes=(4, 2, 9, 3), multi_valued=(BRANDS,))
+SMALL = {"all": 100, "some": 6, "none": 0}  # small_rows
+
+
+def random(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_a_stack_over_one_input_is_one_product():
+    x = random(0, 7, 5)
+    alone = Weights(random(1, 5, 3), random(2, 3))
+    stack = Weights(random(3, 4, 5, 2), random(4, 4, 2))
+    first, second = product(x, alone), product(x, stack)
+    np.testing.assert_allclose(first, x @ alone.kernel + alone.bias, rtol=1e-5)
+    for e in range(4):
+        expected = x @ stack.kernel[e] + stack.bias[e]
+        np.testing.assert_allclose(second[:, e], expected, rtol=1e-5, atol=1e-6)
+    for layer in (alone, stack):
+        text = str(jax.make_jaxpr(product)(x, layer))
+        assert text.count("dot_general") == 1
+
+
+def test_factors_give_the_product_of_what_they_stand_for():
+    parts = [
+        Part(random(0, 7, 2)),
+        Part(random(1, 7, 3), random(2, 3, 4)),
+        Part(random(3, 7, 1), random(4, 1, 2)),
+    ]
+    z = Features(parts)
+    assert z.width == 8
+    layers = (
+        Weights(random(5, 3, 8, 2), random(6, 3, 2)),
+        Weights(random(7, 8, 5), random(8, 5)),
+    )
+    for layer in layers:
+        found, plain = product(z, layer), product(z.vector(), layer)
+        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 6, 7, 8, 17])
+def test_factors_fill_whole_rows_of_a_fast_kernel(columns):
+    z = Features([Part(random(0, 5, columns))])
+    factors = z.factors()
+    assert factors.shape[1] % ALIGNED == 0
+    assert 0 < factors.shape[1] - columns <= ALIGNED
+    np.testing.assert_array_equal(factors[:, -1], 1)  # the bias's
+    np.testing.assert_array_equal(factors[:, columns:-1], 0)
+
+
+@pytest.mark.parametrize("stack", [(), (3,)])
+def test_products_of_about_one_size_are_one(stack):
+    """And none is another than it was alone: values and gradients."""
+    rows = (5, 1, 8, 6, 9, 16, 2)  # up to 1, 2, 8 and 16
+    pairs = [
+        (random(i, n, 4), random(10 + i, *stack, 4, 3)) for i, n in enumerate(rows)
+    ]
+
+    def alone(pairs):
+        return [a @ b for a, b in pairs]
+
+    def together(pairs):
+        return matmuls(pairs, jnp.float32)
+
+    def measured(products):
+        def total(pairs):
+            return sum(jnp.sum(jnp.sin(y)) for y in products(pairs)), products(pairs)
+
+        return jax.value_and_grad(total, has_aux=True)(pairs)
+
+    chex.assert_trees_all_close(
+        measured(together), measured(alone), rtol=1e-5, atol=1e-5
+    )
+    assert str(jax.make_jaxpr(together)(pairs)).count("dot_general[") == 4
+    assert matmuls([], jnp.float32) == []
+
+
+def with_small(params, config, other):
+    """The parameters of a model whose fields lie in the tables of another layout."""
+    ours, theirs = layout(config, SCHEMA), layout(other, SCHEMA)
+
+    def moved(tables):
+        found = {}
+        for name, fields in (("small", theirs.small), ("large", theirs.large)):
+            rows = [
+                tables["small" if ours.is_small(field) else "large"][
+                    ours.places[field.name] :
+                ][: field.rows]
+                for field in fields
+            ]
+            if rows:
+                found[name] = np.concatenate(rows)
+        return found | {"numerical": tables["numerical"]}
+
+    return {
+        name: moved(tree) if name.startswith("embedding") else tree
+        for name, tree in params.items()
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_small_fields_change_the_work_and_not_the_function(name):
+    """Outputs and gradients of all layouts are those of the plain one."""
+    inputs = make_inputs(SCHEMA, 33)
+    configs = {how: tiny(name, small_rows=rows) for how, rows in SMALL.items()}
+    plain = make_variables(build(configs["none"], SCHEMA), inputs)
+
+    def measured(config):
+        model = build(config, SCHEMA)
+        params = with_small(plain["params"], configs["none"], config)
+
+        def loss(params):
+            variables = {"params": params, "batch_stats": plain["batch_stats"]}
+            logits, _ = model.apply(
+                variables, inputs, train=True, mutable=["batch_stats"]
+            )
+            return sum(jnp.sum(jnp.sin(x)) for x in logits.values()), logits
+
+        (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return logits, with_small(gradient, config, configs["none"])
+
+    expected, expected_gradient = measured(configs["none"])
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_gradient))
+    for how in ("some", "all"):
+        found, gradient = measured(configs[how])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5),
+            expected,
+            found,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                b, a, rtol=1e-4, atol=1e-5 * largest
+            ),
+            expected_gradient,
+            gradient,
+        )
+
+
+def test_rows_of_a_part_of_the_table_may_stand_for_the_ids():
+    inputs = make_inputs(SCHEMA, 9)
+    model = build(tiny("mmoe"), SCHEMA)
+    variables = make_variables(model, inputs)
+    expected = model.apply(variables, inputs, train=False)
+    rows, places = np.unique(
+        layout(model.config, SCHEMA).large_rows(inputs), return_inverse=True
+    )
+    part = variables["params"]["embedding"]["large"][rows]
+    variables["params"]["embedding"]["large"] = part
+    given = inputs | {"large_rows": places.astype(np.int32)}
+    found = model.apply(variables, given, train=False)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
+def test_bfloat16_rounds_factors_of_products_and_nothing_else():
+    inputs = make_inputs(SCHEMA, 40)
+    model = build(tiny("mmoe"), SCHEMA)
+    rounded = build(tiny("mmoe", compute="bfloat16"), SCHEMA)
+    variables = make_variables(model, inputs)
+
+    def measured(model):
+        def loss(params):
+            both = {**variables, "params": params}
+            logits, stats = model.apply(
+                both, inputs, train=True, mutable=["batch_stats"]
+            )
+            return sum(jnp.sum(jnp.sin(x)) for x in logits.values()), (logits, stats)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    for exact, found in zip(measured(model), measured(rounded), strict=True):
+        leaves = jax.tree.leaves(exact)
+        largest = max(np.abs(leaf).max() for leaf in leaves)
+        differences = []
+        for a, b in zip(leaves, jax.tree.leaves(found), strict=True):
+            assert b.dtype == np.float32
+            differences.append(np.abs(a - b).max() / largest)
+        assert 1e-5 < max(differences) < 0.1
+    text = str(
+        jax.make_jaxpr(lambda v: rounded.apply(v, inputs, train=False))(variables)
+    )
+    products = [line for line in text.splitlines() if "dot_general[" in line]
+    # All but the mixtures of the experts (a softmax's weights stay as they are).
+    assert sum(":bf16" in line for line in products) >= len(products) - 2 * 3

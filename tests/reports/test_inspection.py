@@ -1,0 +1,160 @@
+"""`inspect`: counts against counts row by row, pictures, and mistakes."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pwiser_jax.cli import main
+from pwiser_jax.errors import UserError
+from pwiser_jax.reports.inspection import measures as inspection
+from pwiser_jax.reports.inspection.measures import Inspection, inspect_folder
+from pwiser_jax.reports.inspection.show import bar, sparkline
+from pwiser_jax.schema import MultiValuedField
+from tests.data.multi_valued import SCHEMA, write_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("prepared") / "folder")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Inspection:
+    # Chunks, batches and bins whose ends do not meet.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspection, "CHUNK", 77)
+        patch.setattr(inspection, "BIN_ROWS", 11)
+        return inspect_folder(folder, 30)
+
+
+def rows(folder: Path, split: str) -> list[dict]:
+    """Rows as dicts, with the fields that they share."""
+    frame = pl.read_parquet(sorted(folder.glob(f"{split}-*.parquet")))
+    lines = pl.read_parquet(folder / "common.parquet").rows(named=True)
+    return [row | lines[row["common"]] for row in frame.rows(named=True)]
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_shares_of_every_field(folder: Path, found: Inspection, split: str):
+    every = rows(folder, split)
+    table = found.shares.filter(split=split)
+    assert table["field"].to_list() == [field.name for field in SCHEMA.embedded]
+    for field, own in zip(SCHEMA.embedded, table.rows(named=True), strict=True):
+        if isinstance(field, MultiValuedField):
+            values = [value for row in every for value in row[field.name]]
+            missing = sum(not row[field.name] for row in every)
+            over = len(values)
+        else:
+            ids = [row[field.name] for row in every]
+            values = [value for value in ids if value != field.missing]
+            missing, over = ids.count(field.missing), len(every)
+        assert own["missing"] == pytest.approx(missing / len(every))
+        assert own["values"] == pytest.approx(len(values) / len(every))
+        assert own["unseen"] == pytest.approx(values.count(field.unseen) / over)
+        assert own["rare"] == pytest.approx(values.count(field.rare) / over)
+
+
+def test_fields(found: Inspection):
+    ids = found.fields.filter(pl.col("size").is_not_null())
+    assert dict(ids.select("field", "size").rows()) == {
+        field.name: field.size for field in SCHEMA.embedded
+    }
+    shared = found.fields.filter("shared")["field"].to_list()
+    assert sorted(shared) == sorted(SCHEMA.common)
+
+
+def test_conversions_in_batches_of_either_order(folder: Path, found: Inspection):
+    converted = np.array([row["conversion"] for row in rows(folder, "train")])
+    counts = converted[: 700 // 30 * 30].reshape(-1, 30).sum(1)
+    batches = found.batches
+    np.testing.assert_array_equal(
+        batches.in_order, np.bincount(counts, minlength=len(batches.in_order))
+    )
+    assert batches.mean == pytest.approx(30 * converted.mean())
+    assert batches.empty_in_order == pytest.approx(np.mean(counts == 0))
+    total, positives = len(converted), int(converted.sum())
+    for k in range(len(batches.shuffled) - 1):
+        ways = math.comb(positives, k) * math.comb(total - positives, 30 - k)
+        assert batches.shuffled[k] == pytest.approx(ways / math.comb(total, 30))
+    assert batches.shuffled.sum() == pytest.approx(1)
+
+
+def test_drift_along_the_file(folder: Path, found: Inspection):
+    every = rows(folder, "train")
+    ends = found.drift.ends
+    assert (ends[0], ends[-1], len(ends) - 1) == (0, 700, 700 // 11)
+    assert np.ptp(np.diff(ends)) <= 1
+    for label, rates in found.drift.rates.items():
+        for at, rate in enumerate(rates):
+            own = [row[label] for row in every[ends[at] : ends[at + 1]]]
+            assert rate == pytest.approx(np.mean(own))
+        low, high = found.drift.band(label)
+        assert low <= np.mean([row[label] for row in every]) <= high
+    assert inspection.BINS == 100
+
+
+def test_the_command_prints_tables_and_writes_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["inspect", str(folder), "--batch-size", "64"]
+    assert main([*arguments, f"--output={tmp_path / 'out'}"]) == 0
+    text = capsys.readouterr().out
+    for word in ("train", "700", "CTCVR", "tags", "file order", "Drift"):
+        assert word in text
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        f"{name}.png" for name in ("splits", "sizes", "shares", "conversions", "drift")
+    }
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{tmp}/none"], "no manifest.json"),
+        (["{folder}", "--batch-size=0"], "--batch-size is 0"),
+        (["{folder}", "--output={folder}/manifest.json"], "name another --output"),
+        ([], "folder"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+):
+    given = [text.format(folder=folder, tmp=tmp_path) for text in arguments]
+    try:
+        code = main(["inspect", *given])
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err.strip()
+    assert code == 2
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_damaged_rows_are_one_sentence(folder: Path, tmp_path: Path):
+    broken = write_folder(tmp_path / "broken")
+    shard = broken / "train-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-30])
+    with pytest.raises(UserError, match="missing or damaged"):
+        inspect_folder(broken, 64)
+    pl.read_parquet(folder / "valid-00000.parquet").write_parquet(shard)
+    pl.read_parquet(shard).head(3).write_parquet(shard)
+    with pytest.raises(UserError, match="train has 447 rows, the manifest says 700"):
+        inspect_folder(broken, 64)
+
+
+def test_bars_and_lines_of_the_terminal():
+    assert bar(1.0, 4) == "████"
+    assert bar(0.5, 4) == "██"
+    assert bar(0.0, 4) == ""
+    assert sparkline(np.array([0.0, 1.0, 2.0])) == "▁▅█"
+    assert sparkline(np.zeros(3)) == "▁▁▁"
+    assert len(sparkline(np.ones(500))) == 20

@@ -1,0 +1,147 @@
+"""Large tables in a training step: the rows read move as they would, no others do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from pwiser_jax.config import LossConfig
+from pwiser_jax.models import build
+from pwiser_jax.schema import MultiValuedField
+from pwiser_jax.training import objective as objectives
+from pwiser_jax.training.devices.programs import AXIS, split_rows
+from pwiser_jax.training.devices.signals import Interrupted
+from pwiser_jax.training.loop import train
+from pwiser_jax.training.run.metrics import read_metrics
+from pwiser_jax.training.run.progress import Silent
+from pwiser_jax.training.step import Batch, Hyper, initial_state, train_step
+from tests.data.multi_valued import write_folder
+from tests.training.helpers import SMALL, small_config
+from tests.training.test_step import SCHEMA as PLAIN
+from tests.training.test_step import make_batch
+
+SCHEMA = replace(PLAIN, multi_valued=(MultiValuedField("tags", 30, width=3),))
+OBJECTIVE, WEIGHTS = objectives.build(LossConfig(lambdas=0.5), SCHEMA.labels, "ctcvr")
+HYPER = Hyper(seed=3, learning_rate=1e-2, l2=1e-3, weights=WEIGHTS)
+# "user" (12 rows) and the tags are in the large table, "item" (8 rows) is not.
+MODEL = replace(SMALL, small_rows=8)
+USERS, TAGS = 12, 33
+
+
+def tagged(rows: int, padding: int, seed: int = 0) -> tuple[Batch, set[int]]:
+    """A batch, and the rows of the table `large` that it reads."""
+    batch = make_batch(rows, seed, padding)
+    rng = np.random.default_rng(5 + seed)
+    ids = rng.integers(0, 12, (rows + padding, 3)).astype(np.int32)
+    weights = rng.uniform(0.5, 2, ids.shape) * (rng.random(ids.shape) < 0.5)
+    users = batch.inputs["categorical"][:, 0]
+    # What is padding names ids that nothing else does.
+    users[:rows] %= 7
+    users[rows:], ids[rows:], ids[weights == 0] = 9, 29, 30
+    batch.inputs["multi_ids"] = ids
+    batch.inputs["multi_weights"] = weights.astype(np.float32)
+    used = (weights > 0) & batch.mask[:, None]
+    return batch, set(users[:rows].tolist()) | set((USERS + ids[used]).tolist())
+
+
+def start(model: Any, batch: Batch, embedding: Any) -> Any:
+    module = build(model, SCHEMA)
+    inputs = batch.inputs
+    return jax.jit(lambda: initial_state(module, OBJECTIVE, inputs, 0, embedding))()
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "single_task"])
+def test_a_first_step_is_dense_adam_on_the_rows_read(name: str) -> None:
+    model = replace(MODEL, name=name)
+    batch, read = tagged(40, padding=8)
+    states = {}
+    for embedding in ("adam", "lazy_adam"):
+        step = train_step(build(model, SCHEMA), OBJECTIVE, None, embedding)
+        states[embedding], metrics = jax.jit(step)(
+            start(model, batch, embedding), batch, HYPER
+        )
+        states[embedding + " loss"] = float(metrics["loss"])
+    assert states["adam loss"] == pytest.approx(states["lazy_adam loss"], rel=1e-6)
+    before, dense, lazy = (
+        jax.tree.map(np.asarray, state.params)
+        for state in (start(model, batch, "adam"), states["adam"], states["lazy_adam"])
+    )
+    others = np.setdiff1d(np.arange(USERS + TAGS), list(read))
+    embeddings = [key for key in before if key.startswith("embedding")]
+    assert len(embeddings) == (2 if name == "single_task" else 1)
+    for key in embeddings:
+        was, by_adam, by_lazy = (p[key].pop("large") for p in (before, dense, lazy))
+        assert len(was) == USERS + TAGS
+        np.testing.assert_array_equal(by_lazy[others], was[others])
+        np.testing.assert_allclose(by_lazy[list(read)], by_adam[list(read)], atol=1e-5)
+        assert np.all(np.any(by_lazy != was, axis=1)[list(read)])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), dense, lazy)
+
+
+def test_four_devices_equal_one() -> None:
+    batch, _ = tagged(53, padding=3)
+    # The last step's moments tell its gradients: the parameters of devices that count
+    # in another order drift apart by Adam's division.
+    state = start(MODEL, batch, "lazy_adam")
+    one = jax.jit(train_step(build(MODEL, SCHEMA), OBJECTIVE, None, "lazy_adam"))
+    four = jax.pmap(
+        train_step(build(MODEL, SCHEMA, AXIS), OBJECTIVE, AXIS, "lazy_adam"),
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=0,
+    )
+    expected, metrics = one(state, batch, HYPER)
+    got, got_metrics = four(state, split_rows(batch, 4), HYPER)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(got_metrics[name], np.full(4, value), rtol=1e-4)
+    moments, devices = expected.optimizer.tables, got.optimizer.tables
+    assert np.asarray(moments["embedding"].mu).any()
+    jax.tree.map(
+        lambda a, b: [np.testing.assert_allclose(x, a, atol=1e-6) for x in b],
+        moments,
+        devices,
+    )
+
+
+@pytest.mark.parametrize("embedding", ["lazy_adam", "rowwise_adagrad"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    embedding: str, tmp_path: Path
+) -> None:
+    data = write_folder(tmp_path / "folder")
+    config = small_config(
+        data,
+        data={"batch_size": 64, "eval_batch_size": 128},
+        model={"name": "shared_bottom"},
+        optimizer={"embedding": embedding},
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    result = train(config, whole, Silent())
+    with pytest.raises(Interrupted):
+        train(config, cut, Silent(), stop_after=13)
+    assert train(config, cut, Silent()) == result
+    kinds = "train", "valid"
+    losses = [
+        [line for line in read_metrics(run) if line["kind"] in kinds]
+        for run in (whole, cut)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("embedding", ["adam", "lazy_adam", "rowwise_adagrad"])
+def test_the_norm_of_the_update_is_that_of_what_was_added(embedding: Any) -> None:
+    batch, _ = tagged(40, padding=8)
+    module = build(replace(MODEL, name="shared_bottom"), SCHEMA)
+    step = jax.jit(train_step(module, OBJECTIVE, None, embedding))
+    state = start(module.config, batch, embedding)
+    for _ in range(2):
+        before = jax.device_get(state.params)
+        state, metrics = step(state, batch, HYPER)
+        added = jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before)
+        squares = [
+            np.sum(np.square(leaf, dtype=float)) for leaf in jax.tree.leaves(added)
+        ]
+        expected = np.sqrt(np.sum(squares))
+        np.testing.assert_allclose(metrics["norm/update"], expected, rtol=1e-4)
