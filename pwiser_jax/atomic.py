@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and locks on folders."""
 
 import errno
 import fcntl
@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,60 @@ def _hidden(output: Path, kind: str, clean: Callable[[Path], None]) -> Iterator[
     finally:
         os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Holds `folder`, which exists, against other processes that lock it.
+
+    The lock (flock on the file `.lock`, which names its holder) ends with the process,
+    however that ends. It holds between processes of one host, and on file systems that
+    share flock between hosts (NFS 4, Lustre with `flock`, GPFS) between hosts as well.
+
+    Args:
+        folder: the folder.
+        doing: what the holder does there, for the other's message: "training".
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    path = folder / LOCK
+    try:
+        lock = _open_locked(path)
+    except BlockingIOError:
+        holder = path.read_text(encoding="utf-8").strip() or "another process"
+        raise UserError(
+            f"{folder} is in use: {holder} is {doing} there; wait for it to end, or "
+            "name another folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be locked: {error.strerror}") from error
+    try:
+        os.truncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _open_locked(path: Path) -> int:
+    """The file's descriptor, with the lock on it. Raises BlockingIOError, OSError."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before may have removed the file after it was opened here.
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)
 
 
 def refuse_existing(output: Path, marker: str, overwrite: bool) -> None:
