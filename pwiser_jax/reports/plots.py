@@ -41,6 +41,7 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": 72,  # of SVG: what the layout is solved for
     "svg.hashsalt": "pwiser_jax",
+    "text.parse_math": False,  # names may hold a $
 }
 
 Made = ParamSpec("Made")

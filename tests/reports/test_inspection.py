@@ -1,5 +1,6 @@
 """`inspect`: counts against counts row by row, pictures, and mistakes."""
 
+import json
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 
 from pwiser_jax.cli import main
+from pwiser_jax.data.datasets.table import prepare_table
 from pwiser_jax.errors import UserError
 from pwiser_jax.reports.inspection import measures as inspection
 from pwiser_jax.reports.inspection.measures import Inspection, inspect_folder
@@ -158,3 +160,65 @@ def test_bars_and_lines_of_the_terminal():
     assert sparkline(np.array([0.0, 1.0, 2.0])) == "▁▅█"
     assert sparkline(np.zeros(3)) == "▁▁▁"
     assert len(sparkline(np.ones(500))) == 20
+
+
+NAMES = ("price [eur]$", "tag[/b]$x_1$", "_under$")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three labels, and names that rich or matplotlib would read as markup."""
+    folder = tmp_path_factory.mktemp("odd")
+    random = np.random.default_rng(0)
+    click = random.random(3000) < 0.4
+    cart = click & (random.random(3000) < 0.5)
+    buy = cart & (random.random(3000) < 0.5)
+    columns = {name: random.integers(0, 9, 3000) for name in NAMES}
+    labels = {"click": click, "cart": cart, "buy [eur]$": buy}
+    table = pl.DataFrame(columns | {k: v.astype(int) for k, v in labels.items()})
+    table = table.with_columns(user=pl.Series(random.integers(0, 200, 3000)))
+    table.write_csv(folder / "table.csv")
+    schema = {
+        "categorical": list(NAMES[1:]),
+        "numerical": [NAMES[0]],
+        "labels": {name: name for name in labels},
+        "group": "user",
+        "split": {"by": "group", "valid": 0.2, "test": 0.2},
+    }
+    (folder / "schema.yaml").write_text(json.dumps(schema))
+    prepare_table(
+        folder / "table.csv", folder / "prepared", schema=folder / "schema.yaml"
+    )
+    return folder / "prepared"
+
+
+def test_labels_keep_the_order_of_the_ladder(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["inspect", str(odd), f"--output={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = {line.split("  ")[0]: line.split()[-3:] for line in reversed(lines) if line}
+    rows = pl.read_parquet(sorted(odd.glob("train-*.parquet")))
+    click, cart = rows["click"].sum(), rows["cart"].sum()
+    assert first["CART_GIVEN_CLICK"][0] == f"{cart / click:.3%}"
+    assert not any("GIVEN_BUY" in line for line in lines)
+    table = lines[: lines.index("")]
+    shares = [text for line in table for text in line.split() if text.endswith("%")]
+    assert len(shares) == 5 * 3
+    assert all(float(text.rstrip("%")) <= 100 for text in shares)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_shown_as_they_are_in_80_columns(
+    odd: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["inspect", str(odd), f"--output={tmp_path}"]) == 0
+    text = capsys.readouterr().out
+    for name in ("buy [eur]$", "BUY [EUR]$_GIVEN_CART", *NAMES[1:]):
+        assert name in text
+    assert "…" not in text
+    assert len(list(tmp_path.iterdir())) == 5

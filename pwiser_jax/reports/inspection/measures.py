@@ -82,6 +82,7 @@ class Inspection:
 
     Args:
         dataset: its name.
+        labels: lowest rung first, in the order of the ladder.
         splits: rows and labels by split, those with rows.
         fields: a row a field: field, kind, size (ids of its own; null: a number),
             width (values of a list), shared.
@@ -93,6 +94,7 @@ class Inspection:
     """
 
     dataset: str
+    labels: tuple[str, ...]
     splits: Mapping[str, Split]
     fields: pl.DataFrame
     shares: pl.DataFrame
@@ -122,7 +124,13 @@ def inspect_folder(folder: Path, batch_size: int) -> Inspection:
             f"{folder}: rows are missing or damaged ({reason}); run prepare again"
         ) from None
     return Inspection(
-        manifest.dataset, splits, _fields(prepared), _table(shares), batches, drift
+        manifest.dataset,
+        prepared.schema.labels,
+        splits,
+        _fields(prepared),
+        _table(shares),
+        batches,
+        drift,
     )
 
 

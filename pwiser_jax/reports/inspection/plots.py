@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import (
     FuncFormatter,
     LogLocator,
@@ -34,21 +35,23 @@ def pictures(found: Inspection) -> dict[str, Figure]:
 def splits(found: Inspection) -> Figure:
     """Rows of each split, and the rate of each label."""
     names = list(found.splits)
-    labels = list(next(iter(found.splits.values())).labels)
-    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    panels = figure.subplots(1, 1 + len(labels), squeeze=False)[0]
+    labels = found.labels
+    lines = -(-(1 + len(labels)) // 3)
+    figure = Figure(figsize=(WIDTH, 2.5 * lines), layout="constrained")
+    panels = figure.subplots(lines, 3, squeeze=False).ravel()
+    for panel in panels[1 + len(labels) :]:
+        panel.remove()
     values = [[split.rows for split in found.splits.values()]]
     values += [
         [split.labels[label] / split.rows for split in found.splits.values()]
         for label in labels
     ]
-    titles = ["rows", *(f"{label} rate" for label in labels)]
-    units = ["rows", *(f"{label}s over rows" for label in labels)]
-    for at, panel in enumerate(panels):
+    titles = ["rows", *(f"{label}, share of rows" for label in labels)]
+    for at, panel in enumerate(panels[: 1 + len(labels)]):
         texts = [f"{v:,}" if at == 0 else f"{v:.3%}" for v in values[at]]
-        bars = panel.bar(names, values[at], color=GREY if at == 0 else PALETTE[at - 1])
+        bars = panel.bar(names, values[at], color=colour(at))
         panel.bar_label(bars, texts, fontsize=9, padding=2)
-        panel.set(title=titles[at], xlabel="split", ylabel=units[at])
+        panel.set_title(titles[at])
         panel.set_ylim(0, 1.15 * max(values[at]) or 1)
         panel.yaxis.set_major_locator(MaxNLocator(4))
         panel.yaxis.set_major_formatter(
@@ -99,7 +102,9 @@ def sizes(fields: pl.DataFrame) -> Figure:
     panel.margins(y=0.02)
     panel.set_xlim(0.5, 3 * max(table["size"].max() or 1, 10))  # pyright: ignore
     panel.invert_yaxis()
-    panel.set(xlabel="ids that train has often enough (own ids)", ylabel="field")
+    panel.set(
+        xlabel="ids with a row of their own in the embedding table", ylabel="field"
+    )
     panel.grid(axis="y", visible=False)
     if len(table):
         figure.legend(loc="outside upper right", ncols=2)
@@ -111,7 +116,9 @@ def shares(table: pl.DataFrame) -> Figure:
     """Missing, unseen and rare of each field with ids, a panel a split."""
     names = table["split"].unique(maintain_order=True).to_list()
     fields = table["field"].unique(maintain_order=True).to_list()
-    figure = Figure(figsize=(WIDTH, _height(len(fields))), layout="constrained")
+    # Room between panels: the last tick of one must not touch the first of the next.
+    layout = ConstrainedLayoutEngine(wspace=0.06)
+    figure = Figure(figsize=(WIDTH, _height(len(fields))), layout=layout)
     panels = figure.subplots(1, len(names), squeeze=False, sharex=True, sharey=True)[0]
     for panel, name in zip(panels, names, strict=True):
         own = table.filter(split=name)
@@ -121,7 +128,7 @@ def shares(table: pl.DataFrame) -> Figure:
                 own["field"],
                 own[kind],
                 left=left,
-                color=PALETTE[at],
+                color=colour(at + 1),
                 hatch=HATCHES[at],
                 edgecolor="white",
                 label=kind,
@@ -132,7 +139,7 @@ def shares(table: pl.DataFrame) -> Figure:
             place = {"ha": "center", "va": "center", "transform": panel.transAxes}
             panel.text(0.5, 0.5, "none", color=GREY, **place)
         panel.xaxis.set_major_formatter(PercentFormatter(1))
-        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_locator(MaxNLocator(3))
         panel.grid(axis="y", visible=False)
     panels[0].margins(y=0.02)
     panels[0].set_xlim(0, None)
@@ -192,8 +199,8 @@ def drift(found: Inspection) -> Figure:
     middle = (found.drift.ends[:-1] + found.drift.ends[1:]) / 2
     for at, (panel, (label, own)) in enumerate(zip(panels, rates.items(), strict=True)):
         panel.axhspan(*found.drift.band(label), color=GREY, alpha=0.25, linewidth=0)
-        panel.plot(middle, own, color=PALETTE[at], marker=".", linewidth=1)
-        panel.set(title=f"{label} rate", ylabel=f"{label}s over rows")
+        panel.plot(middle, own, color=colour(at + 1), marker=".", lw=1)
+        panel.set(title=label, ylabel="share of rows")
         panel.set_ylim(0, 1.1 * own.max() or 1)
         panel.yaxis.set_major_formatter(PercentFormatter(1))
         panel.yaxis.set_major_locator(MaxNLocator(4))
@@ -203,6 +210,11 @@ def drift(found: Inspection) -> Figure:
         "row of train, in file order (grey: 95% of such bins if rows were shuffled)"
     )
     return figure
+
+
+def colour(at: int) -> str:
+    """Grey for rows, then a colour a label, the lowest rung first."""
+    return GREY if at == 0 else PALETTE[(at - 1) % len(PALETTE)]
 
 
 def _height(fields: int) -> float:

@@ -1,7 +1,7 @@
 """`pwiser inspect`: a prepared folder in the terminal and as pictures."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,11 +9,13 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pwiser_jax.errors import UserError
 from pwiser_jax.reports.inspection.measures import RESERVED, Inspection, inspect_folder
 from pwiser_jax.reports.inspection.plots import pictures
 from pwiser_jax.reports.plots import STYLE
+from pwiser_jax.reports.tables import UNDEFINED
 from pwiser_jax.tasks import measured
 
 BAR_WIDTH = 16
@@ -47,71 +49,88 @@ def inspect(folder: Path, batch_size: int, output: Path, console: Console) -> No
 
 
 def tables(found: Inspection) -> list[Table]:
-    """The parts in their order, as tables with bars for the terminal."""
+    """The tables of the terminal, in their order."""
     return [_splits(found), _fields(found), _conversions(found), _drift(found)]
 
 
-def _table(title: str, *columns: str, left: Iterable[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+def _table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: Sequence[str] = (),
+    caption: str = "",
+) -> Table:
+    """A table for the terminal. Names are shown as they are, markup included; one that
+    is too long for its column goes on in the next line, and is never cut."""
+    table = Table(
+        title=Text(title, "table.title"),
+        caption=Text(caption, "table.caption") if caption else None,
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for name in columns:
-        justify = "left" if name in left else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
+        if name in left:
+            table.add_column(Text(name), overflow="fold", min_width=min(len(name), 8))
+        else:
+            table.add_column(Text(name), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
 def _splits(found: Inspection) -> Table:
-    labels = list(next(iter(found.splits.values())).labels)
-    tasks = measured(tuple(labels))
-    table = _table(
-        f"{found.dataset}: rows and rates by split",
-        *("split", "rows", "", *(f"{label}s" for label in labels)),
-        *(task.name.upper() for task in tasks),
-        left=["split", ""],
-    )
-    most = max(split.rows for split in found.splits.values())
-    for name, split in found.splits.items():
-        counts = [split.rows, *(split.labels[label] for label in labels)]
+    """A line a label and task, lowest rung first, and a column a split."""
+    tasks = measured(found.labels)
+    names = ["rows", *found.labels, *(task.name.upper() for task in tasks)]
+    columns = []
+    for split in found.splits.values():
+        counts = [split.rows, *(split.labels[label] for label in found.labels)]
         rates = (
-            counts[task.rung] / counts[task.given] if counts[task.given] else 0.0
+            counts[task.rung] / counts[task.given] if counts[task.given] else math.nan
             for task in tasks
         )
-        rows, *reached = (f"{count:,}" for count in counts)
-        table.add_row(
-            *(name, rows, bar(split.rows / most, 6), *reached),
-            *(f"{rate:.3%}" for rate in rates),
-        )
-    return table
+        texts = (UNDEFINED if math.isnan(rate) else f"{rate:.3%}" for rate in rates)
+        columns.append([*(f"{count:,}" for count in counts), *texts])
+    return _table(
+        f"{found.dataset}: rows, labels and rates by split",
+        ["", *found.splits],
+        zip(names, *columns, strict=True),
+        left=[""],
+    )
 
 
 def _fields(found: Inspection) -> Table:
     """A line a field: its size, and the shares of its reserved ids by split."""
     names = list(found.splits)
-    table = _table(
-        f"Fields: ids, and the share of {', '.join(RESERVED)} in % by split",
-        *("field", "ids", "", *names),
-        left=["field", ""],
-    )
     fields = found.fields.filter(pl.col("size").is_not_null()).rows(named=True)
     widest = max((math.log(1 + row["size"]) for row in fields), default=1.0)
     shares = {
         (row["field"], row["split"]): [100 * row[kind] for kind in RESERVED]
         for row in found.shares.rows(named=True)
     }
-    for row in fields:
-        kept = [shares[row["field"], split] for split in names]
-        table.add_row(
+    lines = [
+        (
             row["field"] + (f" (up to {row['width']})" if row["width"] else ""),
             f"{row['size']:,}",
             bar(math.log(1 + row["size"]) / (widest or 1), 6),
-            *(" ".join(f"{share:4.1f}" for share in own) for own in kept),
+            *(
+                " ".join(f"{share:4.1f}" for share in shares[row["field"], split])
+                for split in names
+            ),
         )
+        for row in fields
+    ]
     numbers = len(found.fields) - len(fields)
     shared = int(found.fields["shared"].sum())
-    table.caption = (
-        f"and {numbers} numerical fields, missing values filled in; {shared} fields "
-        "are stored once for many rows"
+    return _table(
+        f"Fields: ids, and the share of {', '.join(RESERVED)} in % by split",
+        ["field", "ids", "", *names],
+        lines,
+        left=["field", ""],
+        caption=f"and {numbers} numerical fields, missing values filled in; {shared} "
+        "fields are stored once for many rows",
     )
-    return table
 
 
 def _conversions(found: Inspection) -> Table:
@@ -122,7 +141,6 @@ def _conversions(found: Inspection) -> Table:
         f"and, as expected, in {batches.empty_shuffled:.1%} of shuffled ones"
     )
     columns = ("conversions", "file order", "", "shuffled", " ")
-    table = _table(title, *columns, left=["", " "])
     # Neighbouring counts together, where there are many.
     step = -(-len(batches.in_order) // SHOWN_COUNTS)
     starts = np.arange(0, len(batches.in_order), step)
@@ -132,34 +150,34 @@ def _conversions(found: Inspection) -> Table:
     )
     in_order /= max(in_order.sum(), 1)
     top = max(in_order.max(), shuffled.max())
-    for start, own, expected in zip(starts, in_order, shuffled, strict=True):
-        table.add_row(
+    lines = [
+        (
             f"{start}" if step == 1 else f"{start} to {start + step - 1}",
-            *(f"{own:.1%}", bar(own / top)),
+            *(f"{share:.1%}", bar(share / top)),
             *(f"{expected:.1%}", bar(expected / top)),
         )
-    return table
+        for start, share, expected in zip(starts, in_order, shuffled, strict=True)
+    ]
+    return _table(title, columns, lines, left=["", " "])
 
 
 def _drift(found: Inspection) -> Table:
     bins = len(found.drift.ends) - 1
-    table = _table(
-        f"Drift: rates of train along the file, {bins} bins",
-        *("label", "lowest", "highest", "95% if shuffled", "along the file"),
-        left=["label", "along the file"],
-    )
+    lines = []
     for label, rates in found.drift.rates.items():
         low, high = found.drift.band(label)
-        table.add_row(
-            *(label, f"{rates.min():.3%}", f"{rates.max():.3%}"),
-            f"{low:.3%} to {high:.3%}",
-            sparkline(rates),
-        )
-    return table
+        ends = f"{rates.min():.3%}", f"{rates.max():.3%}"
+        lines.append((label, *ends, f"{low:.3%} to {high:.3%}", sparkline(rates)))
+    return _table(
+        f"Drift: label rates along the train rows, {bins} bins",
+        ["label", "lowest", "highest", "95% if shuffled", "along the file"],
+        lines,
+        left=["label", "along the file"],
+    )
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """A horizontal bar, in eighths of a character."""
+    """A horizontal bar, with a resolution of an eighth of a character."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
