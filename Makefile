@@ -1,9 +1,15 @@
 # make demo          the main job on a synthetic funnel, with a report to look at
 # make experiments   all experiments on built-in data: half an hour on 2 cores
 #                    (KUAIRAND=folder: on KuaiRand-Pure's files too; QUICK=1: minutes)
-# make test          lint, type check and the whole test suite
+# make test          lint, type check and tests
+# make test-newest   the same on the newest Python here, with the newest packages
 # make test-long     the tests that take minutes: 20 runs killed and resumed, experiments, signals
+# make test-wheel    builds the wheel; a loss from it in an environment of its own
+# make lock          writes requirements.lock anew
 # PYTHON=...         another interpreter (3.11 or newer); each gets its own environment
+#
+# Python 3.11 gets the exact versions of requirements.lock, other Pythons the newest
+# releases. Lint and type check run with the locked tools, and in test-newest.
 
 PYTHON ?= python3
 TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -12,8 +18,9 @@ $(error $(PYTHON) does not run; name a Python 3.11 or newer with PYTHON=path)
 endif
 VENV ?= $(if $(filter file,$(origin PYTHON)),.venv,.venv-$(TAG))
 BIN := $(VENV)/bin
+CONSTRAINTS := $(if $(filter 3.11,$(TAG)),--constraint requirements.lock)
 
-.PHONY: demo experiments test test-long lint types format clean
+.PHONY: demo experiments test test-newest test-long test-wheel lock lint types format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m experiments.demo
@@ -21,11 +28,25 @@ demo: $(VENV)/.runtime
 experiments: $(VENV)/.runtime
 	$(BIN)/python -m experiments.all --output runs/experiments$(if $(QUICK),_quick --quick) $(if $(KUAIRAND),--kuairand $(KUAIRAND))
 
-test: lint types
+test: $(if $(CONSTRAINTS)$(CHECK),lint types) $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-newest:
+	@newest=$$(sh .ci/newest_python) && echo "newest Python: $$($$newest --version)" && $(MAKE) test PYTHON="$$newest" CHECK=1
 
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
+
+test-wheel: $(VENV)/.test
+	$(BIN)/python -m pytest -m long tests/test_wheel.py
+
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade pip
+	build/lock/bin/python -m pip install --quiet '.[train,tune,test]'
+	(echo "# Made by make lock with Python $(TAG): what make test and make demo install."; \
+	 build/lock/bin/python -m pip freeze --exclude pwiser-jax) > requirements.lock
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -38,15 +59,15 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/.runtime: requirements.txt
+$(VENV)/.runtime: requirements.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=path")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -r requirements.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[train,test]'
 	touch $@
 
 clean:

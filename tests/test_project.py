@@ -1,0 +1,36 @@
+"""The project's own files agree with each other."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_requirements_are_those_of_the_extra_train():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = [line.split("#")[0].strip() for line in lines]
+    assert [line for line in listed if line] == project()["optional-dependencies"][
+        "train"
+    ]
+
+
+def test_the_lock_holds_each_package_that_is_asked_for():
+    locked = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+    }
+    extras = project()["optional-dependencies"]
+    asked = [*project()["dependencies"], *extras["train"], *extras["test"]]
+    names = {re.split(r"[\[>=<]", line)[0].lower() for line in asked}
+    assert names <= locked
+
+
+def test_the_citation_names_the_version_of_the_package():
+    version: dict = {}
+    exec((ROOT / "pwiser_jax" / "version.py").read_text(), version)
+    assert f"version: {version['__version__']}\n" in (ROOT / "CITATION.cff").read_text()
