@@ -4,17 +4,19 @@ A YAML file shows only what differs from the defaults here. Every option can be 
 the command line too, as `--loss.lambdas 0.3`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, Namespace
 
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairs.options import Gate, Normalize, Surrogate
 from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.options import Parser
+from pwiser_jax.typed import build, read_yaml
 
 Margins = dict[str, float | None]
 Scores = Literal["probability", "logit"]
@@ -164,7 +166,22 @@ class Config:
     protocol: Protocol = "default"
 
     def to_dict(self) -> dict[str, Any]:
+        """The options as nested dicts; `from_dict` is the inverse."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "Config":
+        """A configuration from nested dicts; missing options have their defaults.
+
+        Raises:
+            UserError: an unknown option, or a value that does not fit.
+        """
+        return build(cls, tree)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Config":
+        """As `load_config`."""
+        return load_config(Path(path), overrides)
 
     def __post_init__(self) -> None:
         positive = {
@@ -218,27 +235,47 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file is missing or holds an option or a value that does not fit.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Config, as_group=False)
+    if not overrides:
+        tree = read_yaml(path, what="a YAML file of options")
+        try:
+            return build(Config, tree)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    parser = Parser(exit_on_error=False)
+    add_options(parser)
     try:
-        options = parser.parse_args([f"--config={path}", *overrides])
-        return make_config(parser, options)
+        return config_of(parser.parse([f"--config={path}", *overrides], defaults=False))
     except ArgumentError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def make_config(
-    parser: ArgumentParser, options: Namespace, command: str | None = None
-) -> Config:
-    """The parsed options (of a subcommand) as a `Config`; others in them are left out.
+def add_options(parser: Parser) -> None:
+    """Adds `--config` and every option of a `Config`."""
+    parser.add_argument("--config", type=Path, help="a YAML file of the options below")
+    parser.add_class_arguments(Config, as_group=False)
+
+
+def config_of(options: Namespace) -> Config:
+    """The configuration of a command line: a YAML file, and single options over it.
+
+    Args:
+        options: what was given, without defaults; other options in it are left out.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: an unknown option, or a value that does not fit.
     """
-    try:
-        made = parser.instantiate(options)
-        made = made[command] if command else made
-        return Config(**{name: made[name] for name in Config.__dataclass_fields__})
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    given = options.as_dict()
+    path = given.get("config")
+    tree = {} if path is None else read_yaml(path, what="a YAML file of options")
+    over = {k: v for k, v in given.items() if k in Config.__dataclass_fields__}
+    return build(Config, _merged(tree, over) if isinstance(tree, dict) else tree)
+
+
+def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the values of `over`, section by section."""
+    merged = dict(tree)
+    for section, value in over.items():
+        old = merged.get(section)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[section] = old | value if both else value  # pyright: ignore
+    return merged

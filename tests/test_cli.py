@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, and what it says to mistakes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import yaml
 from experiments.bench.make_raw import main as make_raw
 from pwiser_jax import __version__
 from pwiser_jax.cli import main
+from pwiser_jax.cli import parser as cli_parser
+from pwiser_jax.config import Config, config_of
 from pwiser_jax.training.run.metrics import read_metrics
 
 TINY = [
@@ -151,8 +154,27 @@ def test_a_value_that_train_never_saw_can_be_predicted(
             ".csv",
         ),
         (["prepare", "table", "--source=none.csv", "--schema=s", "--output=X"], "s"),
-        (["prepare", "tabel"], "tabel"),
+        (["prepare", "tabel"], "did you mean 'table'?"),
         ([], "command"),
+        (["evaluat", "--run=X"], "did you mean 'evaluate'?"),
+        (["train", "--output=X", "--dropout=0.1"], "did you mean '--model.dropout'?"),
+        (["train", "--data.path=X"], "--output is required"),
+        (["prepare", "table", "--source=X"], "--output and --schema are required"),
+        (
+            ["prepare", "kuairand", "--source=X", "--output=Y", "--min-count=few"],
+            "--min-count is few; expected a whole number",
+        ),
+        (
+            ["train", "--output=X", "--loss.lambdas=much"],
+            "--loss.lambdas is much; expected a number or numbers by name",
+        ),
+        (
+            ["train", "--output=X", "--train.seed=2147483648"],
+            "train.seed is 2147483648",
+        ),
+        (["train", "--output=X", "--train.seed=null"], "--train.seed is null"),
+        (["train", "--output=X", "--optimizer.l2=nan"], "optimizer.l2 is nan"),
+        (["train", "--output=X", "--profile", "maybe"], "'maybe' is not expected here"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2(
@@ -175,6 +197,66 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     assert "error:" in error
     assert len(error.splitlines()) == 1, error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {seed: null}", "train.seed is null; expected a whole number"),
+        ("trian: {seed: 1}", "there is no option trian; did you mean 'train'?"),
+        ("train: {sed: 1}", "there is no option train.sed; did you mean 'seed'?"),
+        ("train: {seed: true}", "train.seed is true; expected a whole number"),
+        ("train: {seed: 1e400}", "train.seed is 1e400"),
+        ("loss: {lambdas: {ctr: null}}", "loss.lambdas is"),
+        ("loss: {lambdas: [1]}", "loss.lambdas is [1]"),
+        ("model: {levels: [[a]]}", "expected a list of lists of whole numbers"),
+        ("model: 3", "model is 3; expected options with values"),
+        ("- a", "expected options with values"),
+        ("a: [", "c.yaml, line 1: not YAML"),
+        ("a: &x [1]\nb: [" + "*x, " * 200 + "]", "more than 100 YAML aliases"),
+        ("#" * (1 << 21), "larger than 1 MB"),
+        ("optimizer: {learning_rate: .inf}", "learning_rate is Infinity"),
+        ("optimizer: {shard_tables: 3}", "shard_tables is 3; expected true or false"),
+    ],
+)
+def test_a_wrong_configuration_gets_one_sentence_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    run = tmp_path / "run"
+    assert main(["train", f"--config={tmp_path / 'c.yaml'}", f"--output={run}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not re.search("typing|<class|Traceback", error)
+    assert not run.exists()
+
+
+def test_single_options_go_over_those_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("train: {seed: 3, epochs: 7}\nmodel:\n")
+    argv = ["train", f"--config={tmp_path / 'c.yaml'}", "--train.seed=0", "--output=X"]
+    given = cli_parser(argv).parse(argv, defaults=False).train
+    config = config_of(given)
+    assert (config.train.seed, config.train.epochs) == (0, 7)
+    assert config.model == Config().model
+    assert Config.from_dict(config.to_dict()) == config
+    assert Config.from_dict({"train": {"seed": 0, "epochs": 7}}) == config
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["train", "--help"], ["prepare", "table", "-h"]]
+)
+def test_help_is_in_words_and_spells_options_with_dashes(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"<class|typing\.|Literal|Union", text)
+    assert not re.search(r"--[a-z]+_[a-z_]*(?![\w.])", text)
+    assert ("--num-processes" in text) == (command[0] == "train")
+    assert ("--on-bad-label" in text) == (command[0] == "prepare")
 
 
 def test_options_may_have_dashes_and_flags_need_no_value(
@@ -260,7 +342,7 @@ def unstopped(table: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("sent", "code"),
-    [(signal.SIGTERM, 0), (signal.SIGINT, 130)],
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
 def test_a_stopped_run_goes_on_to_the_metrics_of_an_unstopped_one(
     table: Path,

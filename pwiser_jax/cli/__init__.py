@@ -1,0 +1,89 @@
+"""The command line, `pwiser COMMAND`; each command is a module of this package.
+
+A command's module has a docstring whose first line is its help, `add_options(parser)`
+and `run(options)`, which returns the exit code; with a `--config` option `run` also
+gets the options that were given, without defaults. Commands import what they need when
+they run, so that help and mistakes are quick and `prepare` does not load jax.
+
+Exit codes: 0 success; 2 a mistake of the user, in one sentence; 130 and 143 a run that
+SIGINT (Ctrl-C) or SIGTERM stopped before its end.
+"""
+
+import atexit
+import gc
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from pwiser_jax.errors import UserError
+from pwiser_jax.options import Parser
+from pwiser_jax.version import __version__
+
+COMMANDS = ("prepare", "inspect", "train", "evaluate", "predict")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    if argv is None:  # this process runs one command only
+        # Imported modules are not garbage. Collections would take a third of the time
+        # of small commands.
+        gc.set_threshold(100_000)
+        atexit.register(gc.freeze)
+        if sys.argv[1:3] == ["prepare", "aliccp"]:
+            # Numba would load its linear algebra, for which that reader has no use.
+            sys.modules["scipy"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning(warnings.showwarning)
+            given = list(sys.argv[1:] if argv is None else argv)
+            parsing = parser(given)
+            options = parsing.parse(given)
+            chosen = options[options.command]
+            if "config" in chosen:  # a YAML file, over which only given options go
+                explicit = parsing.parse(given, defaults=False)[options.command]
+                return _command(options.command).run(chosen, explicit)
+            return _command(options.command).run(chosen)
+    except UserError as error:
+        print(f"pwiser: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pwiser: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(name: str) -> ModuleType:
+    return import_module(f"pwiser_jax.cli.{name}")
+
+
+def parser(argv: Sequence[str]) -> Parser:
+    """All commands; only the one that `argv` names has its options."""
+    named = next((word for word in argv if not word.startswith("-")), "")
+    top = Parser(
+        prog="pwiser",
+        description="PWiseR: pairwise ranking for multi-task recommenders.",
+        version=__version__,
+    )
+    commands = top.add_subcommands(required=True, dest="command")
+    for name in COMMANDS:
+        module = _command(name)
+        about = (module.__doc__ or "").partition("\n")[0]
+        command = Parser(description=about)
+        commands.add_subcommand(name, command, help=about)
+        if name == named:
+            module.add_options(command, argv)
+    return top
+
+
+def _show_warning(default: Callable[..., None]) -> Callable[..., None]:
+    """Warnings of this package as one line; those of libraries as Python shows them."""
+
+    def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category.__module__.startswith("pwiser_jax."):
+            print(f"pwiser: warning: {message}", file=sys.stderr)
+        else:
+            default(message, category, *rest, **more)
+
+    return show

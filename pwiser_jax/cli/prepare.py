@@ -1,0 +1,37 @@
+"""Convert raw files into a prepared folder: Parquet files and a manifest."""
+
+from collections.abc import Sequence
+
+from jsonargparse import Namespace
+
+from pwiser_jax.data.datasets import DATASETS, preparer
+from pwiser_jax.options import Parser
+
+
+def add_options(parser: Parser, argv: Sequence[str]) -> None:
+    named = [word for word in argv if not word.startswith("-")][1:2]
+    datasets = parser.add_subcommands(required=True, dest="dataset")
+    # Readers take a while to import: a known name imports its own reader alone.
+    for name in named if named and named[0] in DATASETS else DATASETS:
+        function = preparer(name)
+        about = (function.__doc__ or "").split("\n\n")[0]
+        dataset = Parser(description=about)
+        datasets.add_subcommand(name, dataset, help=about)
+        if named == [name]:
+            dataset.add_function_arguments(function, as_group=False)
+
+
+def run(options: Namespace) -> int:
+    # Not vars(): an option named as a method ("items") has another key there.
+    given = options[options.dataset].as_dict()
+    manifest = preparer(options.dataset)(**given)
+    for name, split in manifest.splits.items():
+        labels = ", ".join(
+            f"{count:,} {label}s" for label, count in split.labels.items()
+        )
+        print(f"{name}: {split.rows:,} rows, {labels}")
+    for reason, count in manifest.dropped.items():
+        print(f"{reason.replace('_', ' ')}: {count:,} rows")
+    for what, count in manifest.options.get("counted", {}).items():
+        print(f"{what.replace('_', ' ')}: {count:,}")
+    return 0
