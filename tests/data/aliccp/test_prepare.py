@@ -423,7 +423,7 @@ def test_a_killed_run_is_never_taken_for_a_finished_one(
     source = write_files(tmp_path / "raw", files)
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from pwiser_jax.data import aliccp\n"
+        "from pwiser_jax.data.aliccp import prepare as aliccp\n"
         "aliccp.AliccpEncoder.write_common = lambda *a: (print('here', flush=True),"
         " time.sleep(60))\n"
         f"aliccp.prepare_aliccp(Path({str(source)!r}), Path(sys.argv[1]), fields=23)"

@@ -129,7 +129,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from pwiser_jax.data import cache, prepared
+from pwiser_jax.data.batches import cache
+from pwiser_jax.data.prepared import folder as prepared
 def slowly(frame, schema):
     print("writing", flush=True)
     time.sleep(60)

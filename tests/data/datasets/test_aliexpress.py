@@ -225,7 +225,7 @@ def test_many_items_without_a_user_row_are_refused(small, tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from pwiser_jax.data import aliexpress
+from pwiser_jax.data.datasets import aliexpress
 def slowly(*arguments):
     print("unpacked", flush=True)
     time.sleep(60)

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import resource
 import numpy as np
-from pwiser_jax.memory import keep_freed_memory
+from pwiser_jax.host import keep_freed_memory
 
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
