@@ -28,7 +28,8 @@ from typing import Any, Literal
 GROUP = "group"
 TIME = "time"
 COMMON = "common"
-WEIGHT = ":weight"
+ROW_WEIGHT = "weight"
+LIST_WEIGHTS = ":weight"
 RESERVED_ROWS = 3
 
 
@@ -93,10 +94,10 @@ class Schema:
     categorical: tuple[CategoricalField, ...]
     numerical: tuple[NumericalField, ...] = ()
     labels: tuple[str, ...] = ("click", "conversion")
-    has_time: bool = False
     extra: tuple[str, ...] = ()
     multi_valued: tuple[MultiValuedField, ...] = ()
     common: tuple[str, ...] = ()
+    weight: bool = False
 
     @property
     def field_sizes(self) -> tuple[int, ...]:
@@ -121,11 +122,11 @@ class Schema:
             categorical=tuple(CategoricalField(**f) for f in tree["categorical"]),
             numerical=tuple(NumericalField(**f) for f in tree["numerical"]),
             labels=tuple(tree["labels"]),
-            has_time=tree["has_time"],
             extra=tuple(tree["extra"]),
-            # Folders of earlier versions have neither.
+            # Folders of earlier versions lack these.
             multi_valued=tuple(
                 MultiValuedField(**f) for f in tree.get("multi_valued", ())
             ),
             common=tuple(tree.get("common", ())),
+            weight=tree.get("weight", False),
         )

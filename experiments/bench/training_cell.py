@@ -190,7 +190,7 @@ def _compiled(cell: Cell) -> Parts:
         place = of_all
         orders, active = np.zeros(size, np.int32), np.ones(size, bool)
         rest = (stack_hypers([hyper] * size), orders, active)
-        whole = [[parallel.shard_batch(batch, 1) for batch in call] for call in calls]
+        whole = [[parallel.split_rows(batch, 1) for batch in call] for call in calls]
         cut = [jax.device_put(filled(stack(call), k)) for call in whole]
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes

@@ -97,7 +97,9 @@ def train(
     for text in protocol.lines(config):
         reporter.line(text)
     epoch_steps = steps_per_epoch(
-        len(train_rows), config.data.batch_size, config.data.min_conversions
+        train_rows,
+        config.data.batch_size,
+        min_conversions=config.data.min_conversions,
     )
 
     # 2. State: from the last checkpoint, or from the seed.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from pwiser_jax.config import EmbeddingOptimizer
+from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.models import MultiTaskModel
 from pwiser_jax.models.layout import layout
 from pwiser_jax.training import observe
@@ -33,16 +34,6 @@ class TrainState(NamedTuple):
     batch_stats: Any
     optimizer: optax.OptState
     banks: Banks
-
-
-class Batch(NamedTuple):
-    """Rows of one step; the arrays' first axis is rows."""
-
-    inputs: dict[str, Any]
-    labels: Any
-    mask: Any
-    rows: Any
-    weights: Any
 
 
 def initial_state(

@@ -226,7 +226,9 @@ class _Sweep:
         )
         data, model = self.config.data, self.config.model
         self.epoch_steps = steps_per_epoch(
-            len(self.train_rows), data.batch_size, data.min_conversions
+            self.train_rows,
+            data.batch_size,
+            min_conversions=data.min_conversions,
         )
         built = [
             objectives.build(config.loss, self.schema.labels, model.cvr_space)

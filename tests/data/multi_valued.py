@@ -16,7 +16,6 @@ SCHEMA = Schema(
         CategoricalField("hour", 24),
     ),
     numerical=(NumericalField("price"), NumericalField("age")),
-    has_time=True,
     extra=("p",),
     multi_valued=(
         MultiValuedField("tags", 6, width=4),

@@ -30,7 +30,7 @@ def test_both_sources_give_the_same_batches(shared: bool, tmp_path: Path) -> Non
     order = {"seed": 1, "epoch": 2, "min_conversions": 8}
     taken = epoch_order(rows, 90, **order)
     files, device = Streamed(rows), Resident(rows)
-    left = steps_per_epoch(len(rows), 90, 8)
+    left = steps_per_epoch(rows, 90, min_conversions=8)
     while left:
         calls = list(islice(taken, 3))
         left -= len(calls)

@@ -19,7 +19,7 @@ from pwiser_jax.data.raw.ragged import Ragged
 from pwiser_jax.schema import (
     COMMON,
     GROUP,
-    WEIGHT,
+    LIST_WEIGHTS,
     CategoricalField,
     MultiValuedField,
     NumericalField,
@@ -156,16 +156,15 @@ class AliccpEncoder:
             lists = self._lists(columns, shared)
             yield single[first : first + len(lists[0])].with_columns(lists)
 
-    def _lists(self, columns: Columns, names: Sequence[str]) -> list[pl.Series]:
-        found = []
-        for name in names:
-            raw = ragged_of(columns, name)
-            ids = self._encoders[name](raw.ids)
+    def _lists(self, columns: Columns, fields: Sequence[str]) -> list[pl.Series]:
+        series = []
+        for field in fields:
+            raw = ragged_of(columns, field)
+            ids = self._encoders[field](raw.ids)
             lists = Ragged(raw.counts, ids, raw.weights).merged().lists()
-            found += [
-                s.alias(name + end) for s, end in zip(lists, ("", WEIGHT), strict=True)
-            ]
-        return found
+            names = (field, field + LIST_WEIGHTS)
+            series += [s.alias(name) for s, name in zip(lists, names, strict=True)]
+        return series
 
     def save(self, folder: Path) -> None:
         fields = (*self.schema.categorical, *self.schema.multi_valued)

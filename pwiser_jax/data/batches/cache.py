@@ -59,7 +59,9 @@ def cached_rows(folder: Path, manifest: Manifest, *splits: str) -> Rows:
     common = cached_common(folder, manifest)
     own = _part(_Source(folder, manifest, "-".join(splits), files, rows))
     arrays = arrays_of(own)
-    beside = {name: arrays.pop(name, None) for name in ("labels", "group", "time")}
+    beside = {
+        name: arrays.pop(name, None) for name in ("labels", "group", "time", "weight")
+    }
     extra = arrays.pop("extra", np.empty((rows, 0)))
     line = arrays.pop("common", None)
     return Rows(
@@ -110,15 +112,15 @@ class MappedArray:
         array = np.frombuffer(mapped, dtype, offset=offset).reshape(shape)
         return cls(array, mapped, offset)
 
-    def soon(self, start: int, stop: int) -> None:
-        """Asks for rows to be read from the disk in one go, without waiting."""
+    def will_need(self, start: int, stop: int) -> None:
+        """Requests rows from the disk in one go, without waiting."""
         if self._map is not None:
             width = self.array.strides[0]
             first = (self._offset + start * width) // mmap.PAGESIZE * mmap.PAGESIZE
             length = self._offset + stop * width - first
             self._map.madvise(mmap.MADV_WILLNEED, first, length)
 
-    def done(self) -> None:
+    def release(self) -> None:
         """Gives all pages back; they stay in the system's file cache."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)

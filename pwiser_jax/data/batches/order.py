@@ -66,11 +66,6 @@ class EpochOrder:
         blocks = rows // block if self.count > 1 else 0
         self._blocks = np.random.default_rng(self._key).permutation(blocks)
 
-    def index(self, start: int, stop: int) -> np.ndarray:
-        """int64: the rows at places start .. stop - 1; what tests look at."""
-        found = [window.rows for window in self.windows(0)]
-        return np.concatenate(found)[start:stop]
-
     def first_window(self, place: int) -> tuple[int, int]:
         """The number of the window that holds a place, and the place in it."""
         size = self.block * self.window

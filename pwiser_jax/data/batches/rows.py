@@ -1,4 +1,4 @@
-"""The rows of a split as arrays, wherever they lie: in memory or in mapped files.
+"""The rows of a split as arrays, in memory or in mapped files.
 
 A model's inputs are "categorical" int32[N, F] and "numerical" float32[N, M] in the
 schema's order and, where the schema has multi-valued fields, "multi_ids" int32[N, W]
@@ -7,7 +7,7 @@ filled up with id 0 of weight 0.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Protocol, TypeVar
@@ -15,12 +15,14 @@ from typing import Protocol, TypeVar
 import numpy as np
 import polars as pl
 
+from pwiser_jax.data.batches.groups import GroupIndex
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import (
     COMMON,
     GROUP,
+    LIST_WEIGHTS,
+    ROW_WEIGHT,
     TIME,
-    WEIGHT,
     CategoricalField,
     MultiValuedField,
     NumericalField,
@@ -33,11 +35,11 @@ Field = TypeVar("Field", CategoricalField, NumericalField, MultiValuedField)
 
 
 class Pages(Protocol):
-    """An array in a mapped file: what will be read, and what has been."""
+    """The memory pages of an array in a mapped file."""
 
-    def soon(self, start: int, stop: int) -> None: ...
+    def will_need(self, start: int, stop: int) -> None: ...
 
-    def done(self) -> None: ...
+    def release(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,11 @@ class Rows:
         group: int64[N].
         time: int64[N], or None.
         extra: name -> float64[N].
+        weight: float32[N], the column of row weights; None: all are 1.
         shared: what several rows have in common.
         pages: of the files behind all of it but `shared.inputs`.
+        group_codes: int32[N], see `with_pair_columns`; so is `pair_values`.
+        pair_values: float32[N].
     """
 
     inputs: Inputs
@@ -78,8 +83,11 @@ class Rows:
     group: np.ndarray
     time: np.ndarray | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    weight: np.ndarray | None = None
     shared: Shared | None = None
     pages: tuple[Pages, ...] = ()
+    group_codes: np.ndarray | None = None
+    pair_values: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.group)
@@ -99,6 +107,10 @@ class Rows:
         """int64[C]: the rows with the highest label, in order."""
         return np.flatnonzero(self.labels[:, -1])
 
+    @cached_property
+    def by_group(self) -> GroupIndex:
+        return GroupIndex(self.group)
+
     def _whole(self, name: str) -> np.ndarray:
         if self.shared is None:
             return self.inputs[name]
@@ -109,32 +121,59 @@ class Rows:
     ) -> Inputs:
         """The inputs of some rows, with what they share joined in."""
         names = tuple(self.inputs) if names is None else names
-        own = {name: taken(self.inputs[name], index) for name in names}
+        own = {name: take_rows(self.inputs[name], index) for name in names}
         if self.shared is None:
             return own
-        line = taken(self.shared.line, index)
+        line = take_rows(self.shared.line, index)
         return {name: _joined(name, own[name], line, self.shared) for name in names}
 
-    def soon(self, start: int, stop: int) -> None:
-        """Rows start .. stop - 1 will be read: a disk may begin now."""
+    def with_pair_columns(
+        self, *, groups: bool = False, pair_value: str | None = None
+    ) -> "Rows":
+        """The same rows with what ranking losses ask for, so that batches hold it.
+
+        Args:
+            groups: whether pairs are limited to one group.
+            pair_value: the extra column that weighs a pair by its higher row, or None.
+
+        Raises:
+            UserError: there is no such column, or a value below 0 or not finite.
+        """
+        values = None
+        if pair_value is not None:
+            if pair_value not in self.extra:
+                listed = ", ".join(self.extra) or "none"
+                raise UserError(
+                    f"loss.pair_value {pair_value!r} is no extra column of the data "
+                    f"(it has {listed})"
+                )
+            # float64 values may overflow float32: that is an error below.
+            with np.errstate(over="ignore"):
+                values = self.extra[pair_value].astype(np.float32)
+            refuse_bad_weights(f"loss.pair_value: column {pair_value!r}", values)
+        codes = self.by_group.codes if groups else None
+        return replace(self, group_codes=codes, pair_values=values)
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Requests rows start .. stop - 1 from the disk, without waiting."""
         for pages in self.pages:
-            pages.soon(start, stop)
+            pages.will_need(start, stop)
 
-    def done(self) -> None:
-        """What has been read need not stay in this process's memory."""
+    def release(self) -> None:
+        """Lets the system take back the pages that have been read."""
         for pages in (*self.pages, *(self.shared.pages if self.shared else ())):
-            pages.done()
+            pages.release()
 
 
-def taken(array: np.ndarray, index: np.ndarray | slice) -> np.ndarray:
-    """A copy of some rows; `take` is twice as fast as an array between brackets."""
+def take_rows(array: np.ndarray, index: np.ndarray | slice) -> np.ndarray:
+    """A copy of some rows; `np.take` is twice as fast here as `array[index]`."""
     if isinstance(index, slice):
         return np.array(array[index])
     return np.take(array, index, axis=0, mode="clip")
 
 
 def _joined(name: str, own: np.ndarray, line: np.ndarray, shared: Shared) -> np.ndarray:
-    common = taken(shared.inputs[name], line)
+    common = take_rows(shared.inputs[name], line)
     if not own.shape[1]:
         return common
     if not common.shape[1]:
@@ -197,7 +236,7 @@ def feature_arrays(frame: pl.DataFrame, schema: Schema, *, common: bool) -> Inpu
     if schema.multi_valued:
         lists = here(schema.multi_valued)
         arrays["multi_ids"] = _padded_lists(frame, lists, "", np.int32)
-        arrays["multi_weights"] = _padded_lists(frame, lists, WEIGHT, np.float32)
+        arrays["multi_weights"] = _padded_lists(frame, lists, LIST_WEIGHTS, np.float32)
     return arrays
 
 
@@ -221,9 +260,9 @@ def feature_rows(frame: pl.DataFrame, schema: Schema, common: Inputs | None) -> 
 
 
 def beside_arrays(frame: pl.DataFrame, schema: Schema) -> Inputs:
-    """What stands beside the features: "labels", "group", "time", "extra", "common".
+    """The other columns: "labels", "group", "time", "weight", "extra", "common".
 
-    Those of them that the schema has; without label columns the labels are int8[N, 0].
+    Those that the schema has; without label columns the labels are int8[N, 0].
     """
     labels = [name for name in schema.labels if name in frame.columns]
     arrays = {
@@ -232,11 +271,24 @@ def beside_arrays(frame: pl.DataFrame, schema: Schema) -> Inputs:
     }
     if TIME in frame.columns:
         arrays["time"] = frame[TIME].to_numpy()
+    if schema.weight:
+        arrays["weight"] = frame[ROW_WEIGHT].to_numpy()
     if schema.extra:
         arrays["extra"] = matrix(frame, list(schema.extra), np.float64)
     if schema.common:
         arrays["common"] = frame[COMMON].to_numpy()
     return arrays
+
+
+def refuse_bad_weights(what: str, values: np.ndarray) -> None:
+    """Raise a UserError for the first value that is negative or not finite."""
+    bad = ~((values >= 0) & np.isfinite(values))
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(
+            f"{what}, row {row + 1} of the split, is {values[row]:g} in float32; "
+            "expected a finite number of at least 0"
+        )
 
 
 def matrix(frame: pl.DataFrame, names: Sequence[str], dtype: type) -> np.ndarray:

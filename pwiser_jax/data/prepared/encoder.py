@@ -20,7 +20,14 @@ from pwiser_jax.data.raw.columns import Reading, Source
 from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.data.raw.hashing import group_hash
 from pwiser_jax.data.raw.labels import truth
-from pwiser_jax.schema import GROUP, TIME, CategoricalField, NumericalField, Schema
+from pwiser_jax.schema import (
+    GROUP,
+    ROW_WEIGHT,
+    TIME,
+    CategoricalField,
+    NumericalField,
+    Schema,
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class Encoder:
             categorical=tuple(CategoricalField(n, sizes[n]) for n in spec.categorical),
             numerical=tuple(numerical),
             labels=tuple(spec.labels),
-            has_time=spec.time is not None,
             extra=spec.extra,
+            weight=spec.weight is not None,
         )
         values = {name: ordered for name, (ordered, _) in found.items()}
         return cls(spec, schema, values, {n: stats[n].mean for n in spec.numerical})
@@ -93,9 +100,10 @@ class Encoder:
         dtypes = frame.collect_schema()
         beside: dict[str, Reading] = {}
         if with_labels:
-            needed = (spec.group, spec.time, *spec.extra, *spec.labels.values())
+            needed = (spec.group, spec.time, spec.weight, *spec.extra)
+            needed = (*needed, *spec.labels.values())
             columns.require(frame, needed, source)
-            beside = _beside(spec, dtypes)
+            beside = side_columns(spec, dtypes)
         columns.refuse_bad(frame, (*readings.values(), *beside.values()), source)
 
         prepared = [
@@ -153,14 +161,25 @@ def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, R
     return readings
 
 
-def _beside(spec: FlatSpec, dtypes: pl.Schema) -> dict[str, Reading]:
-    """Stored name -> reading of the columns beside features and labels."""
-    found = {}
+def side_columns(spec: FlatSpec, dtypes: pl.Schema) -> dict[str, Reading]:
+    """Prepared name -> reading of the columns beside features and labels."""
+    readings = {}
     if spec.group:
-        found[GROUP] = columns.group_key(spec.group, dtypes[spec.group])
+        readings[GROUP] = columns.group_key(spec.group, dtypes[spec.group])
     if spec.time:
-        found[TIME] = columns.time_stamp(spec.time, dtypes[spec.time])
-    return found | {name: columns.number(name, dtypes[name]) for name in spec.extra}
+        readings[TIME] = columns.time_stamp(spec.time, dtypes[spec.time])
+    if spec.weight:
+        readings[ROW_WEIGHT] = _row_weight(spec.weight, dtypes[spec.weight])
+    return readings | {name: columns.number(name, dtypes[name]) for name in spec.extra}
+
+
+def _row_weight(name: str, dtype: pl.DataType) -> Reading:
+    _, value, bad, _ = columns.number(name, dtype)
+    refused = value.is_null() | (value < 0)
+    if bad is not None:
+        refused = refused | bad.fill_null(False)
+    expected = "a finite weight of at least 0 in every row"
+    return Reading(name, value.cast(pl.Float32), refused, expected)
 
 
 def _hashed(value: pl.Expr) -> pl.Expr:

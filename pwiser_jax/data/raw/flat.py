@@ -25,6 +25,7 @@ class FlatSpec:
         labels: label name -> column of 0 and 1, lowest rung of the ladder first.
         group: column of the search, session or user; None: every row is its own.
         time: integer or date column, kept beside the rows, never a feature.
+        weight: column of row weights, at least 0; None: all are 1. Never a feature.
         extra: numeric columns kept beside the rows, never features.
         sizes: categorical columns that hold ids 0 .. size - 1 already; any other
             integer there is unseen. Every other column gets a vocabulary from train.
@@ -44,6 +45,7 @@ class FlatSpec:
     sizes: Mapping[str, int] = field(default_factory=dict)
     min_count: int = 1
     standardize: bool = True
+    weight: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import polars as pl
 from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.data.raw.labels import truth
 from pwiser_jax.errors import UserError
-from pwiser_jax.schema import GROUP, TIME
+from pwiser_jax.schema import GROUP, ROW_WEIGHT, TIME
 
 CHANCE_ROWS = 20
 """With fewer rows of either class, a feature of two values other than 0 and 1 may equal
@@ -25,7 +25,11 @@ def refuse_names(spec: FlatSpec) -> None:
     features = (*spec.categorical, *spec.numerical)
     if not features:
         raise UserError("no column is named as a feature: name at least one")
-    kept = {"time column": [spec.time], "extra column": spec.extra}
+    kept = {
+        "time column": [spec.time],
+        "weight column": [spec.weight],
+        "extra column": spec.extra,
+    }
     for name in features:
         if name in spec.labels.values():
             raise UserError(f"column {name!r} is a label: it cannot be a feature")
@@ -34,7 +38,8 @@ def refuse_names(spec: FlatSpec) -> None:
                 raise UserError(f"column {name!r} is the {role}, never a feature")
         if features.count(name) > 1:
             raise UserError(f"column {name!r} is named twice among the features")
-    reserved = (GROUP, TIME, *spec.labels)
+    weight = (ROW_WEIGHT,) if spec.weight else ()
+    reserved = (GROUP, TIME, *weight, *spec.labels)
     for name in (*features, *spec.extra):
         if name in reserved:
             raise UserError(

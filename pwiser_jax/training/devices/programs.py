@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pwiser_jax.config import EmbeddingOptimizer
-from pwiser_jax.data.batches import batches as data
+from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.models import build
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.training.devices import processes
@@ -33,7 +33,6 @@ from pwiser_jax.training.devices.stack import VARIED, stacked_eval, stacked_step
 from pwiser_jax.training.objective import Objective
 from pwiser_jax.training.optimizer import with_tables
 from pwiser_jax.training.step import (
-    Batch,
     Hyper,
     TrainState,
     eval_step,
@@ -151,16 +150,10 @@ def split_rows(tree: Any, devices: int) -> Any:
     return jax.tree.map(cut, tree)
 
 
-def shard_batch(batch: data.Batch, devices: int) -> Batch:
-    """What a step needs of a batch of the data pipeline, cut for the devices."""
-    parts = batch.inputs, batch.labels, batch.mask, batch.rows, batch.weights
-    return Batch(*split_rows(parts, devices))
-
-
-def stacked(batches: Sequence[data.Batch], steps: int) -> Batch:
+def stacked(batches: Sequence[Batch], steps: int) -> Batch:
     """Up to `steps` batches side by side, [devices, steps, B / devices, ...], on the
     devices; zeros where there are fewer."""
-    return stack([shard_batch(batch, device_count()) for batch in batches], steps)
+    return stack([split_rows(batch, device_count()) for batch in batches], steps)
 
 
 def stack(parts: Sequence[Any], steps: int) -> Any:

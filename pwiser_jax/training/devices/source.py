@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pwiser_jax.data.batches.batches import Taken, gather
+from pwiser_jax.data.batches.batches import Batch, Selection, gather
 from pwiser_jax.data.batches.rows import Inputs, Rows, Runs
 from pwiser_jax.training.devices.programs import (
     device_count,
@@ -22,7 +22,6 @@ from pwiser_jax.training.devices.programs import (
     stack,
     stacked,
 )
-from pwiser_jax.training.step import Batch
 
 # What a split may take of the free memory of an accelerator: the rest is for tables,
 # their moments and activations.
@@ -35,7 +34,7 @@ Layout = tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
 class Source(Protocol):
     """Makes the batches of a call, [devices, steps, B / devices, ...], zeros behind."""
 
-    def __call__(self, taken: Sequence[Taken], steps: int) -> Batch: ...
+    def __call__(self, selections: Sequence[Selection], steps: int) -> Batch: ...
 
 
 def source(rows: Rows, where: Literal["auto", "device", "files"]) -> Source:
@@ -61,8 +60,8 @@ class Streamed:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    def __call__(self, taken: Sequence[Taken], steps: int) -> Batch:
-        return stacked([gather(self._rows, each) for each in taken], steps)
+    def __call__(self, selections: Sequence[Selection], steps: int) -> Batch:
+        return stacked([gather(self._rows, each) for each in selections], steps)
 
 
 class Resident:
@@ -75,17 +74,17 @@ class Resident:
         self._data = replicated(_arrays(rows))
         self._program = _gather_program(_layout(rows))
 
-    def __call__(self, taken: Sequence[Taken], steps: int) -> Batch:
+    def __call__(self, selections: Sequence[Selection], steps: int) -> Batch:
         devices = device_count()
         index, places = [], []
-        for each in taken:
-            missing = len(each.rows) - len(each.places)
-            padded = np.pad(each.places.astype(np.int32), (0, missing))
-            real = np.arange(len(padded)) < len(each.places)
+        for each in selections:
+            missing = len(each.rows) - len(each.indices)
+            padded = np.pad(each.indices.astype(np.int32), (0, missing))
+            real = np.arange(len(padded)) < len(each.indices)
             # Rows of padding that even the devices out are no rows either.
             index.append(split_rows((padded, real), devices))
             places.append(split_rows(each.rows, devices))
-        weight = np.float32(taken[0].conversion_weight)
+        weight = np.float32(selections[0].conversion_weight)
         return self._program(
             self._data, stack(index, steps), stack(places, steps), weight
         )
@@ -95,7 +94,12 @@ def _arrays(rows: Rows) -> dict[str, Any]:
     data: dict[str, Any] = {"own": rows.inputs, "labels": rows.labels}
     if rows.shared is not None:
         data |= {"line": rows.shared.line, "shared": rows.shared.inputs}
-    return data
+    columns = {
+        "weight": rows.weight,
+        "groups": rows.group_codes,
+        "values": rows.pair_values,
+    }
+    return data | {name: a for name, a in columns.items() if a is not None}
 
 
 def _layout(rows: Rows) -> Layout:
@@ -140,6 +144,22 @@ def _gather_program(layout: Layout) -> Any:
             inputs[name] = padded(values)
         labels = padded(take(data["labels"], at))
         weights = jnp.where(labels[..., -1] == 1, weight, jnp.float32(1))
-        return Batch(inputs, labels, real, places, padded(weights))
+        columns = {
+            name: padded(take(data[name], at)) if name in data else None
+            for name in ("weight", "groups", "values")
+        }
+        row_weights = columns["weight"]
+        if row_weights is not None:
+            weights = row_weights * weights
+        return Batch(
+            inputs,
+            labels,
+            real,
+            places,
+            padded(weights),
+            row_weights,
+            columns["groups"],
+            columns["values"],
+        )
 
     return per_device_program(gathered, in_axes=(None, 0, 0, None))

@@ -16,7 +16,11 @@ import pytest
 from tests.data.multi_valued import expected_inputs, write_folder
 
 from pwiser_jax.data.batches import cache
-from pwiser_jax.data.batches.batches import epoch_batches, sequential_batches
+from pwiser_jax.data.batches.batches import (
+    epoch_batches,
+    epoch_order,
+    sequential_batches,
+)
 from pwiser_jax.data.batches.cache import CacheWarning
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
@@ -60,15 +64,17 @@ def test_batches_of_either_kind_join_what_rows_share(folder: Path):
     rows = Prepared(folder).load("train")
     frame = pl.read_parquet(sorted(folder.glob("train-*.parquet")))
     expected = expected_inputs(folder, frame)
-    for batches in (
-        sequential_batches(rows, 64),
-        epoch_batches(rows, 64, seed=1, epoch=0, min_conversions=3),
+    key = {"seed": 1, "epoch": 0, "min_conversions": 3}
+    in_order = [np.arange(len(rows))[at : at + 64] for at in range(0, len(rows), 64)]
+    shuffled = [each.indices for each in epoch_order(rows, 64, **key)]
+    for batches, selected in (
+        (sequential_batches(rows, 64), in_order),
+        (epoch_batches(rows, 64, **key), shuffled),
     ):
-        for batch in batches:
+        for batch, indices in zip(batches, selected, strict=True):
             for name, values in batch.inputs.items():
                 real = values[batch.mask]
-                place = batch.place[batch.mask]
-                np.testing.assert_array_equal(real, expected[name][place])
+                np.testing.assert_array_equal(real, expected[name][indices])
                 assert not values[~batch.mask].any()
 
 
@@ -130,12 +136,12 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from pwiser_jax.data.batches import cache
-from pwiser_jax.data.prepared import folder as prepared
+from pwiser_jax.data.prepared.folder import Prepared
 def slowly(frame, schema):
     print("writing", flush=True)
     time.sleep(60)
 cache.beside_arrays = slowly
-prepared.Prepared(Path(sys.argv[1])).load("train")
+Prepared(Path(sys.argv[1])).load("train")
 """
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from tests.data.prepared.tables import LABELS, SPEC, flat
 
 from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
 from pwiser_jax.data.raw.hashing import group_hash
@@ -25,43 +26,6 @@ from pwiser_jax.version import __version__
 
 # The SHA-256 of "abc": FIPS 180-2, appendix B.1.
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-LABELS = {"click": "clicked", "cart": "in_cart", "buy": "bought"}
-SPEC = FlatSpec(
-    categorical=("user", "kind"),
-    numerical=("x",),
-    labels=LABELS,
-    group="user",
-    time="day",
-    extra=("p",),
-    sizes={"kind": 4},
-    min_count=3,
-)
-
-
-def table(rows: int, seed: int = 0) -> pl.DataFrame:
-    rng = np.random.default_rng(seed)
-    level = rng.choice(4, size=rows, p=(0.7, 0.15, 0.1, 0.05))
-    return pl.DataFrame(
-        {
-            "user": pl.Series(rng.zipf(1.5, rows) % 300).cast(pl.String),
-            "kind": rng.integers(6, size=rows) - 1,
-            "x": rng.normal(size=rows) ** 3,
-            "day": pl.Series(19000 + rng.integers(30, size=rows)).cast(pl.Date),
-            "p": rng.random(rows),
-            "clicked": level > 0,
-            "in_cart": level > 1,
-            "bought": level > 2,
-        }
-    )
-
-
-def flat(rows: int = 3000, **changes: Any) -> FlatTable:
-    frame = table(rows)
-    cuts = {"train": frame[: -rows // 3], "valid": frame[-rows // 3 : -rows // 6]}
-    splits = {name: cut.lazy() for name, cut in cuts.items()}
-    splits["test"] = frame[-rows // 6 :].lazy()
-    return dataclasses.replace(FlatTable("own", SPEC, splits), **changes)
-
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -110,6 +74,37 @@ def test_rows_come_back_as_they_were(tmp_path: Path):
     found = prepared.load("train").categorical[:, 0]
     np.testing.assert_array_equal(found < field.size, rare)
     np.testing.assert_array_equal(found == field.rare, ~rare)
+
+
+def test_row_weights_come_back_and_change_nothing_else(tmp_path: Path):
+    weighted = flat(spec=dataclasses.replace(SPEC, weight="p", extra=()))
+    write(weighted, tmp_path / "weighted")
+    write(flat(), tmp_path / "plain")
+    prepared, plain = Prepared(tmp_path / "weighted"), Prepared(tmp_path / "plain")
+    assert prepared.schema.weight
+    assert not plain.schema.weight
+    for name, split in weighted.splits.items():
+        rows = prepared.load(name)
+        weight = split.collect()["p"].cast(pl.Float32)
+        assert rows.weight is not None
+        assert rows.weight.dtype == np.float32
+        np.testing.assert_array_equal(rows.weight, weight)
+        assert plain.load(name).weight is None
+        np.testing.assert_array_equal(rows.categorical, plain.load(name).categorical)
+    assert "weight" in pl.read_parquet_schema(
+        tmp_path / "weighted" / "test-00000.parquet"
+    )
+
+
+@pytest.mark.parametrize("bad", [-0.5, None, float("nan"), float("inf"), 1e39])
+def test_row_weights_are_finite_and_not_negative(tmp_path: Path, bad: float | None):
+    source = flat(spec=dataclasses.replace(SPEC, weight="p", extra=()))
+    train = source.splits["train"].with_row_index("at").with_columns(
+        p=pl.when(pl.col("at") == 6).then(bad).otherwise("p")
+    )
+    splits = {**source.splits, "train": train}
+    with pytest.raises(UserError, match=r"^train, row 7: column 'p' .*at least 0"):
+        write(dataclasses.replace(source, splits=splits), tmp_path / "out")
 
 
 def test_the_encoder_of_a_folder_encodes_as_the_folder_was(tmp_path: Path):
@@ -294,7 +289,8 @@ import sys
 import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.data.prepared.test_prepared import flat, write
+from pwiser_jax.data.prepared.folder import write
+from tests.data.prepared.tables import flat
 
 class Endless(type(Path())):
     def open(self, *args, **options):
@@ -339,7 +335,8 @@ import sys, resource
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from pwiser_jax.errors import UserError
-from tests.data.prepared.test_prepared import flat, write
+from pwiser_jax.data.prepared.folder import write
+from tests.data.prepared.tables import flat
 source = flat(100_000)
 if sys.argv[3]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
