@@ -10,7 +10,7 @@ import pytest
 from pwiser_jax.config import load_config
 from pwiser_jax.data.datasets.funnel import LADDERS
 from pwiser_jax.errors import UserError
-from pwiser_jax.models import build
+from pwiser_jax.models import MODELS, build
 from pwiser_jax.schema import CategoricalField, NumericalField, Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.inference import example_inputs
@@ -18,7 +18,6 @@ from pwiser_jax.training.inference import example_inputs
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 SCHEMA = Schema((CategoricalField("user", 5),), (NumericalField("price"),))
-MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", "kuairand", "aliexpress", "aliccp"])
@@ -72,6 +71,7 @@ def test_a_pair_of_configs_differs_in_lambda_alone() -> None:
     ("text", "word"),
     [
         ("model: {nmae: mmoe}", "nmae"),
+        ("model: {name: mmeo}", "did you mean 'mmoe'"),
         ("train: {epochs: many}", "train.epochs"),
         ("train: {epochs: 0}", "train.epochs"),
         ("loss: {gate: literal, surrogate: hinge}", "loss.gate"),

@@ -27,12 +27,11 @@ from experiments.bench.training_cell import Cell
 from experiments.bench.turns import ALLOCATORS, Group, Measurements
 from experiments.lib.measure import KEEP_MEMORY, machine, on_accelerator
 from pwiser_jax.atomic import write_whole
-from pwiser_jax.models.config import ModelName
+from pwiser_jax.models import MODELS
 from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.tables import to_markdown, write_csv
 from pwiser_jax.training.devices.several import MOST_STEPS
 
-MODELS: tuple[ModelName, ...] = ("shared_bottom", "mmoe", "ple", "single_task")
 DIMS = (16, 128)
 IDS = (30_000, 300_000, 3_000_000)
 LARGE_BATCH = 65_536
@@ -79,7 +78,7 @@ class Options:
     work: Path
     output: Path = Path("experiments/results/training")
     parts: tuple[PartName, ...] = get_args(PartName)
-    large_models: tuple[ModelName, ...] = MODELS
+    large_models: tuple[str, ...] = tuple(MODELS)
     dims: tuple[PositiveInt, ...] = DIMS
     rounds: PositiveInt = 8
 

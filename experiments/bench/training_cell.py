@@ -97,7 +97,7 @@ class Cell:
         return 16 * rows * self.dim * tables * self.runs + 2**30
 
     def model_config(self) -> ModelConfig:
-        config = ModelConfig(name=self.model, embedding_dim=self.dim)  # pyright: ignore[reportArgumentType]
+        config = ModelConfig(name=self.model, embedding_dim=self.dim)
         return replace(config, **json.loads(self.changes))
 
 

@@ -41,8 +41,6 @@ from pwiser_jax.training.sweep import (
     train_sweep,
 )
 
-MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
-
 # What a loss changes in a config's `loss` section. Paired runs share the rest, so they
 # have the same initial weights and see the same batches.
 LOSSES: Mapping[str, Mapping[str, Any]] = {

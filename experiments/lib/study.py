@@ -19,6 +19,7 @@ from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import Prediction, predict_task
 from pwiser_jax.inference.evaluate import run_config
+from pwiser_jax.models import MODELS
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.tasks import measured
 from pwiser_jax.training.inference import load_best, predict_logits
@@ -61,7 +62,6 @@ class Scale:
     kuairand: tuple[str, ...] = ()
 
 
-MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
 TINY = (
     "--train.epochs=1",
     "--data.batch_size=512",
@@ -85,7 +85,7 @@ BCE_GRID = {
 }
 STANDARD = Scale(
     rows=60_000,
-    models=MODELS,
+    models=tuple(MODELS),
     seeds=5,
     pairs=20,
     variants=99,

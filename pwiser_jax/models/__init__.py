@@ -4,11 +4,13 @@ from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.mmoe import MMoE
 from pwiser_jax.models.ple import PLE
+from pwiser_jax.models.registry import MODELS, register_model
 from pwiser_jax.models.shared_bottom import SharedBottom
 from pwiser_jax.models.single_task import SingleTask
 from pwiser_jax.schema import Schema
 
 __all__ = [
+    "MODELS",
     "PLE",
     "MMoE",
     "ModelConfig",
@@ -16,14 +18,13 @@ __all__ = [
     "SharedBottom",
     "SingleTask",
     "build",
+    "register_model",
 ]
 
-MODELS: dict[str, type[MultiTaskModel]] = {
-    "single_task": SingleTask,
-    "shared_bottom": SharedBottom,
-    "mmoe": MMoE,
-    "ple": PLE,
-}
+register_model("single_task", SingleTask)
+register_model("shared_bottom", SharedBottom)
+register_model("mmoe", MMoE)
+register_model("ple", PLE)
 
 
 def build(
@@ -35,12 +36,8 @@ def build(
     shard_map over that axis.
 
     Raises:
-        ValueError: model.name is unknown, or the schema has no field to learn from.
+        ValueError: the schema has no field to learn from.
     """
-    if config.name not in MODELS:
-        raise ValueError(
-            f"model.name must be one of {', '.join(MODELS)}, not {config.name!r}"
-        )
     if not schema.embedded and not schema.numerical:
         raise ValueError(
             "the schema must have a categorical, multi-valued or numerical field"

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pwiser_jax.models.registry import check_name
 from pwiser_jax.tasks import CvrSpace
 
 Compute = Literal["float32", "bfloat16"]
-ModelName = Literal["single_task", "shared_bottom", "mmoe", "ple"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ModelConfig:
     """Which model, and its sizes.
 
     Args:
-        name: the model.
+        name: the model, a name in the table of models.
         cvr_space: "ctcvr": the second head predicts click and conversion on all rows;
             "click": it predicts conversion on clicked rows only; "product": ESMM, the
             product of both heads is trained on all rows.
@@ -39,7 +39,7 @@ class ModelConfig:
         ValueError: a size or a rate that no model can have; the message names it.
     """
 
-    name: ModelName = "mmoe"
+    name: str = "mmoe"
     cvr_space: CvrSpace = "ctcvr"
     embedding_dim: int = 128
     small_rows: int | None = None
@@ -54,6 +54,7 @@ class ModelConfig:
     compute: Compute = "float32"
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         for option in ("embedding_dim", "experts", "shared_experts", "task_experts"):
             _require_positive(f"model.{option}", getattr(self, option))
         layers = {"bottom": self.bottom, "expert": self.expert, "tower": self.tower}

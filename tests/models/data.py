@@ -6,7 +6,6 @@ import numpy as np
 from pwiser_jax.models import ModelConfig
 from pwiser_jax.schema import CategoricalField, MultiValuedField, NumericalField, Schema
 
-MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
 LABELS = ("click", "cart", "order")
 
 

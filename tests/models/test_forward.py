@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from pwiser_jax import tasks
-from pwiser_jax.models import build
+from pwiser_jax.models import MODELS, build
 from tests.models.data import (
     BRANDS,
-    MODELS,
     SHOPS,
     make_inputs,
     make_schema,

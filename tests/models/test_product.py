@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pwiser_jax.models import build
+from pwiser_jax.models import MODELS, build
 from pwiser_jax.models.layout import layout
 from pwiser_jax.models.product import (
     ALIGNED,
@@ -18,7 +18,6 @@ from pwiser_jax.models.product import (
 )
 from tests.models.data import (
     BRANDS,
-    MODELS,
     make_inputs,
     make_schema,
     make_variables,

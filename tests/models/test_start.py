@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from pwiser_jax.models import ModelConfig, build
-from tests.models.data import MODELS, make_inputs, make_schema, tiny
+from pwiser_jax.models import MODELS, ModelConfig, build
+from tests.models.data import make_inputs, make_schema, tiny
 
 ALIEXPRESS = (11, 4, 7, 2, 33, 7, 50, 8, 8, 2, 2, 2, 2, 2, 2, 2)
 
@@ -162,7 +162,7 @@ def test_bottom_and_tower_may_have_no_hidden_layer():
 
 def test_build_refuses_what_it_cannot_build():
     with pytest.raises(ValueError, match=r"model\.name .*mmoe.* not 'moe'"):
-        build(ModelConfig(name="moe"), make_schema())
+        ModelConfig(name="moe")
     with pytest.raises(ValueError, match="schema must have"):
         build(ModelConfig(), make_schema(sizes=(), numerical=0))
 
