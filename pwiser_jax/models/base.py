@@ -1,4 +1,4 @@
-"""What the four models share: inputs in, a tower a task, logits by name out."""
+"""The base class of models: from a batch of inputs to logits by name."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from flax import linen as nn
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.embedding import Embedding
-from pwiser_jax.models.heads import joint_logits
+from pwiser_jax.models.heads import both_logits, joint_logits
 from pwiser_jax.models.layers import Towers
 from pwiser_jax.models.layout import layout
 from pwiser_jax.models.product import Features
@@ -19,12 +19,12 @@ from pwiser_jax.tasks import heads
 
 
 class MultiTaskModel(nn.Module):
-    """A model with one tower a head; a subclass says what each tower reads.
+    """A model with a tower for each head; a subclass defines what the towers read.
 
     Attributes:
         config: the sizes.
         schema: the fields and labels.
-        axis_name: of pmap or shard_map, where several devices share a batch.
+        axis_name: the mapped axis over whose devices a batch is split.
     """
 
     config: ModelConfig
@@ -40,20 +40,27 @@ class MultiTaskModel(nn.Module):
         mask: jax.Array | None = None,
         rows: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """Logits f32[B] by task name: the heads, then joint tasks (see joint_logits).
+        """Computes logits by task name, f32[B] each.
 
         Args:
             inputs: "categorical" int[B, F] and "numerical" f32[B, M]; F or M may be 0.
                 With multi-valued fields also "multi_ids" int[B, W] and "multi_weights"
-                f32[B, W], the fields side by side; padding has weight 0.
-            train: batch statistics and dropout (rng "dropout"), or running statistics.
-            mask: bool[B], False for padding rows, which may hold anything and change
-                no other row; their own logits mean nothing.
-            rows: uint32[B], each row's position in the batch of all devices; the
-                row's dropout depends on it. Counted from 0 if not given.
+                f32[B, W], the fields side by side; padding has weight 0. B may be
+                symbolic (`jax.export`).
+            train: use batch statistics and dropout (rng "dropout"), not running
+                statistics.
+            mask: bool[B], False for padding rows. They may hold any values and change
+                no other row; their own logits are meaningless.
+            rows: uint32[B], the position of each row in the batch of all devices, on
+                which its dropout depends; default 0 .. B - 1.
+
+        Returns:
+            The logit of each head, then of each joint task (see `joint_logits`). With
+            `config.two_logits`, in training, also the two logits f32[B, 2] of each
+            head, under `both_logits(head)`.
 
         Raises:
-            AssertionError: a shape or dtype that does not fit the schema.
+            AssertionError: a shape or dtype does not fit the schema.
         """
         self._check(inputs, mask, rows)
         context = Context(
@@ -61,20 +68,33 @@ class MultiTaskModel(nn.Module):
         )
         features = self.features(inputs, context)
         sizes = self.config
-        towers = Towers(len(self.heads), sizes.tower, sizes.dropout, name="towers")
-        logits = dict(zip(self.heads, towers(features, context), strict=True))
-        return joint_logits(logits, self.schema.labels, self.config.cvr_space)
+        outputs = Towers(
+            len(self.heads),
+            sizes.tower,
+            sizes.dropout,
+            outputs=2 if sizes.two_logits else 1,
+            name="towers",
+        )(features, context)
+        logits = outputs[..., 0]
+        if sizes.two_logits:
+            logits = outputs[..., 1] - logits
+        by_head = dict(zip(self.heads, logits, strict=True))
+        result = joint_logits(by_head, self.schema.labels, sizes.cvr_space)
+        if sizes.two_logits and train:
+            names = map(both_logits, self.heads)
+            result = result | dict(zip(names, outputs, strict=True))
+        return result
 
     def features(
         self, inputs: Mapping[str, jax.Array], context: Context
     ) -> jax.Array | Features:
-        """What all towers read, [B, D], or each of them, [T, B, D]."""
+        """The input of the towers: one for all, [B, D], or one each, [T, B, D]."""
         raise NotImplementedError
 
     def embed(
         self, name: str, inputs: Mapping[str, jax.Array], context: Context
     ) -> Features:
-        """z of an embedding of this name; see `Embedding`."""
+        """Embeds the inputs by an `Embedding` of this name."""
         dim = self.config.embedding_dim
         embedding = Embedding(layout(self.config, self.schema), dim, name=name)
         return embedding(inputs, context)
@@ -85,7 +105,7 @@ class MultiTaskModel(nn.Module):
         return tuple(t.name for t in heads(self.schema.labels, self.config.cvr_space))
 
     def _check(self, inputs, mask, rows) -> None:
-        batch = len(inputs["categorical"])
+        batch = inputs["categorical"].shape[0]
         expected = (
             ("categorical", len(self.schema.categorical), jnp.integer),
             ("numerical", len(self.schema.numerical), jnp.floating),

@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array | Product, context: Context) -> jax.Array:
         rows = self.axis
         if isinstance(x, Product):
-            batch_size, shape = len(x.factors), list(x.units)
+            batch_size, shape = x.factors.shape[0], list(x.units)
         else:
             shape = list(x.shape)
             batch_size = shape.pop(rows)
@@ -94,7 +94,7 @@ def _moments_of_product(
 ) -> tuple[Product, jax.Array, jax.Array]:
     """x less its mean, then mean and biased variance, [U], over all real rows."""
     factors, kernel = x.factors, x.kernel
-    real, n = context.real_rows(len(factors), 2, 0), jnp.maximum(count, 1)
+    real, n = context.real_rows(factors.shape[0], 2, 0), jnp.maximum(count, 1)
     total: Any = _total(factors, real, 0)
     centre = context.over_devices(total) / n
     products: Any = _products(factors - lax.stop_gradient(centre), real)

@@ -29,7 +29,9 @@ class ModelConfig:
         levels: of ple, the hidden layers of an expert of each level.
         shared_experts: of ple, shared experts in a level.
         task_experts: of ple, experts of each task in a level.
-        tower: hidden layers of a task's tower; its last layer, of one unit, is extra.
+        tower: hidden layers of a task's tower; its output layer is extra.
+        two_logits: whether each head has two logits f0 and f1 (of label 0 and of label
+            1), as JRC needs them; the head's logit is then f1 - f0.
         dropout: rate of every dropout.
         compute: "bfloat16": the factors of matrix products are rounded to it; twice and
             more as fast on accelerators made for it, slower on most CPUs. Sums, batch
@@ -50,6 +52,7 @@ class ModelConfig:
     shared_experts: int = 4
     task_experts: int = 4
     tower: tuple[int, ...] = (128, 64)
+    two_logits: bool = False
     dropout: float = 0.2
     compute: Compute = "float32"
 

@@ -52,7 +52,7 @@ class Embedding(nn.Module):
             x = _of_real_rows(inputs["numerical"], context)
             linear = Linear(self.dim, name="numerical")(x.shape[1])
             if layout.factored:
-                ones = jnp.ones((len(x), 1))
+                ones = jnp.ones((x.shape[0], 1))
                 vectors = jnp.concatenate([linear.kernel, linear.bias[None]])
                 parts.append(Part(jnp.concatenate([x, ones], axis=1), vectors))
             else:

@@ -1,10 +1,15 @@
-"""Logits of joint tasks from the logits of a model's heads."""
+"""The logits that a model returns: of its heads, and of joint tasks."""
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from pwiser_jax.tasks import CvrSpace, heads, joint_task
+
+
+def both_logits(head: str) -> str:
+    """The name under which a head's two logits, f32[B, 2], are returned."""
+    return f"{head}:both"
 
 
 def product_logit(a: jax.Array, b: jax.Array) -> jax.Array:

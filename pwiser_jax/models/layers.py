@@ -72,7 +72,7 @@ class Blocks(nn.Module):
 
 
 class Towers(nn.Module):
-    """The tasks' own layers: hidden ones, then one unit: logits [T, B].
+    """A tower for each task: hidden layers, then `outputs` units: [T, B, outputs].
 
     All read the same input [B, D], or each its own, [T, B, D].
     """
@@ -80,10 +80,11 @@ class Towers(nn.Module):
     tasks: int
     hidden: tuple[int, ...]
     dropout: float
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
         x = Blocks(self.hidden, self.dropout, self.tasks, name="hidden")(x, context)
-        out = Linear(1, self.tasks, name="out")(width(x))
-        y = product(x, out, context.dtype)[..., 0]
-        return y.T if is_shared(x) else y
+        out = Linear(self.outputs, self.tasks, name="out")(width(x))
+        y = product(x, out, context.dtype)
+        return jnp.swapaxes(y, 0, 1) if is_shared(x) else y

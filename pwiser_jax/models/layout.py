@@ -78,7 +78,7 @@ class Layout:
         if several:
             columns.append(inputs["multi_ids"] + np.concatenate(several)[None, :])
         if not columns:
-            return jnp.zeros((len(inputs["categorical"]), 0), jnp.int32)
+            return jnp.zeros((inputs["categorical"].shape[0], 0), jnp.int32)
         return jnp.concatenate(columns, axis=1)
 
 

@@ -64,8 +64,9 @@ class Features(NamedTuple):
 
     def factors(self) -> jax.Array:
         """[B, N]: all x, zeros up to a multiple N of `ALIGNED`, a column of ones."""
-        last = np.zeros((len(self.parts[0].x), self._padding + 1), np.float32)
+        last = np.zeros((1, self._padding + 1), np.float32)
         last[:, -1] = 1
+        last = jnp.broadcast_to(last, (self.parts[0].x.shape[0], last.shape[1]))
         return jnp.concatenate([*(part.x for part in self.parts), last], axis=1)
 
     def reduced(self, layer: Weights, dtype: DTypeLike) -> jax.Array:

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pwiser_jax.models.heads import joint_logits, product_logit
+from pwiser_jax.models import MODELS, build
+from pwiser_jax.models.heads import both_logits, joint_logits, product_logit
+from tests.models.data import make_inputs, make_schema, make_variables, tiny
 from tests.models.numpy_models import logit, sigmoid
 
 GRID = np.array([-50, -20, -3, -0.1, 0, 1, 4, 15, 50], np.float32)
@@ -61,3 +63,32 @@ def test_two_labels_have_the_fields_names():
     logits = {"ctr": np.zeros(1, np.float32), "cvr": np.zeros(1, np.float32)}
     labels = ("click", "conversion")
     assert list(joint_logits(logits, labels, "product")) == ["ctr", "cvr", "ctcvr"]
+
+
+@pytest.mark.parametrize("space", ["ctcvr", "click", "product"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_head_of_two_logits_has_their_difference_as_its_logit(name, space):
+    schema = make_schema()
+    model = build(tiny(name, cvr_space=space, two_logits=True), schema)
+    inputs = make_inputs(schema, 5)
+    variables = make_variables(model, inputs)
+    assert variables["params"]["towers"]["out"]["kernel"].shape[-1] == 2
+    trained, _ = model.apply(variables, inputs, train=True, mutable=["batch_stats"])
+    both = {head: trained.pop(both_logits(head)) for head in model.heads}
+    for head, logits in both.items():
+        assert logits.shape == (5, 2)
+        np.testing.assert_array_equal(trained[head], logits[:, 1] - logits[:, 0])
+    assert np.ptp(np.stack(list(both.values())), axis=1).min() > 0
+    # One logit whose weights are the difference of the two gives the same logits, joint
+    # ones too: nothing but the ranking loss sees more than the difference.
+    one = build(tiny(name, cvr_space=space), schema)
+    out = jax.tree.map(
+        lambda x: x[..., 1:] - x[..., :1], variables["params"]["towers"]["out"]
+    )
+    towers = {**variables["params"]["towers"], "out": out}
+    same = {**variables, "params": {**variables["params"], "towers": towers}}
+    expected = one.apply(same, inputs, train=False)
+    found = model.apply(variables, inputs, train=False)
+    assert found.keys() == expected.keys() == trained.keys()
+    for task in expected:
+        np.testing.assert_allclose(found[task], expected[task], rtol=1e-4, atol=1e-5)
