@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.data.prepared.manifest import FILE, CommonTable, Manifest, Split
+from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.schema import CategoricalField, MultiValuedField, NumericalField, Schema
 
 SCHEMA = Schema(

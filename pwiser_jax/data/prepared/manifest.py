@@ -105,7 +105,12 @@ class Manifest:
             raise ValueError("another format")
         schema = Schema.from_json(tree["schema"])
         tree["splits"] = {
-            name: Split(tuple(split["files"]), split["rows"], split["labels"])
+            name: Split(
+                tuple(split["files"]),
+                split["rows"],
+                # Sorted keys lose the ladder's order, which the schema keeps.
+                {label: split["labels"][label] for label in schema.labels},
+            )
             for name in SPLITS
             for split in [tree["splits"][name]]
         }
@@ -119,7 +124,6 @@ class Manifest:
 def _spec(tree: dict[str, Any], labels: tuple[str, ...]) -> FlatSpec:
     for key in ("categorical", "numerical", "extra"):
         tree[key] = tuple(tree[key])
-    # Sorted keys lose the ladder's order, which the schema keeps.
     tree["labels"] = {name: tree["labels"][name] for name in labels}
     return FlatSpec(**tree)
 

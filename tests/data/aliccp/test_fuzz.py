@@ -9,6 +9,16 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+
+from pwiser_jax.data.aliccp.line_format import Names
+from pwiser_jax.data.aliccp.lines import EDGE, find_bad
+from pwiser_jax.data.aliccp.raw import (
+    COMMON_COLUMNS,
+    SKELETON_COLUMNS,
+    RawReader,
+    _parsed,
+)
+from pwiser_jax.data.aliccp.triples import parse
 from tests.data.aliccp.slow_reader import (
     ITEM,
     ITEM_LISTS,
@@ -17,16 +27,6 @@ from tests.data.aliccp.slow_reader import (
     raw_files,
     slow_line,
 )
-
-from pwiser_jax.data.aliccp.raw import (
-    COMMON_COLUMNS,
-    SKELETON_COLUMNS,
-    RawReader,
-    _parsed,
-)
-from pwiser_jax.data.aliccp.line_format import Names
-from pwiser_jax.data.aliccp.lines import EDGE, find_bad
-from pwiser_jax.data.aliccp.triples import parse
 
 MARKS = [b"\x01", b"\x02", b"\x03", b",", b"\n", b"\r", b"\0", b" ", b".", b"e", b"-"]
 BYTES = [*MARKS, b"0", b"9", b"a", b"_", b"\x80", b"\xc3\xa9", b"+", b"/", b":"]

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tests.data.multi_valued import expected_inputs, write_folder
 
 from pwiser_jax.data.batches import cache
 from pwiser_jax.data.batches.batches import (
@@ -24,6 +23,7 @@ from pwiser_jax.data.batches.batches import (
 from pwiser_jax.data.batches.cache import CacheWarning
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
+from tests.data.multi_valued import expected_inputs, write_folder
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pwiser_jax.atomic import scratch_folder
 from pwiser_jax.data.datasets.aliexpress import (
     CATEGORICAL,
     FIELD_SIZES,
     NUMERICAL,
     prepare_aliexpress,
 )
-from pwiser_jax.atomic import scratch_folder
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.datasets.kuairand import (
     CATEGORICAL,
     EARLIER_LOG,
@@ -27,7 +28,6 @@ from pwiser_jax.data.datasets.kuairand import (
     prepare_kuairand,
 )
 from pwiser_jax.data.prepared.folder import DataWarning, Prepared
-from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.errors import UserError
 from pwiser_jax.metrics.auc import auc
 

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import chi2, rankdata
 
 from pwiser_jax.data.datasets.funnel import LADDERS, funnel
-from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.datasets.synthetic import CATEGORICAL, NUMERICAL, prepare_synthetic
+from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 
 ROWS = 200_000

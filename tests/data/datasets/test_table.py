@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.datasets.table import open_table, prepare_table
 from pwiser_jax.data.datasets.table_schema import read_table_schema
+from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 
 COLUMNS = """\

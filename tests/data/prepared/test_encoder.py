@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwiser_jax.data.prepared.encoder import Encoder
-from pwiser_jax.data.raw.flat import FlatSpec
-from pwiser_jax.data.raw.hashing import group_hash
 from pwiser_jax.data.aliccp.id_tables import MISSING, IdTable
 from pwiser_jax.data.aliccp.line_format import INT32_MAX
+from pwiser_jax.data.prepared.encoder import Encoder
 from pwiser_jax.data.prepared.moments import Moments, moments
-from pwiser_jax.schema import CategoricalField
+from pwiser_jax.data.raw.flat import FlatSpec
+from pwiser_jax.data.raw.hashing import group_hash
 from pwiser_jax.errors import UserError
+from pwiser_jax.schema import CategoricalField
 
 
 def encoded(

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from tests.data.prepared.tables import LABELS, SPEC, flat
 
-from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
-from pwiser_jax.data.raw.hashing import group_hash
-from pwiser_jax.data.prepared.manifest import Manifest, SourceFile, read_manifest
 from pwiser_jax.data.prepared.folder import DataWarning, Prepared, write
+from pwiser_jax.data.prepared.manifest import Manifest, SourceFile, read_manifest
+from pwiser_jax.data.raw.flat import FlatSpec
+from pwiser_jax.data.raw.hashing import group_hash
 from pwiser_jax.errors import UserError
 from pwiser_jax.version import __version__
+from tests.data.prepared.tables import LABELS, SPEC, flat
 
 # The SHA-256 of "abc": FIPS 180-2, appendix B.1.
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -99,8 +100,10 @@ def test_row_weights_come_back_and_change_nothing_else(tmp_path: Path):
 @pytest.mark.parametrize("bad", [-0.5, None, float("nan"), float("inf"), 1e39])
 def test_row_weights_are_finite_and_not_negative(tmp_path: Path, bad: float | None):
     source = flat(spec=dataclasses.replace(SPEC, weight="p", extra=()))
-    train = source.splits["train"].with_row_index("at").with_columns(
-        p=pl.when(pl.col("at") == 6).then(bad).otherwise("p")
+    train = (
+        source.splits["train"]
+        .with_row_index("at")
+        .with_columns(p=pl.when(pl.col("at") == 6).then(bad).otherwise("p"))
     )
     splits = {**source.splits, "train": train}
     with pytest.raises(UserError, match=r"^train, row 7: column 'p' .*at least 0"):
@@ -172,6 +175,7 @@ def test_the_manifest(tmp_path: Path):
     assert read.spec == SPEC
     assert list(read.spec.labels) == list(LABELS)
     assert read.splits == manifest.splits
+    assert list(read.splits["train"].labels) == list(LABELS)
     assert Manifest.from_json(read.to_json()) == read
 
 
