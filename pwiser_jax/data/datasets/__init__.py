@@ -1,4 +1,14 @@
-"""The datasets that `prepare` reads: one function each."""
+"""The datasets that `prepare` reads: one function each.
+
+The command line, its help and the experiments take the names from `DATASETS`. A dataset
+of your own is one call, from any module:
+
+    register_dataset("mine", prepare_mine)
+
+where `prepare_mine(output: Path, ...)` writes a prepared folder, for example by
+`prepared.folder.write(FlatTable(...), output)`, and returns its manifest. Its arguments
+are the options of `prepare mine`, its docstring their help.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -15,7 +25,15 @@ DATASETS: dict[str, str | Callable[..., Any]] = {
 
 
 def register_dataset(name: str, function: Callable[..., Any]) -> None:
-    """Adds a dataset: `prepare NAME` has the function's arguments as its options."""
+    """Adds a dataset: `prepare NAME` has the function's arguments as its options.
+
+    Raises:
+        ValueError: the name is not an identifier, or is that of another function.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} cannot be a dataset's name: use an identifier")
+    if DATASETS.get(name, function) is not function:
+        raise ValueError(f"there is a dataset {name!r} already")
     DATASETS[name] = function
 
 
