@@ -43,6 +43,7 @@ from pwiser_jax.data.prepared.manifest import (
 )
 from pwiser_jax.data.raw.archives import TARS, Files, Source, is_tar
 from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec
+from pwiser_jax.data.raw.labels import FIXES
 from pwiser_jax.data.raw.ragged import Ragged
 from pwiser_jax.data.raw.split import check_fractions
 from pwiser_jax.errors import UserError
@@ -100,8 +101,9 @@ def prepare_aliccp(
         log_counts: the values of fields 508, 509, 702 and 853 become numerical fields
             D508, D509, D702 and D853 beside the ids.
         valid_fraction: share of train's users that are kept for validation.
-        on_bad_label: what to do with a conversion without a click: refuse, drop the
-            row, or set its conversion to 0. The published train file has 230.
+        on_bad_label: what to do with a conversion without a click: refuse (error),
+            leave the row out (drop), set its conversion to 0 (nest) or its click to 1
+            (fill). The published train file has 230.
         strict: refuse fields that are not known; otherwise they are counted.
         overwrite: replace a prepared folder.
     """
@@ -270,7 +272,8 @@ class _Skeletons:
                 raise UserError(
                     f"{source}, line {first + int(bad.argmax())}: 'conversion' is 1 "
                     "but 'click' is 0, a conversion without a click; choose "
-                    "--on-bad-label drop or nest to go on without such rows"
+                    "--on-bad-label drop (the row), nest (no conversion) or fill (a "
+                    "click too)"
                 )
             without = line < 0
             if without.any():
@@ -295,7 +298,7 @@ class _Skeletons:
         for name, rest in pieces.items():
             yield from ((name, piece) for piece in rest.rest())
         self.totals[half] = dict(total)
-        fixed = {"drop": "dropped", "nest": "nested"}.get(self.on_bad_label, "refused")
+        fixed = FIXES.get(self.on_bad_label, "refused")
         self.dropped[f"conversion_without_click_{fixed}"] += total[
             "conversions_without_click"
         ]
@@ -305,10 +308,11 @@ class _Skeletons:
         self.counted["rows_that_repeat_another"] += repeats
 
     def _columns(self, block: "SkeletonRows", line: np.ndarray) -> Columns:
+        fill = self.on_bad_label == "fill"
         columns: dict[str, np.ndarray | Ragged] = {
             COMMON: line,
-            "click": block.click,
-            "conversion": block.conversion & block.click,
+            "click": block.click | block.conversion if fill else block.click,
+            "conversion": block.conversion if fill else block.conversion & block.click,
         }
         columns |= dict(zip(ITEM_SINGLE, block.features.single, strict=True))
         if self.log_counts:

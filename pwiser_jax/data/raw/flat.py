@@ -1,7 +1,7 @@
-"""The half-way form of every dataset: one row an exposure, raw values, already split.
+"""The common intermediate form of the datasets: raw rows, one an exposure, by split.
 
-Each reader (`synthetic`, `kuairand`, `aliexpress`, `table`) ends in a `FlatTable`; one
-writer (`prepared.write`) encodes it. `predict` encodes raw rows of the same columns.
+A reader (`synthetic`, `kuairand`, `aliexpress`, `table`) returns a `FlatTable`, and
+`prepared.folder.write` encodes it. `predict` encodes raw rows of the same columns.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-BadLabel = Literal["error", "drop", "nest"]
+BadLabel = Literal["error", "drop", "nest", "fill"]
 SPLITS = ("train", "valid", "test")
 
 

@@ -1,4 +1,4 @@
-"""Labels: 0 or 1 in every row, and no rung of the ladder without the one below."""
+"""Labels: 0 or 1 in every row, and no label without the one below it on the ladder."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -18,7 +18,7 @@ from pwiser_jax.data.raw.flat import BadLabel
 from pwiser_jax.errors import UserError
 
 TEXTS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-FIXES = {"drop": "dropped", "nest": "nested"}
+FIXES = {"drop": "dropped", "nest": "nested", "fill": "filled"}
 
 
 def truth(column: str, dtype: pl.DataType) -> pl.Expr:
@@ -41,19 +41,20 @@ def check_labels(
     on_bad_label: BadLabel,
     source: Source,
 ) -> tuple[pl.LazyFrame, dict[str, int]]:
-    """The frame with label columns as int8 0 or 1, nested, and what was put right.
+    """Checks labels and makes them nested int8 columns.
 
     Args:
         frame: rows with the label columns as integers, booleans, floats or text.
         labels: label name -> column, lowest rung of the ladder first.
         on_bad_label: for a label without the one below it, such as a conversion without
             a click: "error" refuses, "drop" leaves the row out, "nest" sets the label
-            and all above it to 0.
+            and all above it to 0, "fill" sets all below it to 1.
         source: the table's name, or a function from a 1-based row to its place.
 
     Returns:
-        The frame and counts such as {"conversion_without_click_dropped": 3}; a row with
-        several faults counts once, at the lowest rung.
+        The frame, and the number of rows changed by reason, such as
+        {"conversion_without_click_dropped": 3}. A row with several faults counts once,
+        for the lowest one.
 
     Raises:
         UserError: a label that is not 0 or 1, null included; with "error", a label
@@ -77,18 +78,27 @@ def check_labels(
         fault.sum().alias(f"{higher}_without_{lower}")
         for (lower, higher), fault in faults.items()
     )
-    found = counts.collect(engine="streaming").row(0, named=True) if faults else {}
-    found = {name: count for name, count in found.items() if count}
-    if found and on_bad_label == "error":
+    faulty = counts.collect(engine="streaming").row(0, named=True) if faults else {}
+    faulty = {name: count for name, count in faulty.items() if count}
+    if faulty and on_bad_label == "error":
         _refuse_fault(frame, labels, faults, source)
 
-    if found and on_bad_label == "drop":
+    if faulty and on_bad_label == "drop":
         frame = frame.filter(sound)
-    nested: list[pl.Expr] = []
-    for name, column in labels.items():
-        below = nested[-1] if nested else pl.lit(1, pl.Int8)
-        nested.append(pl.min_horizontal(truths[name], below).alias(column))
-    fixed = {f"{name}_{FIXES[on_bad_label]}": count for name, count in found.items()}
+    # A label of a nested ladder is 1 where all labels up to it are; filled, where any
+    # label from it on is.
+    values = [value.alias(labels[name]) for name, value in truths.items()]
+    if on_bad_label == "fill":
+        nested = [
+            pl.max_horizontal(values[at:]).alias(column)
+            for at, column in enumerate(labels.values())
+        ]
+    else:
+        nested = [
+            pl.min_horizontal(values[: at + 1]).alias(column)
+            for at, column in enumerate(labels.values())
+        ]
+    fixed = {f"{name}_{FIXES[on_bad_label]}": count for name, count in faulty.items()}
     return frame.with_columns(nested), fixed
 
 
@@ -98,11 +108,11 @@ def _refuse_fault(
     faults: Mapping[tuple[str, str], pl.Expr],
     source: Source,
 ) -> None:
-    found = first_rows(frame, list(faults.values()))
-    at = min(found, key=lambda key: found[key])
+    first = first_rows(frame, list(faults.values()))
+    at = min(first, key=lambda key: first[key])
     lower, higher = list(faults)[at]
     raise UserError(
-        f"{place(source, found[at] + 1)}: {labels[higher]!r} is 1 but "
-        f"{labels[lower]!r} is 0, a {higher} without a {lower}; "
-        "choose --on-bad-label drop or nest to go on without such rows"
+        f"{place(source, first[at] + 1)}: {labels[higher]!r} is 1 but "
+        f"{labels[lower]!r} is 0, a {higher} without a {lower}; choose "
+        f"--on-bad-label drop (the row), nest (no {higher}) or fill (a {lower} too)"
     )

@@ -15,6 +15,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+
+from pwiser_jax.data.aliccp import prepare as aliccp
+from pwiser_jax.data.aliccp.prepare import prepare_aliccp
+from pwiser_jax.data.aliccp.raw import RawReader
+from pwiser_jax.data.prepared.folder import DataWarning, Prepared
+from pwiser_jax.data.prepared.manifest import read_manifest
+from pwiser_jax.data.raw.archives import Source
+from pwiser_jax.errors import UserError
 from tests.data.aliccp.slow_reader import (
     HALVES,
     ITEM,
@@ -26,14 +34,6 @@ from tests.data.aliccp.slow_reader import (
     raw_files,
     write_files,
 )
-
-from pwiser_jax.data.aliccp import prepare as aliccp
-from pwiser_jax.data.aliccp.prepare import prepare_aliccp
-from pwiser_jax.data.aliccp.raw import RawReader
-from pwiser_jax.data.raw.archives import Source
-from pwiser_jax.data.prepared.manifest import read_manifest
-from pwiser_jax.data.prepared.folder import DataWarning, Prepared
-from pwiser_jax.errors import UserError
 
 OPTIONS: dict[str, Any] = {
     "fields": 23,
@@ -223,10 +223,16 @@ def test_conversions_without_a_click(files: Files, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{name}, line {at[0]}: 'conversion' is 1"):
         prepare_aliccp(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-    for choice, lost in {"drop": 3, "nest": 0}.items():
+    before = prepare_aliccp(write_files(tmp_path / "good", files), tmp_path / "before")
+    conversions = before.splits["train"].labels["conversion"]
+    conversions += before.splits["valid"].labels["conversion"]
+    for choice, lost in {"drop": 3, "nest": 0, "fill": 0}.items():
         manifest = prepare_aliccp(source, tmp_path / choice, on_bad_label=choice)
-        fixed = "dropped" if choice == "drop" else "nested"
+        fixed = {"drop": "dropped", "nest": "nested", "fill": "filled"}[choice]
         assert manifest.dropped == {f"conversion_without_click_{fixed}": 3}
+        halves = manifest.splits["train"], manifest.splits["valid"]
+        kept = 3 if choice == "fill" else 0
+        assert sum(half.labels["conversion"] for half in halves) == conversions + kept
         rows = manifest.splits["train"].rows + manifest.splits["valid"].rows
         assert rows == len(files[name]) - lost
 

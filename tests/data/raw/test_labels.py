@@ -84,6 +84,17 @@ def test_conversions_without_a_click():
     assert nested.collect()["row"].to_list() == [1, 2, 3, 4]
     assert nested.collect()["conversion"].to_list() == [1, 0, 0, 0]
     assert fixed == {"conversion_without_click_nested": 1}
+    filled, fixed = check_labels(rows, LADDER, "fill", "log")
+    assert filled.collect()["click"].to_list() == [1, 1, 0, 1]
+    assert filled.collect()["conversion"].to_list() == [1, 1, 0, 0]
+    assert fixed == {"conversion_without_click_filled": 1}
+
+
+def test_an_order_without_a_cart_is_kept_by_fill():
+    rows = frame(a=[1, 0, 1], b=[0, 0, 1], c=[1, 1, 0])
+    filled, fixed = check_labels(rows, THREE, "fill", "log")
+    assert filled.collect().rows() == [(1, 1, 1), (1, 1, 1), (1, 1, 0)]
+    assert fixed == {"order_without_cart_filled": 2}
 
 
 def test_the_place_can_be_a_function_of_the_row():
@@ -106,6 +117,9 @@ def test_a_longer_ladder(rows: list[tuple[int, int, int]]):
     assert fixed.get("cart_without_click_dropped", 0) == sum(b > a for a, b, _ in rows)
     nested, fixed = check_labels(raw, THREE, "nest", "log")
     assert nested.collect().rows() == [(a, a & b, a & b & c) for a, b, c in rows]
+    assert sum(fixed.values()) == len(rows) - len(good)
+    filled, fixed = check_labels(raw, THREE, "fill", "log")
+    assert filled.collect().rows() == [(a | b | c, b | c, c) for a, b, c in rows]
     assert sum(fixed.values()) == len(rows) - len(good)
     if len(good) < len(rows):
         first = next(at for at, row in enumerate(rows, 1) if row not in good)
