@@ -14,7 +14,7 @@ from pwiser_jax.data.aliccp.spill import Columns, array, ragged_of
 from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.folder import ROW_GROUP
 from pwiser_jax.data.prepared.moments import BLOCK, Moments
-from pwiser_jax.data.raw.frames import resized
+from pwiser_jax.data.raw.frames import resized, scan_parquet
 from pwiser_jax.data.raw.ragged import Ragged
 from pwiser_jax.schema import (
     COMMON,
@@ -132,7 +132,7 @@ class AliccpEncoder:
         for frame in resized(self._common_frames(common), ROW_GROUP):
             parts.append(scratch / f"encoded-{len(parts):06}.parquet")
             frame.write_parquet(parts[-1], compression="lz4")
-        pl.scan_parquet(parts).sink_parquet(
+        scan_parquet(parts).sink_parquet(
             path,
             compression="zstd",
             compression_level=3,

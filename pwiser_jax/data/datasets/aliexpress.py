@@ -20,6 +20,7 @@ from pwiser_jax.data.prepared.manifest import Manifest
 from pwiser_jax.data.raw.archives import Files, Source, unpack
 from pwiser_jax.data.raw.columns import Reading, refuse_bad
 from pwiser_jax.data.raw.flat import BadLabel, FlatSpec, FlatTable
+from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.sources import DataType, refuse_repeats, scan_csv
 from pwiser_jax.data.raw.split import split_by_group
@@ -79,8 +80,9 @@ def prepare_aliexpress(
         country: reads the raw files of this country, such as nl; needed only if there
             are several.
         valid_fraction: share of train's searches that are kept for validation.
-        on_bad_label: what to do with a conversion without a click: refuse, drop the
-            row, or set its conversion to 0.
+        on_bad_label: what to do with a conversion without a click: refuse (error),
+            leave the row out (drop), set its conversion to 0 (nest) or its click to 1
+            (fill).
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -222,7 +224,7 @@ def _stored(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
         # The raw files have been parsed in full before: only writing can still fail.
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path.parent}: rows cannot be written: {reason}") from error
-    return pl.scan_parquet(path)
+    return scan_parquet(path)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pwiser_jax.data.raw.archives import Source as File
 from pwiser_jax.data.raw.archives import unpack
 from pwiser_jax.data.raw.columns import Reading
 from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec, FlatTable
+from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.leaks import refuse_names
 from pwiser_jax.data.raw.sources import scan_csv
@@ -78,7 +79,7 @@ def open_table(path: Path, *, time: str | None = None) -> Iterator[RawTable]:
             if separator:
                 frame = scan_csv(plain, dtypes={}, name=str(path), separator=separator)
             else:
-                frame = pl.scan_parquet(plain)
+                frame = scan_parquet(plain)
             table = RawTable(str(path), frame, plain, separator)
             yield _with_time(table, time)
     except pl.exceptions.PolarsError as error:
@@ -101,7 +102,8 @@ def prepare_table(
         output: the new folder.
         schema: a YAML file that names the columns and the split.
         on_bad_label: what to do with a label without the one below it, such as a
-            conversion without a click: refuse, drop the row, or set the label to 0.
+            conversion without a click: refuse (error), leave the row out (drop), set
+            the label and those above it to 0 (nest), or those below it to 1 (fill).
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)

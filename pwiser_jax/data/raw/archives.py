@@ -1,4 +1,4 @@
-"""Find raw files as publishers pack them: plain, gzipped, in a tar, in zips of zips."""
+"""Finds raw files however they are packed: plain, gzipped, in a tar, in nested zips."""
 
 import gzip
 import shutil
@@ -15,6 +15,8 @@ from pwiser_jax.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 TARS = (".tar", ".tar.gz", ".tgz")
+MAX_DEPTH = 4
+"""Zips inside zips are opened to this depth: a zip may contain itself."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Source:
 
     Args:
         path: a file of the disk.
-        members: the way into the zip; two names if a zip lies in the zip. In a tar, a
-            file's name without folders: a tar is not listed, only read through.
+        members: the names to follow inside the zip, two for a zip inside the zip. For
+            a tar, the file's name without folders: a tar is streamed, not listed.
     """
 
     path: Path
@@ -35,7 +37,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The file's own name, without .gz."""
+        """The file name without folders and without .gz."""
         return PurePosixPath(self._last).name.removesuffix(".gz")
 
     @property
@@ -48,7 +50,7 @@ class Source:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The file's bytes, unpacked."""
+        """Opens the unpacked bytes."""
         with ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(self.path.open("rb"))
             for member in self.members:
@@ -65,8 +67,8 @@ class Source:
 class Files:
     """The raw files of a folder or of one zip file, by name.
 
-    A name counts where it stands as it is, with .gz, or in any zip of the folder, in
-    this order; folders inside a zip do not matter.
+    A plain file is preferred to a gzipped one, and that to a member of a zip. Folders
+    inside a zip are ignored.
 
     Raises:
         UserError: there is no such folder or zip, or a zip is broken.
@@ -77,25 +79,25 @@ class Files:
         if not place.exists():
             raise UserError(f"{place}: no such folder or zip file")
         if not place.is_dir():
-            self._found = list(_in_zip(Source(place)))
+            self._sources = list(_in_zip(Source(place)))
             return
         paths = sorted(path for path in place.iterdir() if path.is_file())
         plain = [Source(path) for path in paths if path.suffix not in (".gz", ".zip")]
         gzipped = [Source(path) for path in paths if path.suffix == ".gz"]
         zips = [Source(path) for path in paths if path.suffix == ".zip"]
         inside = [source for file in zips for source in _in_zip(file)]
-        self._found = [*plain, *gzipped, *inside]
+        self._sources = [*plain, *gzipped, *inside]
 
     @property
     def names(self) -> list[str]:
-        return sorted({source.name for source in self._found})
+        return sorted({source.name for source in self._sources})
 
     def find(self, name: str) -> Source | None:
-        """The file of that name; None: there is none. Two in zips are refused."""
-        found = [source for source in self._found if source.name == name]
-        if len(found) > 1 and found[0].members:
-            raise UserError(f"{found[0]} and {found[1]} are both {name}: keep one")
-        return found[0] if found else None
+        """The file of that name, or None; refuses two members of zips."""
+        matches = [source for source in self._sources if source.name == name]
+        if len(matches) > 1 and matches[0].members:
+            raise UserError(f"{matches[0]} and {matches[1]} are both {name}: keep one")
+        return matches[0] if matches else None
 
     def require(self, name: str) -> Source:
         """The file of that name, or a UserError."""
@@ -111,7 +113,7 @@ def is_tar(path: Path) -> bool:
 
 @contextmanager
 def _in_tar(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
-    """A member as it streams past; folders in the tar do not matter."""
+    """Streams the tar up to a member, whatever its folder."""
     with tarfile.open(fileobj=file, mode="r|*", bufsize=CHUNK_BYTES) as archive:
         for member in archive:
             if PurePosixPath(member.name).name == name:
@@ -124,7 +126,7 @@ def _in_tar(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def refuse_broken(source: Source) -> Iterator[None]:
-    """A UserError for what Python says of packed files that cannot be unpacked."""
+    """Turns Python's errors on broken packed files into a UserError."""
     try:
         yield
     except (
@@ -140,9 +142,9 @@ def refuse_broken(source: Source) -> Iterator[None]:
 
 
 def unpack(source: Source, folder: Path) -> Path:
-    """A plain file of the source's bytes: itself, or unpacked into `folder`.
+    """The path of a plain file: the source itself, or its copy unpacked to `folder`.
 
-    Reads in chunks; the checksum of gzip or zip is checked.
+    Reads in chunks and verifies the checksum of gzip or zip.
 
     Raises:
         UserError: the packed file is broken or cut short, or the disk is full.
@@ -164,7 +166,15 @@ def unpack(source: Source, folder: Path) -> Path:
 
 
 def _in_zip(archive: Source) -> Iterator[Source]:
-    """The members of a zip and of the zips in it."""
+    """The members of a zip and of the zips inside it, to MAX_DEPTH.
+
+    Raises:
+        UserError: the zip is broken, or zips are nested deeper.
+    """
+    if len(archive.members) >= MAX_DEPTH:
+        raise UserError(
+            f"{archive}: a zip inside {MAX_DEPTH} other zips is not opened; unpack it"
+        )
     try:
         with archive.open() as file, zipfile.ZipFile(file) as members:
             names = [name for name in members.namelist() if not name.endswith("/")]

@@ -1,18 +1,28 @@
-"""Frames as data frames of exactly so many rows, in order, a few at a time."""
+"""Parquet files by their exact path, and frames in pieces of a fixed size."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import polars as pl
 
 
+def scan_parquet(paths: Path | list[Path]) -> pl.LazyFrame:
+    """The rows of one or several Parquet files.
+
+    A path is a path: Polars would read `x[1].parquet` as a pattern, and a folder called
+    `day=1` as a column.
+    """
+    return pl.scan_parquet(paths, glob=False, hive_partitioning=False)
+
+
 def frames_of(frame: pl.LazyFrame, size: int) -> Iterator[pl.DataFrame]:
-    """All rows in order; each frame has `size` rows, the last one what is left."""
+    """All rows in order, in frames of `size` rows; the last frame may be smaller."""
     batches = frame.collect_batches(chunk_size=size, maintain_order=True)
     yield from resized(batches, size)
 
 
 def resized(frames: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
-    """The same rows in frames of `size` rows, the last one what is left."""
+    """The same rows in frames of `size` rows; the last frame may be smaller."""
     waiting: list[pl.DataFrame] = []
     count = 0
     for part in frames:

@@ -1,12 +1,14 @@
-"""Read CSV files strictly, and say which line is wrong.
+"""Reads CSV files strictly and names the line that is wrong.
 
-Polars reads fast but forgives: a line that is too short is filled with nulls, and a
-column that a query does not need is not parsed at all. `scan_csv` therefore reads every
-column of every row once before it returns, and when something is wrong it reads the
-file again line by line, to name the line and the column.
+Polars is fast but lenient: it fills a short line with nulls, and does not parse the
+columns that a query leaves out. `scan_csv` therefore checks the quotation marks first
+(see `quoting`) and reads every column of every row once. Where something is wrong, it
+reads the file again line by line, by Python's `csv` in strict mode, to name the line
+and the column.
 """
 
 import csv
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import polars as pl
 
+from pwiser_jax.data.raw import quoting
 from pwiser_jax.errors import UserError
 
 DataType = type[pl.DataType] | pl.DataType
 BLOCK_LINES = 10_000
 ROWS = "\0rows"  # no column of a file can have this name
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def scan_csv(
@@ -31,39 +35,46 @@ def scan_csv(
     quoted: bool = True,
     separator: str = ",",
 ) -> pl.LazyFrame:
-    """The rows of a plain CSV file, all read once: collecting them later cannot fail.
+    """The rows of a plain CSV file, all checked: collecting them later cannot fail.
 
     Args:
-        path: the file: UTF-8, Unix or Windows line ends, not packed.
+        path: the file: UTF-8, Unix or Windows line ends, not compressed.
         columns: the names of all columns, for a file without a header; None: the first
             line holds them.
         dtypes: types by column; every other column is text. A column that the file does
             not have is refused.
         required: columns in which an empty value is refused; elsewhere it is null.
-        name: what messages call the file; None: its path.
+        name: the file's name in messages; None: its path.
         quoted: False: a quotation mark is a character like others.
-        separator: what stands between two columns.
+        separator: the character between two columns.
 
     Raises:
-        UserError: names file and line: no such file, no rows, not UTF-8, another number
-            of columns than the header (or `columns`) has, an empty line, a value that
-            is not of its column's type, an empty value in a required column.
+        UserError: names file and line: no such file, no rows, not UTF-8, a misplaced
+            quotation mark, another number of columns than the header (or `columns`)
+            has, an empty line, a value that is not of its column's type, an empty value
+            in a required column.
     """
-    called = name or str(path)
-    table = _Table(
-        path, called, columns, dtypes, frozenset(required), quoted, separator
-    )
+    shown = name or str(path)
+    table = _Table(path, shown, columns, dtypes, frozenset(required), quoted, separator)
     frame = table.scan()
+    expected = table.count_rows()
     counts = frame.select(pl.len().alias(ROWS), pl.all().null_count())
     try:
         row = counts.collect(engine="streaming").row(0, named=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise table.explain(error) from error
-    if row.pop(ROWS) == 0:
+    found = row.pop(ROWS)
+    if expected == 0 or found == 0:
         raise UserError(f"{table.name}: there are no rows in it")
+    if found != expected:
+        # Polars skips some empty lines, for example.
+        reason = f"{expected:,} rows are expected, {found:,} were read"
+        raise UserError(table.first_bad_line() or f"{table.name}: {reason}")
     # A line that is too short leaves null in the last column, and so does an empty
     # value there: only reading line by line tells one from the other.
-    if row[table.names[-1]] or any(row[column] for column in required):
+    # Polars also drops a separator at the very end of the file.
+    doubtful = row[table.names[-1]] or any(row[column] for column in required)
+    if doubtful or table.ends_in_separator():
         bad = table.first_bad_line()
         if bad is not None:
             raise UserError(bad)
@@ -71,10 +82,10 @@ def scan_csv(
 
 
 def refuse_repeats(keys: pl.Series, place: Callable[[int], str]) -> None:
-    """Raise a UserError that names the first row whose key an earlier row has.
+    """Raises a UserError that names the first row whose key an earlier row has.
 
     Args:
-        keys: a column that should name each row.
+        keys: a column of unique keys.
         place: from a 1-based row to its place in the file.
     """
     again = ~keys.is_first_distinct()
@@ -83,9 +94,19 @@ def refuse_repeats(keys: pl.Series, place: Callable[[int], str]) -> None:
         raise UserError(f"{place(at + 1)}: {keys.name} {keys[at]} has an earlier row")
 
 
+def separator_of(path: Path, default: str) -> str:
+    """The separator of a file's first line: the default, or the most frequent other."""
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8-sig", "replace")
+    if default in header:
+        return default
+    likely = max(SEPARATORS, key=header.count)
+    return likely if likely in header else default
+
+
 @dataclass(frozen=True)
 class _Table:
-    """What `scan_csv` knows of a file, for reading it and for explaining errors."""
+    """The arguments of `scan_csv`; reads the file and explains what is wrong in it."""
 
     path: Path
     name: str
@@ -105,6 +126,8 @@ class _Table:
         return header[1]
 
     def scan(self) -> pl.LazyFrame:
+        if self.path.is_dir():
+            raise UserError(f"{self.name} is a folder; expected a CSV file")
         if not self.path.is_file():
             raise UserError(f"{self.name}: no such file")
         names = list(self.names)
@@ -115,25 +138,49 @@ class _Table:
                 )
         for column in (*self.dtypes, *sorted(self.required)):
             if column not in names:
-                raise UserError(f"{self.name}, line 1: there is no column {column!r}")
+                likely = separator_of(self.path, self.separator)
+                hint = (
+                    ""
+                    if likely == self.separator
+                    else f" (the line seems to be separated by {SEPARATORS[likely]}, "
+                    f"not by {SEPARATORS[self.separator]})"
+                )
+                raise UserError(
+                    f"{self.name}, line 1: there is no column {column!r}{hint}"
+                )
         return pl.scan_csv(
             self.path,
             schema={column: self.dtypes.get(column, pl.String) for column in names},
             has_header=self.columns is None,
             separator=self.separator,
             quote_char='"' if self.quoted else None,
+            glob=False,
         )
 
+    def count_rows(self) -> int:
+        """The rows below the header, counted without Polars."""
+        try:
+            rows = quoting.count_rows(self.path, self.separator, self.quoted)
+        except quoting.LayoutError as error:
+            where = f"{self.name}, line {error.line}"
+            raise UserError(f"{where}: {error.reason}") from error
+        return rows - (self.columns is None)
+
+    def ends_in_separator(self) -> bool:
+        """Whether the last byte, without a line end after it, is a separator."""
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == self.separator.encode()
+
     def explain(self, error: Exception) -> UserError:
-        """What Polars met, with the line where it can be found."""
+        """The error of Polars as a sentence, with the line that caused it."""
         if isinstance(error, pl.exceptions.NoDataError):
             return UserError(f"{self.name}: the file is empty")
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        bad = self.first_bad_line() or self._odd_quotes()
-        return UserError(bad or f"{self.name}: {reason}")
+        return UserError(self.first_bad_line() or f"{self.name}: {reason}")
 
     def first_bad_line(self) -> str | None:
-        """Says what is wrong with the first bad line; None: nothing is."""
+        """A sentence about the first bad line; None: there is none."""
         names = self.names
         lines = self._lines()
         if self.columns is None:
@@ -177,20 +224,11 @@ class _Table:
             kind = f"a whole number ({dtype})"
         elif dtype.is_numeric():
             kind = f"a number ({dtype})"
-        found = f"found {text!r}" if text else "it is empty"
-        return f"{where}: expected {kind}, {found}"
-
-    def _odd_quotes(self) -> str | None:
-        """The first line with a quotation mark that has no partner."""
-        if not self.quoted:
-            return None
-        for number, line in enumerate(self._decoded(), 1):
-            if line.count('"') % 2:
-                return f"{self.name}, line {number}: a quotation mark is not closed"
-        return None
+        actual = f"found {text!r}" if text else "it is empty"
+        return f"{where}: expected {kind}, {actual}"
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """The line where it begins and the values of each row, the header's first."""
+        """Each row's first line and its values, the header included."""
         quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
         reader = csv.reader(
             self._decoded(), delimiter=self.separator, quoting=quoting, strict=True
@@ -202,7 +240,8 @@ class _Table:
                 begin = reader.line_num + 1
         except csv.Error as error:
             where = f"{self.name}, line {begin}"
-            raise UserError(f"{where}: no columns can be told ({error})") from error
+            reason = f"the columns cannot be separated ({error})"
+            raise UserError(f"{where}: {reason}") from error
 
     def _decoded(self) -> Iterator[str]:
         with self.path.open("rb") as file:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from pwiser_jax.data.raw.archives import Files, Source, unpack
+from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.data.raw.sources import refuse_repeats, scan_csv
 from pwiser_jax.errors import UserError
 
@@ -137,6 +138,46 @@ def test_mutated_files_are_read_exactly_or_refused(tmp_path):
         assert read(path) == expected, bytes(data)
         refused += expected is None
     assert 100 < refused < 300
+
+
+def test_a_path_is_no_pattern(tmp_path):
+    write(tmp_path / "x1.csv", "id\n1\n")
+    write(tmp_path / "x[1].csv", "id\n1\n2\n")
+    assert scan_csv(tmp_path / "x[1].csv", dtypes={}).collect().height == 2
+    frame = pl.DataFrame({"id": [1, 2]})
+    frame.write_parquet(tmp_path / "x*.parquet")
+    frame.head(1).write_parquet(tmp_path / "x1.parquet")
+    for name in ("x*.parquet", "x1.parquet"):
+        rows = 2 if "*" in name else 1
+        assert scan_parquet(tmp_path / name).collect().height == rows
+        assert scan_parquet([tmp_path / name]).collect().height == rows
+
+
+def test_a_folder_is_called_a_folder(tmp_path):
+    with pytest.raises(UserError, match="is a folder; expected a CSV file"):
+        scan_csv(tmp_path, dtypes={})
+
+
+def test_another_separator_is_named(tmp_path):
+    path = write(tmp_path / "a.csv", "id;x\n1;2\n")
+    with pytest.raises(UserError, match=r"no column 'id' \(.* separated by semicolons"):
+        scan_csv(path, dtypes={"id": pl.Int64()})
+
+
+def test_a_separator_at_the_very_end_is_a_further_column(tmp_path):
+    path = write(tmp_path / "a.csv", "id,x\n1,2\n3,4,")
+    with pytest.raises(UserError, match="line 3: expected 2 columns, found 3"):
+        scan_csv(path, dtypes={})
+
+
+def test_a_zip_inside_itself_ends(tmp_path):
+    data = zipped({"a.csv": b"1"})
+    for _ in range(3):
+        data = zipped({"inner.zip": data})
+    assert Files(write(tmp_path / "deep.zip", data)).names == ["a.csv"]
+    deeper = write(tmp_path / "deeper.zip", zipped({"inner.zip": data}))
+    with pytest.raises(UserError, match="a zip inside 4 other zips is not opened"):
+        Files(deeper)
 
 
 def test_repeated_keys_are_refused():
