@@ -5,6 +5,7 @@
 # make test-newest   the same on the newest Python here, with the newest packages
 # make test-long     the tests that take minutes: 20 runs killed and resumed, experiments, signals
 # make test-wheel    builds the wheel; a loss from it in an environment of its own
+# make docs          the documentation, into build/docs; warnings are errors
 # make lock          writes requirements.lock anew
 # PYTHON=...         another interpreter (3.11 or newer); each gets its own environment
 #
@@ -20,7 +21,7 @@ VENV ?= $(if $(filter file,$(origin PYTHON)),.venv,.venv-$(TAG))
 BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(filter 3.11,$(TAG)),--constraint requirements.lock)
 
-.PHONY: demo experiments test test-newest test-long test-wheel lock lint types format clean
+.PHONY: demo experiments test test-newest test-long test-wheel docs lock lint types format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m experiments.demo
@@ -40,11 +41,14 @@ test-long: $(VENV)/.test
 test-wheel: $(VENV)/.test
 	$(BIN)/python -m pytest -m long tests/test_wheel.py
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html docs build/docs
+
 lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade pip
-	build/lock/bin/python -m pip install --quiet '.[train,tune,test]'
+	build/lock/bin/python -m pip install --quiet '.[train,tune,docs,test]'
 	(echo "# Made by make lock with Python $(TAG): what make test and make demo install."; \
 	 build/lock/bin/python -m pip freeze --exclude pwiser-jax) > requirements.lock
 
@@ -68,6 +72,10 @@ $(VENV)/.runtime: requirements.txt requirements.lock
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[train,test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime pyproject.toml
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[train,docs]'
 	touch $@
 
 clean:

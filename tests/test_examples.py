@@ -1,0 +1,42 @@
+"""Each example runs; those whose framework is absent are skipped."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+# The frameworks that `make test` does not install.
+LONG = {"loss_equinox": "equinox", "loss_keras": "keras", "loss_pytorch": "torch"}
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["loss_flax_linen", "loss_flax_nnx"])
+def test_the_loss_falls(name: str, monkeypatch: pytest.MonkeyPatch):
+    first, last = load(name, monkeypatch).main(steps=50)
+    assert last < 0.7 * first
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.filterwarnings("default")
+def test_the_loss_falls_in_other_frameworks(name: str, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip(LONG[name])
+    first, last = load(name, monkeypatch).main(steps=50)
+    assert last < 0.7 * first
+
+
+def test_examples_are_short():
+    for path in EXAMPLES.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path.name
