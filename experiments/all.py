@@ -68,7 +68,7 @@ def _parser() -> Parser:
     add("--quick", type=bool, default=False, help="tiny runs: does everything work?")
     add("--full", type=bool, default=False, help="more rows, seeds and datasets")
     add("--data", type=Path, nargs="+", help="prepared folders, not the built-in data")
-    add("--configs", type=Path | None, help="of --data: MODEL_bce.yaml for each model")
+    add("--configs", type=Path | None, help="of --data: MODEL.yaml for each model")
     add("--kuairand", type=Path | None, help="KuaiRand-Pure's files, as data too")
     add("--seeds", type=int | None, help="of every experiment; default: by size")
     add("--models", nargs="+", choices=list(MODELS), help="of the paper's table")
@@ -183,7 +183,7 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
 def _configuration(study: Study) -> str:
     """The files that the runs start from, and what was set on top of them."""
     files = {
-        dataset.configs / f"{model}_bce.yaml": None
+        dataset.configs / f"{model}.yaml": None
         for dataset in study.datasets
         for model in study.scale.models
     }

@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.grid_search", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a prepared folder")
-    add("--configs", type=Path, required=True, help="a folder with MODEL_bce.yaml")
+    add("--configs", type=Path, required=True, help="a folder with MODEL.yaml")
     add("--output", type=Path, required=True)
     add("--model", choices=list(MODELS), default="mmoe")
     add("--lambdas", type=float, nargs="*", default=[0.03, 0.1, 0.3, 1.0])

@@ -1,6 +1,6 @@
 """Is a deep model worth it here? One-hot logistic regression on the same features.
 
-    python -m experiments.logistic --data data/kuairand --run runs/kuairand_mmoe_bce
+    python -m experiments.logistic --data data/kuairand --run runs/kuairand_mmoe
 
 Every categorical id becomes a column of its own, numericals stay as they are; a
 regression for CTR and one for CTCVR, each on all train rows, for several strengths of

@@ -5,12 +5,13 @@ the command line too, as `--loss.lambdas 0.3`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, Namespace
 
+from pwiser_jax import parts
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses.pairs import Pairs
 from pwiser_jax.losses.pairs.options import Gate, Normalize, Surrogate
@@ -22,66 +23,160 @@ Margins = dict[str, float | None]
 Scores = Literal["probability", "logit"]
 BceRows = Literal["all", "conversions"]
 Balance = Literal[Normalize, "balanced"]
+RanknetLabels = Literal["task", "levels"]
+Segments = Literal["none", "group"]
+Schedule = Literal["constant", "warmup", "cosine"]
 EmbeddingOptimizer = Literal["adam", "lazy_adam", "rowwise_adagrad"]
 Protocol = Literal["default", "mtreclib"]
+
+DEFAULT_LAMBDA = 0.1
+# Devices hold numbers in 32 bits.
+MOST, MOST_FLOAT = 2**31 - 1, 3.4e38
+MOST_BY_OPTION = {
+    "data.batch_size": 2**24,
+    "data.eval_batch_size": 2**24,
+    "loss.bank": 2**24,
+}
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which rows, and how many at once.
+    """Training data and batches.
 
     Args:
-        path: a folder written by `prepare`.
-        batch_size: rows of a training step, over all devices.
-        eval_batch_size: rows of an evaluation step, over all devices.
-        min_conversions: at least so many conversions (rows with the highest label) in
-            each training batch; the cross-entropy weighs them down to what they are in
-            the data. 0: as many as the order of the rows brings.
-        rows_from: where training rows are gathered: by the processor out of mapped
-            files, or by the devices, each of which then holds the whole split. auto:
-            the devices, where accelerators have four times its size free. The numbers
-            do not depend on it.
+        path: the prepared folder, written by `pwiser prepare`.
+        batch_size: rows in a training batch, over all devices.
+        eval_batch_size: rows in an evaluation batch, over all devices.
+        min_conversions: minimum number of conversions (rows with the highest label) in
+            each training batch. Extra conversions are down-weighted in the
+            cross-entropy, so that each row counts once. 0: no minimum.
+        order: order of the training rows. rows: shuffled by row. groups: shuffled by
+            group, so that batches hold whole groups; see loss.segments.
+        rows_from: where batches are gathered. files: on the host, from memory-mapped
+            files. device: on the devices, each of which holds the whole split. auto:
+            device on accelerators with four times the split's size free, else files.
+            Results are the same.
     """
 
     path: str = ""
     batch_size: int = 2048
     eval_batch_size: int = 8192
     min_conversions: int = 0
+    order: Literal["rows", "groups"] = "rows"
     rows_from: Literal["auto", "device", "files"] = "auto"
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """loss = mean over tasks of (BCE + lambda * PWiseR).
+    """The objective: mean over tasks of (pointwise + lambda * ranking) + constraint.
 
     Args:
-        lambdas: lambda for every trained task, or by the name of a head; 0: BCE alone.
-        scores: what PWiseR compares, probabilities or logits.
-        margins: "conversion>click: 0.1" by pair of labels, the lowest is "exposure";
-            null leaves a term out. Unset: 0.1 a rung on probabilities, 0.5 on logits,
-            of the highest label over every lower one.
-        surrogate: the function of a pair.
-        gate: which pairs are active.
-        normalize: what a term is divided by. "balanced": as "pairs", and lambda is
-            multiplied with |gradient of the BCE| / |gradient of PWiseR|, both by the
-            logits of a head's batch, anew at each step: at lambda 1 both pull equally
-            hard, whatever their scales.
-        pairs: how pairs are summed.
-        bce_rows: rows of the cross-entropy: all, or conversions only (an ablation).
-        bank: scores of so many recent conversions (rows of the highest ranked label)
-            are remembered for each head, and rank above a batch's rows as its own
-            conversions do; 0: none.
+        pointwise: loss of each task: bce (binary cross-entropy) or focal.
+        focal_gamma: gamma of the focal loss; 0 is bce.
+        focal_alpha: weight of label 1 in the focal loss, 1 - alpha for label 0. Unset:
+            no weights.
+        conversion_weight: multiplies the costs of positive rows in the pointwise loss
+            of tasks that predict the highest label.
+        bce_rows: rows of the pointwise loss: all, or conversions only (an ablation).
+        ranking: pairwise or listwise loss of each head: none, pwiser, ranknet, or jrc
+            (the ranking term of JRC).
+        lambdas: weight of the ranking loss, a number or one number a head. Unset: 0.1.
+            Heads that are not named have 0.
+        lambda_ramp_steps: increase lambda linearly from 0 over so many steps. 0:
+            constant.
+        scores: what pwiser compares, probabilities or logits. Unset: probabilities.
+            ranknet compares logits.
+        margins: margins of pwiser by pair of labels, such as "conversion>click: 0.1";
+            the lowest label is "exposure"; null removes a pair. Unset: the highest
+            label over each lower one, 0.1 a rung on probabilities, 0.5 on logits.
+        margin_ramp_steps: increase margins linearly from 0 over so many steps. 0:
+            constant.
+        surrogate: cost of a pair. Unset: squared_hinge for pwiser, logistic for
+            ranknet.
+        gate: pairs that are active. margin: below the margin. literal: as the paper was
+            reported.
+        normalize: divisor of a ranking loss: its pairs, its negatives, or none.
+            balanced: pairs, and lambda is multiplied at each step by the ratio of the
+            gradients' norms, pointwise over ranking, with respect to the head's logits.
+        pairs: algorithm that sums over pairs. Results agree to rounding.
+        bank: number of recent conversions whose scores each head keeps as additional
+            positives. 0: none.
+        ranknet_labels: what ranknet orders rows by: the task's own label, or the
+            highest label reached.
+        ranknet_margin: margin of ranknet with a hinge surrogate.
+        segments: pairs of the ranking loss. none: all rows of a batch. group: rows of
+            one group only; use it with data.order groups.
+        pair_value: name of a column. Each pair is weighted by its higher row's value.
+        constraint: penalty between heads: none, or aitm (a later label must not be more
+            probable than an earlier one).
+        constraint_weight: weight of the constraint.
     """
 
-    lambdas: float | dict[str, float] = 0.0
-    scores: Scores = "probability"
+    pointwise: str = "bce"
+    focal_gamma: float = 2.0
+    focal_alpha: float | None = None
+    conversion_weight: float = 1.0
+    bce_rows: BceRows = "all"
+    ranking: str = "none"
+    lambdas: float | dict[str, float] | None = None
+    lambda_ramp_steps: int = 0
+    scores: Scores | None = None
     margins: Margins | None = None
-    surrogate: Surrogate = "squared_hinge"
+    margin_ramp_steps: int = 0
+    surrogate: Surrogate | None = None
     gate: Gate = "margin"
     normalize: Balance = "pairs"
     pairs: Pairs = "auto"
-    bce_rows: BceRows = "all"
     bank: int = 0
+    ranknet_labels: RanknetLabels = "task"
+    ranknet_margin: float = 1.0
+    segments: Segments = "none"
+    pair_value: str | None = None
+    constraint: str = "none"
+    constraint_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        lambdas = self.resolved_lambdas
+        by_head = lambdas if isinstance(lambdas, dict) else {"": lambdas}
+        _check_numbers(
+            {},
+            {
+                "loss.focal_gamma": self.focal_gamma,
+                "loss.conversion_weight": self.conversion_weight,
+                "loss.constraint_weight": self.constraint_weight,
+                "loss.lambda_ramp_steps": self.lambda_ramp_steps,
+                "loss.margin_ramp_steps": self.margin_ramp_steps,
+                "loss.bank": self.bank,
+                **{f"loss.lambdas.{k}".rstrip("."): v for k, v in by_head.items()},
+            },
+        )
+        if self.focal_alpha is not None and not 0 <= self.focal_alpha <= 1:
+            raise ValueError(
+                f"loss.focal_alpha must be between 0 and 1, got {self.focal_alpha}"
+            )
+        margins = {f"loss.margins.{k}": v for k, v in (self.margins or {}).items()}
+        for name, value in (
+            *margins.items(),
+            ("loss.ranknet_margin", self.ranknet_margin),
+        ):
+            if value is not None and not abs(value) <= MOST_FLOAT:
+                raise ValueError(f"{name} must be a finite number, got {value}")
+        if self.pair_value == "":
+            raise ValueError("loss.pair_value must name a column")
+        parts.check(self)
+
+    @property
+    def resolved_lambdas(self) -> float | dict[str, float]:
+        """`lambdas`, or the default where it is unset."""
+        if self.lambdas is not None:
+            return self.lambdas
+        return 0.0 if self.ranking == "none" else DEFAULT_LAMBDA
+
+    def changed(self) -> frozenset[str]:
+        """The names of the options that differ from their defaults."""
+        return frozenset(
+            f.name for f in fields(self) if getattr(self, f.name) != f.default
+        )
 
 
 @dataclass(frozen=True)
@@ -89,19 +184,25 @@ class OptimizerConfig:
     """Adam.
 
     Args:
-        learning_rate: the step size.
-        l2: weight decay added to the gradient (coupled, as PyTorch's Adam does).
-        embedding: what trains the vectors of ids, those of small fields aside. "adam":
-            as all else, so that every row of the table moves at every step.
-            "lazy_adam" and "rowwise_adagrad" move only the rows in the batch, in a time
-            that does not depend on the number of ids; l2 decays those rows alone. They
-            are other functions than "adam", and their numbers differ from it.
-        shard_tables: each device holds a share of the rows of that table and of their
-            optimizer's state, in place of all of them; not for "adam". The numbers do
-            not depend on it, but for rounding.
+        learning_rate: the step size, or its peak under a schedule.
+        schedule: learning rate over time. constant; warmup: linear from 0 over
+            warmup_steps, then constant; cosine: the same warmup, then cosine decay to 0
+            over the steps of train.epochs.
+        warmup_steps: steps of linear warmup.
+        clip_norm: rescale gradients whose global norm is larger. Unset: no clipping.
+        l2: weight decay added to the gradient, as in PyTorch's Adam (not decoupled).
+        embedding: optimizer of embedding tables, small fields excepted. adam: the same
+            Adam, which updates every row of a table at each step. lazy_adam and
+            rowwise_adagrad: update only the rows in the batch, in a time that does not
+            depend on the size of the table. Results differ from adam.
+        shard_tables: shard these tables and their optimizer state over devices by rows;
+            not for adam. Results agree to rounding.
     """
 
     learning_rate: float = 1e-3
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    clip_norm: float | None = None
     l2: float = 1e-6
     embedding: EmbeddingOptimizer = "adam"
     shard_tables: bool = False
@@ -109,23 +210,21 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, and how carefully.
+    """Length of training, logging and checkpoints.
 
     Args:
-        seed: of the initial weights, the order of the rows and dropout.
-        epochs: passes over the training rows, at most.
-        patience: stop after this many evaluations without a better validation AUC.
-        log_every: steps between two lines of metrics.jsonl.
-        checkpoint_every: steps between two checkpoints, which are written while
-            training goes on (one that is due while another is being written is left
-            out); one follows each epoch as well.
-        max_steps_without_checkpoint: a kill loses at most the work of so many steps:
-            the loop waits for the checkpoint that is being written rather than go
-            further. Half as many between two checkpoints, where checkpoint_every is
-            more than that. Unset: twice checkpoint_every.
-        steps_per_call: steps in one call of the compiled program; 0: as many as take
-            about two seconds, 8 at most (with several processes always 8). The
-            numbers do not depend on it.
+        seed: seed of the initial weights, the order of rows, and dropout.
+        epochs: maximum number of passes over the training rows.
+        patience: stop after so many evaluations without a better validation AUC.
+        log_every: steps between lines of metrics.jsonl.
+        checkpoint_every: steps between checkpoints. They are written in the background;
+            one that is due while another is being written is skipped. A checkpoint also
+            follows each epoch.
+        max_steps_without_checkpoint: upper bound on the steps lost by a kill; training
+            waits for the checkpoint rather than exceed it. Checkpoints are at most half
+            of it apart. Unset: twice checkpoint_every.
+        steps_per_call: steps per call of the compiled program. 0: about two seconds'
+            worth, at most 8 (always 8 with several processes). Results are the same.
     """
 
     seed: int = 0
@@ -150,12 +249,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run's numbers depend on, beside the data and the versions.
+    """Configuration of a run.
 
     Args:
-        protocol: "default": the epoch is chosen on validation, test is never seen;
-            "mtreclib": as the published tables of MTReclib, which train on all but the
-            test rows and choose the epoch on those: optimistic, and labelled as such.
+        protocol: default: choose the epoch on the validation split, never look at test.
+            mtreclib: train on all rows but test and choose the epoch on test, as
+            MTReclib's published tables do; results are optimistic and labelled so.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -184,49 +283,60 @@ class Config:
         return load_config(Path(path), overrides)
 
     def __post_init__(self) -> None:
-        positive = {
-            "data.batch_size": self.data.batch_size,
-            "data.eval_batch_size": self.data.eval_batch_size,
-            "optimizer.learning_rate": self.optimizer.learning_rate,
-            "train.epochs": self.train.epochs,
-            "train.patience": self.train.patience,
-            "train.log_every": self.train.log_every,
-            "train.checkpoint_every": self.train.checkpoint_every,
-            "train.max_steps_without_checkpoint": self.train.most_steps_lost,
+        data, train, optimizer = self.data, self.train, self.optimizer
+        above_zero = {
+            "data.batch_size": data.batch_size,
+            "data.eval_batch_size": data.eval_batch_size,
+            "optimizer.learning_rate": optimizer.learning_rate,
+            "train.epochs": train.epochs,
+            "train.patience": train.patience,
+            "train.log_every": train.log_every,
+            "train.checkpoint_every": train.checkpoint_every,
+            "train.max_steps_without_checkpoint": train.most_steps_lost,
         }
-        for name, value in positive.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        lambdas = self.loss.lambdas
-        values = lambdas.values() if isinstance(lambdas, dict) else (lambdas,)
+        if optimizer.clip_norm is not None:
+            above_zero["optimizer.clip_norm"] = optimizer.clip_norm
         not_negative = {
-            "loss.lambdas": min(values, default=0.0),
-            "optimizer.l2": self.optimizer.l2,
-            "train.seed": self.train.seed,
-            "train.steps_per_call": self.train.steps_per_call,
-            "data.min_conversions": self.data.min_conversions,
-            "loss.bank": self.loss.bank,
+            "optimizer.l2": optimizer.l2,
+            "optimizer.warmup_steps": optimizer.warmup_steps,
+            "train.seed": train.seed,
+            "train.steps_per_call": train.steps_per_call,
+            "data.min_conversions": data.min_conversions,
         }
-        for name, value in not_negative.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
-        if self.data.min_conversions >= self.data.batch_size:
+        _check_numbers(above_zero, not_negative)
+        if data.min_conversions >= data.batch_size:
             raise ValueError(
                 f"data.min_conversions must be below data.batch_size "
-                f"({self.data.batch_size}), got {self.data.min_conversions}"
+                f"({data.batch_size}), got {data.min_conversions}"
             )
-        if self.optimizer.shard_tables and self.optimizer.embedding == "adam":
+        if optimizer.warmup_steps and optimizer.schedule == "constant":
+            raise ValueError(
+                "optimizer.warmup_steps needs optimizer.schedule warmup or cosine"
+            )
+        if optimizer.shard_tables and optimizer.embedding == "adam":
             raise ValueError(
                 "optimizer.shard_tables needs optimizer.embedding lazy_adam or "
                 "rowwise_adagrad"
             )
-        if self.loss.gate == "literal" and self.loss.surrogate != "squared_hinge":
-            raise ValueError("loss.gate literal needs loss.surrogate squared_hinge")
-        if self.loss.pairs == "sorted" and self.loss.surrogate == "logistic":
-            raise ValueError(
-                "loss.pairs sorted is for hinges; loss.surrogate logistic needs auto, "
-                "blocked or broadcast"
-            )
+        ranking = parts.RANKINGS[self.loss.ranking]
+        two_logits = ranking is not None and ranking.two_logits
+        if two_logits != self.model.two_logits:
+            model = replace(self.model, two_logits=two_logits)
+            object.__setattr__(self, "model", model)
+
+
+def _check_numbers(
+    above_zero: Mapping[str, float], not_negative: Mapping[str, float]
+) -> None:
+    """Raises ValueError where a number is out of range; NaN and infinity always are."""
+    for name, value in (*above_zero.items(), *not_negative.items()):
+        positive = name in above_zero
+        if not (value > 0 if positive else value >= 0):
+            least = "above 0" if positive else "0 or more"
+            raise ValueError(f"{name} must be {least}, got {value}")
+        most = MOST_BY_OPTION.get(name, MOST if isinstance(value, int) else MOST_FLOAT)
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:g}, got {value}")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -13,7 +13,7 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.models import MODELS, build
 from pwiser_jax.schema import CategoricalField, NumericalField, Schema
 from pwiser_jax.training import objective as objectives
-from pwiser_jax.training.inference import example_inputs
+from pwiser_jax.training.step import example_inputs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -21,10 +21,11 @@ SCHEMA = Schema((CategoricalField("user", 5),), (NumericalField("price"),))
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", "kuairand", "aliexpress", "aliccp"])
-def test_each_dataset_has_its_eight_configs_and_a_smoke_variant(dataset: str) -> None:
+def test_each_dataset_has_a_config_for_each_model_and_a_smoke_variant(
+    dataset: str,
+) -> None:
     names = {path.stem for path in (CONFIGS / dataset).glob("*.yaml")}
-    pairs = {f"{m}_{loss}" for m in MODELS for loss in ("bce", "pwiser")}
-    assert names == pairs | {"smoke"} | (
+    assert names == {*MODELS, "smoke"} | (
         {"ladder"} if dataset == "synthetic" else set()
     )
 
@@ -45,10 +46,11 @@ def test_a_config_builds_its_model(path: Path) -> None:
     assert set(logits) >= {task.name for task in objective.tasks}
     assert set(logits) >= set(objective.ranked)
     if path.stem not in ("smoke", "ladder"):
-        model, _, loss = path.stem.rpartition("_")
-        assert config.model.name == model
-        assert bool(objective.ranked) == (loss == "pwiser")
-        assert np.all(np.array(list(weights.margins.values())) > 0)
+        assert config.model.name == path.stem
+        assert not objective.ranked
+    else:
+        assert objective.ranked
+    assert np.all(np.array(list(weights.margins.values())) > 0)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
@@ -58,13 +60,12 @@ def test_the_head_of_a_config_names_its_own_command(path: Path) -> None:
     assert f"pwiser prepare {path.parent.name}" in head
 
 
-def test_a_pair_of_configs_differs_in_lambda_alone() -> None:
-    for bce in CONFIGS.rglob("*_bce.yaml"):
-        plain = load_config(bce)
-        pwiser = load_config(bce.with_name(bce.name.replace("_bce", "_pwiser")))
-        assert replace(pwiser, loss=plain.loss) == plain
-        assert replace(pwiser.loss, lambdas=0.0) == plain.loss
-        assert pwiser.loss.lambdas == 0.1
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_one_option_adds_pwiser_to_a_config(path: Path) -> None:
+    plain, pwiser = load_config(path), load_config(path, ["--loss.ranking=pwiser"])
+    assert replace(pwiser, loss=plain.loss) == plain
+    assert pwiser.loss.resolved_lambdas == 0.1
+    assert plain.loss.resolved_lambdas == (0.1 if plain.loss == pwiser.loss else 0.0)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,9 @@ def test_a_pair_of_configs_differs_in_lambda_alone() -> None:
         ("model: {name: mmeo}", "did you mean 'mmoe'"),
         ("train: {epochs: many}", "train.epochs"),
         ("train: {epochs: 0}", "train.epochs"),
-        ("loss: {gate: literal, surrogate: hinge}", "loss.gate"),
-        ("loss: {pairs: sorted, surrogate: logistic}", "loss.pairs"),
-        ("loss: {bank: -1}", "loss.bank"),
+        ("loss: {ranking: pwiser, gate: literal, surrogate: hinge}", "loss.gate"),
+        ("loss: {ranking: pwiser, pairs: sorted, surrogate: logistic}", "loss.pairs"),
+        ("loss: {ranking: pwiser, bank: -1}", "loss.bank"),
         ("data: {min_conversions: 2048}", "data.min_conversions"),
         ("model: [", "bad.yaml"),
     ],

@@ -102,17 +102,17 @@ def train(folder: Path, model: str, batch_size: int, steps: int) -> dict[str, fl
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training.devices.programs import replicated, stacked, train_program
     from pwiser_jax.training.inference import new_state
-    from pwiser_jax.training.step import Hyper
+    from pwiser_jax.training.step import Hyper, step_spec
 
     config = Config(
         DataConfig(str(folder), batch_size),
         ModelConfig(name=model),  # pyright: ignore[reportArgumentType]
-        LossConfig(lambdas=0.1),
+        LossConfig(ranking="pwiser"),
     )
     prepared = Prepared(folder)
     rows, schema = prepared.load("train"), prepared.schema
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
-    program = train_program(config.model, schema, objective)
+    program = train_program(step_spec(config, schema, objective))
     hyper = Hyper(0, 1e-3, 1e-6, weights)
     state = replicated(new_state(config, schema))
     batches = epoch_batches(rows, batch_size, seed=0, epoch=0)

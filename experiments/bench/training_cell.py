@@ -148,41 +148,36 @@ def _compiled(cell: Cell) -> Parts:
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training.devices import programs as parallel
     from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
-    from pwiser_jax.training.step import Hyper
+    from pwiser_jax.training.step import hyper as step_numbers
+    from pwiser_jax.training.step import step_spec
 
     config = Config(
         DataConfig(batch_size=cell.batch),
         cell.model_config(),
-        LossConfig(lambdas=cell.lambda_),
+        LossConfig(ranking="pwiser", lambdas=cell.lambda_),
         OptimizerConfig(embedding=cell.embedding),  # pyright: ignore[reportArgumentType]
     )
-    schema, embedding = cell.schema(), config.optimizer.embedding
+    schema = cell.schema()
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
-    hyper: Any = Hyper(
-        seed=0,
-        learning_rate=config.optimizer.learning_rate,
-        l2=config.optimizer.l2,
-        weights=weights,
-        log_every=config.train.log_every,
-    )
+    hyper = step_numbers(config, weights, 1)
 
     several, k = batches(cell), cell.steps
     calls = [several[at:][:k] for at in range(0, len(several), k)]
-    parts: Any = config.model, schema, objective, embedding
-    draw, shapes = _drawing(*parts, cell.plain)
+    spec = step_spec(config, schema, objective)
+    draw, shapes = _drawing(spec, cell.plain)
     program: Any
     cut: list[Any]
     rest: tuple[Any, ...]
     place: Any = parallel.replicated
     # Unwrapped: programs that are kept may have been traced with other forms of parts.
     if cell.runs == 1:
-        program = parallel.train_program.__wrapped__(*parts)
+        program = parallel.train_program.__wrapped__(spec)
         rest = (parallel.replicated(hyper),)
         cut = [parallel.stacked(call, k) for call in calls]
     else:
         size = parallel.stack_size(cell.runs)
         at_once = parallel.runs_at_once(cell.runs)
-        program = parallel.sweep_program.__wrapped__(*parts, at_once)
+        program = parallel.sweep_program.__wrapped__(spec, at_once)
 
         def of_all(state: Any) -> Any:
             return parallel.dealt(stack([jax.device_get(state)] * size))
@@ -207,9 +202,7 @@ def _compiled(cell: Cell) -> Parts:
 
 
 @cache
-def _drawing(
-    model: ModelConfig, schema: Schema, objective: Any, embedding: Any, plain: str
-) -> tuple[Any, Any]:
+def _drawing(spec: Any, plain: str) -> tuple[Any, Any]:
     """The compiled program that draws a state from a seed, and the state's shapes."""
     import jax
 
@@ -217,7 +210,7 @@ def _drawing(
 
     del plain  # a form of the parts is traced anew
     make: Any = draw_program.__wrapped__
-    lowered = make(model, schema, objective, embedding).lower(0)
+    lowered = make(spec).lower(0)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
     )
@@ -249,10 +242,11 @@ def loss_call(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     import jax
 
     from pwiser_jax.training import objective as objectives
+    from pwiser_jax.training.devices import programs as parallel
 
     labels = cell.schema().labels
     objective, weights = objectives.build(
-        LossConfig(lambdas=cell.lambda_), labels, "ctcvr"
+        LossConfig(ranking="pwiser", lambdas=cell.lambda_), labels, "ctcvr"
     )
     rng, batch = np.random.default_rng(1), batches(cell)[0]
     logits = {
@@ -260,7 +254,8 @@ def loss_call(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
         for task in objective.tasks
     }
     program = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    arguments = jax.device_put((logits, batch.labels, batch.mask, weights))
+    whole = jax.tree.map(lambda x: x[0], parallel.shard_batch(batch, 1))
+    arguments = jax.device_put((logits, whole, weights))
     return lambda: jax.block_until_ready(program(*arguments)), {}
 
 

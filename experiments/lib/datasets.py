@@ -23,7 +23,7 @@ class Dataset:
     Args:
         name: in tables and plots.
         folder: where it lies, or will lie.
-        configs: a folder with MODEL_bce.yaml for each model.
+        configs: a folder with MODEL.yaml for each model.
         make: prepares the folder; None for one that must be there.
         truth: whether its rows hold the true probabilities.
         core: whether every experiment runs on it, or the paper's table alone.

@@ -41,25 +41,34 @@ from pwiser_jax.training.sweep import (
     train_sweep,
 )
 
+PWISER = {"ranking": "pwiser"}
 # What a loss changes in a config's `loss` section. Paired runs share the rest, so they
 # have the same initial weights and see the same batches.
 LOSSES: Mapping[str, Mapping[str, Any]] = {
-    "bce": {"lambdas": 0.0},
-    "pwiser": {"lambdas": 0.1},
-    "without_click_only": {"lambdas": 0.1, "margins": {"conversion>click": None}},
-    "without_no_click": {"lambdas": 0.1, "margins": {"conversion>exposure": None}},
-    "bce_on_conversions": {"lambdas": 0.1, "bce_rows": "conversions"},
-    "ctr_only": {"lambdas": {"ctr": 0.1}},
-    "ctcvr_only": {"lambdas": {"ctcvr": 0.1}},
-    "logit": {"lambdas": 0.1, "scores": "logit"},
-    "logistic": {"lambdas": 0.1, "scores": "logit", "surrogate": "logistic"},
-    "literal_gate": {"lambdas": 0.1, "gate": "literal"},
-    "per_negative": {"lambdas": 0.1, "normalize": "negatives"},
-    "plain_sums": {"lambdas": 1e-5, "normalize": "none"},
-    "balanced": {"lambdas": 1.0, "normalize": "balanced"},
-    "bank": {"lambdas": 0.1, "bank": 64},
-    "bce_conversion_aware": {"lambdas": 0.0},
-    "conversion_aware": {"lambdas": 0.1},
+    "bce": {**PWISER, "lambdas": 0.0},
+    "pwiser": {**PWISER, "lambdas": 0.1},
+    "without_click_only": {
+        **PWISER,
+        "lambdas": 0.1,
+        "margins": {"conversion>click": None},
+    },
+    "without_no_click": {
+        **PWISER,
+        "lambdas": 0.1,
+        "margins": {"conversion>exposure": None},
+    },
+    "bce_on_conversions": {**PWISER, "lambdas": 0.1, "bce_rows": "conversions"},
+    "ctr_only": {**PWISER, "lambdas": {"ctr": 0.1}},
+    "ctcvr_only": {**PWISER, "lambdas": {"ctcvr": 0.1}},
+    "logit": {**PWISER, "lambdas": 0.1, "scores": "logit"},
+    "logistic": {**PWISER, "lambdas": 0.1, "scores": "logit", "surrogate": "logistic"},
+    "literal_gate": {**PWISER, "lambdas": 0.1, "gate": "literal"},
+    "per_negative": {**PWISER, "lambdas": 0.1, "normalize": "negatives"},
+    "plain_sums": {**PWISER, "lambdas": 1e-5, "normalize": "none"},
+    "balanced": {**PWISER, "lambdas": 1.0, "normalize": "balanced"},
+    "bank": {**PWISER, "lambdas": 0.1, "bank": 64},
+    "bce_conversion_aware": {**PWISER, "lambdas": 0.0},
+    "conversion_aware": {**PWISER, "lambdas": 0.1},
 }
 # The losses whose batches hold at least so many conversions: other batches than those
 # of the runs that they are paired with, though of the same rows.
@@ -92,7 +101,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Which runs: the MODEL_bce.yaml of each model, times losses, times seeds."""
+    """Which runs: the MODEL.yaml of each model, times losses, times seeds."""
 
     configs: Path
     data: Path
@@ -106,9 +115,7 @@ class Grid:
         if not self.models or not self.losses or self.seeds < 1:
             raise UserError("the grid is empty: it needs a model, a loss and a seed")
         base = {
-            model: load_config(
-                self.configs / f"{model}_bce.yaml", tuple(self.overrides)
-            )
+            model: load_config(self.configs / f"{model}.yaml", tuple(self.overrides))
             for model in self.models
         }
         for seed in range(self.seeds):

@@ -23,13 +23,12 @@ from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.devices.programs import (
     largest,
-    made_whole,
-    placed,
     replicated,
+    shard,
     train_program,
+    unshard,
 )
 from pwiser_jax.training.devices.several import MOST_STEPS, pace
-from pwiser_jax.training.devices.shards import Parted
 from pwiser_jax.training.devices.signals import Interrupted, StopSignals
 from pwiser_jax.training.devices.source import Source, source
 from pwiser_jax.training.inference import (
@@ -47,7 +46,8 @@ from pwiser_jax.training.run.progress import Reporter
 from pwiser_jax.training.run.record import Progress, Record
 from pwiser_jax.training.run.stopwatch import Stopwatch
 from pwiser_jax.training.run.trace import Trace
-from pwiser_jax.training.step import Batch, Hyper, TrainState
+from pwiser_jax.training.step import Batch, Hyper, TrainState, step_spec
+from pwiser_jax.training.step import hyper as step_numbers
 
 
 def train(
@@ -94,7 +94,7 @@ def train(
         reporter.line(f"{output} is finished already")
         return finished
     train_rows, valid_rows = protocol.rows_of(config.protocol, prepared)
-    for text in protocol.lines(config):
+    for text in (*protocol.lines(config), *objectives.notes(config.loss, objective)):
         reporter.line(text)
     epoch_steps = steps_per_epoch(
         train_rows,
@@ -116,15 +116,13 @@ def train(
 
     # 3. Epochs.
     trace = Trace(output / "profile" if profile and processes.first() else None)
-    shard_tables = config.optimizer.shard_tables
-    state = placed(state, shard_tables)
+    state = shard(state, config.optimizer.shard_tables)
     watch = Stopwatch()
     record = Record(config, schema, metrics, progress, watch)
     loop = _Loop(record, reporter, watch, last, best, saves, trace, state)
-    program = train_program(
-        config.model, schema, objective, config.optimizer.embedding, shard_tables
-    )
-    hyper = replicated(records.hyper(config, weights))
+    program = train_program(step_spec(config, schema, objective))
+    total_steps = config.train.epochs * epoch_steps
+    hyper = replicated(step_numbers(config, weights, total_steps))
     made = source(train_rows, config.data.rows_from)
     budget = None if stop_after is None else progress.step + stop_after
     try:
@@ -163,7 +161,7 @@ class _Loop:
     best: Checkpoints
     saves: BackgroundSaves
     trace: Trace
-    state: TrainState | Parted
+    state: TrainState
     _pace: int = 1
     _signal: int = 0
     _clock: float = field(default_factory=time.perf_counter)
@@ -178,7 +176,9 @@ class _Loop:
 
     def save(self, *series: Checkpoints) -> None:
         tree = asdict(self.progress)
-        state = made_whole(self.state, table_rows(self.config, self.record.schema))
+        state = self.state
+        if self.config.optimizer.shard_tables:
+            state = unshard(state, table_rows(self.config, self.record.schema))
         self.saves.save(self.progress.step, state, tree, *series)
 
     def checkpoint(self, stop: bool) -> None:
@@ -285,12 +285,12 @@ class _Loop:
         self._signal = int(signal)
         read = jax.device_get(metrics)
         self.watch.count(count, count * self.config.data.batch_size)
-        self.record.read(read, count)
+        self.record.read(read[0], read[1], count)
         now = time.perf_counter()
         seconds = max(now - self._clock, 1e-9) / count
         self._clock = now
         self._pace = pace(seconds)
-        loss = float(np.mean(read["loss"][:count]))
+        loss = float(np.mean(read[0]["loss"][:count]))
         self.reporter.steps(count, loss, self.config.data.batch_size / seconds)
 
     def end_epoch(self, valid: Rows) -> None:

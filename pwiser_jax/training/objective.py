@@ -1,205 +1,340 @@
-"""The training objective: mean over tasks of (BCE + lambda * PWiseR).
+"""The training objective of a batch, from the parts that a configuration names.
 
-An `Objective` holds what is compiled in (which tasks, heads and terms exist, and the
-forms); `Weights` holds the numbers, which are traced: changing one compiles nothing.
+    loss = mean over tasks of (pointwise + lambda * ranking) + constraint
+
+An `Objective` holds what is static: tasks, ranked heads, pairs of labels, and the names
+of losses (see `pwiser_jax.parts`). `Weights` holds the numbers, which are traced:
+changing one does not recompile.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
 
-from pwiser_jax.config import Balance, BceRows, LossConfig, Scores
-from pwiser_jax.errors import UserError
-from pwiser_jax.losses import (
-    ConversionBank,
-    bce_loss,
-    conversion_bank,
-    ladder_loss,
-    update_bank,
-)
+from pwiser_jax.config import BceRows, LossConfig
+from pwiser_jax.data.batches.batches import Batch
+from pwiser_jax.errors import UserError, did_you_mean, listed
+from pwiser_jax.losses import ConversionBank, conversion_bank, update_bank
 from pwiser_jax.losses.counts import ladder_pairs
-from pwiser_jax.losses.pairs import Pairs
-from pwiser_jax.losses.pairs.options import Gate, Surrogate
-from pwiser_jax.tasks import CvrSpace, Task, heads, trained
+from pwiser_jax.models.heads import both_logits
+from pwiser_jax.parts import (
+    CONSTRAINTS,
+    NONE,
+    POINTWISE,
+    RANKINGS,
+    Numbers,
+    PairForm,
+    RankedHead,
+    Term,
+    pair_form,
+    register_constraint,
+    register_pointwise,
+    register_ranking,
+    scores,
+)
+from pwiser_jax.tasks import CvrSpace, Task, heads, measured, trained
+
+__all__ = [
+    "CONSTRAINTS",
+    "POINTWISE",
+    "RANKINGS",
+    "Banks",
+    "Objective",
+    "Weights",
+    "build",
+    "notes",
+    "ramped",
+    "register_constraint",
+    "register_pointwise",
+    "register_ranking",
+    "union",
+]
 
 BASE_MARGIN = {"probability": 0.1, "logit": 0.5}
 
-Term = tuple[int, int]
 Banks = Mapping[str, ConversionBank]
+Losses = dict[str, Array]
 
 
 class Weights(NamedTuple):
-    """The traced numbers of an objective: lambda by head, margin and weight by term.
+    """The traced numbers of an objective. None: the part does not exist.
 
-    A head of lambda 0 and a term of weight 0 are computed and count for nothing.
+    A head of lambda 0 and a term of weight 0 are computed and contribute 0.
+
+    Attributes:
+        lambdas: by head.
+        margins: by pair of levels (higher, lower).
+        terms: weight of a pair of levels.
+        pointwise: keyword arguments of the pointwise loss.
+        ranking: numbers of the ranking loss.
+        conversion: weight of positive rows of tasks that predict the highest label.
+        constraint: weight of the constraint.
+        lambda_ramp: steps over which lambdas increase from 0.
+        margin_ramp: steps over which margins increase from 0.
     """
 
-    lambdas: Mapping[str, jax.Array | float]
-    margins: Mapping[Term, jax.Array | float]
-    terms: Mapping[Term, jax.Array | float]
+    lambdas: Mapping[str, ArrayLike]
+    margins: Mapping[Term, ArrayLike]
+    terms: Mapping[Term, ArrayLike]
+    pointwise: Numbers
+    ranking: Numbers
+    conversion: ArrayLike | None = None
+    constraint: ArrayLike | None = None
+    lambda_ramp: ArrayLike | None = None
+    margin_ramp: ArrayLike | None = None
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is compiled in: tasks with a cross-entropy, ranked heads, terms, forms.
+    """The static part of an objective.
 
-    `rungs` are the names of the levels, from "exposure" on.
+    Attributes:
+        tasks: tasks with a pointwise loss.
+        heads: every task that a head may be ranked by.
+        rungs: names of the levels, from "exposure" on.
+        pointwise: name of the pointwise loss.
+        bce_rows: rows of the pointwise loss.
+        constraint: name of the constraint.
+        ranking: name of the ranking loss; "none" if no head is ranked.
+        ranked: names of the ranked heads.
+        terms: pairs of levels (higher, lower) that are ranked, if `ranking` has any.
+        form: static choices of the ranking loss.
+        balanced: whether lambda balances the gradients' norms.
+        bank: earlier conversions that each ranked head keeps.
+        segments: whether pairs are formed within groups.
     """
 
     tasks: tuple[Task, ...]
-    ranked: tuple[str, ...]
-    terms: tuple[Term, ...]
-    scores: Scores
-    surrogate: Surrogate
-    gate: Gate
-    normalize: Balance
-    pairs: Pairs
-    bce_rows: BceRows
-    bank: int
+    heads: tuple[Task, ...]
     rungs: tuple[str, ...]
+    pointwise: str = "bce"
+    bce_rows: BceRows = "all"
+    constraint: str = NONE
+    ranking: str = NONE
+    ranked: tuple[str, ...] = ()
+    terms: tuple[Term, ...] = ()
+    form: PairForm = PairForm()  # noqa: RUF009  # frozen
+    balanced: bool = False
+    bank: int = 0
+    segments: bool = False
 
     def __call__(
         self,
-        logits: dict[str, jax.Array],
-        labels: jax.Array,
-        mask: jax.Array,
+        logits: dict[str, Array],
+        batch: Batch,
         weights: Weights,
         *,
         banks: Banks | None = None,
-        row_weights: jax.Array | None = None,
         axis_name: str | None = None,
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Banks]]:
-        """The loss of a batch and its parts.
+    ) -> tuple[Array, tuple[Losses, Banks]]:
+        """The loss of a batch, its parts, and the banks for the next step.
 
         Args:
             logits: f[B] by name.
-            labels: int[B, L], nested, lowest rung first.
-            mask: bool[B], False for padding.
-            weights: lambdas, margins and weights of terms.
-            banks: conversions of the steps before, by head: see `empty_banks`.
-            row_weights: f[B], what each row weighs in the cross-entropies; a term of
-                the pair loss stays the mean over its pairs.
-            axis_name: the mapped axis that the batch is spread over, if any.
+            batch: of the device; labels are nested, lowest first.
+            weights: the traced numbers.
+            banks: scores of earlier conversions by head; see `empty_banks`.
+            axis_name: mapped axis that the batch is sharded over, if any.
+
         Returns:
-            The scalar loss; its parts "bce/NAME" and "pwiser/NAME" (before lambda),
-            and "lambda/NAME" where it is balanced; the banks for the next step.
+            The scalar loss; its parts by "LOSS/HEAD", before lambda, and "lambda/HEAD"
+            where lambda changes from step to step; the new banks.
         """
-        level = _level(labels)
-        rows = mask
-        if self.bce_rows == "conversions":
-            rows = rows & (level == labels.shape[-1])
-        top, ranked_rows = self._ranked_rows(level, mask)
+        level = _level(batch.labels)
         banks = banks or {}
         tasks = {task.name: task for task in self.tasks}
 
-        def bce(name: str, logits: jax.Array) -> jax.Array:
-            return bce_loss(
-                logits,
-                level >= tasks[name].rung,
-                where=rows & (level >= tasks[name].given),
-                weights=row_weights,
-                axis_name=axis_name,
-            )
+        def pointwise(name: str, z: Array) -> Array:
+            return self._pointwise(tasks[name], z, level, batch, weights, axis_name)
 
-        def pwiser(name: str, logits: jax.Array) -> jax.Array:
-            return ladder_loss(
-                self._scores(logits),
-                level,
-                weights.margins,
-                surrogate=self.surrogate,
-                gate=self.gate,
-                normalize=self.normalize if self.normalize != "balanced" else "pairs",
-                pairs=self.pairs,
-                term_weights=weights.terms,
-                where=ranked_rows,
-                axis_name=axis_name,
-                bank=banks.get(name),
-            )
-
-        parts = {f"bce/{name}": bce(name, logits[name]) for name in tasks}
-        total = sum(parts.values(), jnp.zeros(()))
-        renewed: dict[str, ConversionBank] = {}
+        losses = {
+            f"{self.pointwise}/{name}": pointwise(name, logits[name]) for name in tasks
+        }
+        total = sum(losses.values(), jnp.zeros(()))
+        new_banks: dict[str, ConversionBank] = {}
         for name in self.ranked:
-            own, lambda_ = logits[name], weights.lambdas[name]
-            if self.normalize == "balanced":
-                losses = partial(bce, name), partial(pwiser, name)
-                lambda_ *= _pull(*losses, own, axis_name)
-                parts[f"lambda/{name}"] = lambda_
+            head = self._head(name, logits, batch, weights, banks, axis_name)
+            z, lambda_ = logits[name], weights.lambdas[name]
+            if self.balanced:
+                ranking = partial(self._ranking, head)
+                ratio = _gradient_ratio(partial(pointwise, name), ranking, z, axis_name)
+                lambda_ = lambda_ * ratio
+            if self.balanced or weights.lambda_ramp is not None:
+                losses[f"lambda/{name}"] = jnp.asarray(lambda_)
             if name in banks:
-                renewed[name] = update_bank(
+                new_banks[name] = update_bank(
                     banks[name],
-                    self._scores(own),
-                    level == top,
-                    where=ranked_rows,
+                    scores(z, self.form),
+                    level == self._top,
+                    where=head.where,
                     axis_name=axis_name,
                 )
-            rank = parts[f"pwiser/{name}"] = pwiser(name, own)
-            total += lambda_ * rank
-        return total / len(self.tasks), (parts, renewed)
+            value = losses[f"{self.ranking}/{name}"] = self._ranking(head, z)
+            total += lambda_ * value
+        total = total / len(self.tasks)
+        constraint = CONSTRAINTS[self.constraint]
+        if constraint is not None:
+            joint = [logits[name] for name in self._joint]
+            penalty = constraint.loss(
+                jax.nn.sigmoid(jnp.stack(joint, axis=1)),
+                where=batch.mask,
+                weights=batch.pair_weights,
+                axis_name=axis_name,
+            )
+            losses[self.constraint] = penalty
+            assert weights.constraint is not None
+            total += weights.constraint * penalty
+        return total, (losses, new_banks)
 
     def pair_counts(
         self,
-        logits: dict[str, jax.Array],
-        labels: jax.Array,
-        mask: jax.Array,
+        logits: dict[str, Array],
+        batch: Batch,
         weights: Weights,
         *,
-        banks: Banks,
-        axis_name: str | None,
-    ) -> dict[str, jax.Array]:
-        """Pairs and active pairs of the loss, "pairs/HEAD/HI>LO" and "active/...".
+        banks: Banks | None = None,
+        axis_name: str | None = None,
+    ) -> dict[str, Array]:
+        """Pairs and active pairs by term: "pairs/HEAD/HI>LO" and "active/HEAD/HI>LO".
 
-        Arguments are those of the loss, the banks those that it was given.
+        Arguments are those of the loss.
         """
-        level = _level(labels)
-        _, rows = self._ranked_rows(level, mask)
-        counts: dict[str, jax.Array] = {}
-        for name in self.ranked:
-            found = ladder_pairs(
-                self._scores(logits[name]),
-                level,
-                weights.margins,
-                surrogate=self.surrogate,
-                gate=self.gate,
-                where=rows,
+        counts: dict[str, Array] = {}
+        for name in self.ranked if self.terms else ():
+            head = self._head(name, logits, batch, weights, banks or {}, axis_name)
+            pairs_by_term = ladder_pairs(
+                scores(head.logits, self.form),
+                head.levels,
+                head.margins,
+                surrogate=self.form.surrogate,
+                gate=self.form.gate,
+                where=head.where,
                 axis_name=axis_name,
-                bank=banks.get(name),
+                bank=head.bank,
             )
-            for (hi, lo), (pairs, active) in found.items():
+            for (hi, lo), (pairs, active) in pairs_by_term.items():
                 term = f"{name}/{self.rungs[hi]}>{self.rungs[lo]}"
                 counts |= {f"pairs/{term}": pairs, f"active/{term}": active}
         return counts
 
-    def _ranked_rows(self, level: jax.Array, mask: jax.Array) -> tuple[int, jax.Array]:
-        """The highest level of all terms, and the rows up to it: no other ranks."""
-        top = max((hi for hi, _ in self.terms), default=0)
-        return top, mask & (level <= top)
-
-    def _scores(self, logits: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(logits) if self.scores == "probability" else logits
-
     def empty_banks(self) -> Banks:
-        """A bank for each ranked head, to begin with, where the config has any."""
+        """An empty bank for each ranked head, if the configuration has banks."""
         names = self.ranked if self.bank else ()
         return {name: conversion_bank(self.bank) for name in names}
 
+    @property
+    def _top(self) -> int:
+        """The highest level in any pair."""
+        return max((hi for hi, _ in self.terms), default=0)
 
-def _pull(
-    loss: Callable[[jax.Array], jax.Array],
-    over: Callable[[jax.Array], jax.Array],
-    logits: jax.Array,
+    @property
+    def _joint(self) -> list[str]:
+        """The joint task of each label, lowest label first."""
+        return [t.name for t in self.heads if t.given == 0]
+
+    def _pointwise(
+        self,
+        task: Task,
+        logits: Array,
+        level: Array,
+        batch: Batch,
+        weights: Weights,
+        axis_name: str | None,
+    ) -> Array:
+        top = len(self.rungs) - 1
+        where = batch.mask & (level >= task.given)
+        if self.bce_rows == "conversions":
+            where = where & (level == top)
+        more = dict(weights.pointwise)
+        if weights.conversion is not None and task.rung == top:
+            more["positive_weight"] = weights.conversion
+        return POINTWISE[self.pointwise].loss(
+            logits,
+            level >= task.rung,
+            where=where,
+            weights=batch.weights,
+            axis_name=axis_name,
+            **more,
+        )
+
+    def _head(
+        self,
+        name: str,
+        logits: dict[str, Array],
+        batch: Batch,
+        weights: Weights,
+        banks: Banks,
+        axis_name: str | None,
+    ) -> RankedHead:
+        level = _level(batch.labels)
+        task = next(task for task in self.heads if task.name == name)
+        where = batch.mask
+        if self.terms:  # a row above all pairs would be a level without a margin
+            where = where & (level <= self._top)
+        return RankedHead(
+            logits=logits[name],
+            both=logits.get(both_logits(name)),
+            labels=level >= task.rung,
+            defined=batch.mask & (level >= task.given),
+            levels=level,
+            where=where,
+            weights=batch.pair_weights,
+            segments=batch.groups if self.segments else None,
+            values=batch.values,
+            margins=weights.margins,
+            terms=weights.terms,
+            numbers=weights.ranking,
+            bank=banks.get(name),
+            form=self.form,
+            axis_name=axis_name,
+        )
+
+    def _ranking(self, head: RankedHead, logits: Array) -> Array:
+        entry = RANKINGS[self.ranking]
+        assert entry is not None
+        return entry.loss(head._replace(logits=logits))
+
+
+def ramped(weights: Weights, step: ArrayLike) -> Weights:
+    """The numbers at a step, from 0: lambdas and margins increase linearly."""
+
+    def grown(numbers: Mapping, steps: ArrayLike | None) -> Mapping:
+        if steps is None:
+            return numbers
+        share = optax.schedules.linear_schedule(0.0, 1.0, 1)(
+            step / jnp.maximum(steps, 1)
+        )
+        return {key: value * share for key, value in numbers.items()}
+
+    ranking = dict(weights.ranking)
+    if "margin" in ranking:
+        ranking |= grown({"margin": ranking["margin"]}, weights.margin_ramp)
+    return weights._replace(
+        lambdas=grown(weights.lambdas, weights.lambda_ramp),
+        margins=grown(weights.margins, weights.margin_ramp),
+        ranking=ranking,
+    )
+
+
+def _gradient_ratio(
+    loss: Callable[[Array], Array],
+    over: Callable[[Array], Array],
+    logits: Array,
     axis_name: str | None,
-) -> jax.Array:
+) -> Array:
     """|gradient of `loss`| / |gradient of `over`| at the logits of all devices.
 
-    A number that nothing is differentiated through; 0 where `over` has no gradient.
+    A constant to differentiation; 0 where `over` has no gradient.
     """
 
-    def squares(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def squares(function: Callable[[Array], Array]) -> Array:
         gradient = jax.grad(function)(jax.lax.stop_gradient(logits))
         total = jnp.sum(jnp.square(gradient))
         return total if axis_name is None else jax.lax.psum(total, axis_name)
@@ -209,109 +344,181 @@ def _pull(
     return jnp.sqrt(jnp.where(below > 0, ratio, 0))
 
 
-def _level(labels: jax.Array) -> jax.Array:
+def _level(labels: Array) -> Array:
     return jnp.sum(labels.astype(jnp.int32), axis=-1)
 
 
 def build(
     config: LossConfig, labels: tuple[str, ...], space: CvrSpace
 ) -> tuple[Objective, Weights]:
-    """Resolves names and defaults of `config` against the data's labels.
+    """The objective of a configuration, for data with these labels.
+
+    If all lambdas are 0, the objective is that of ranking "none".
 
     Raises:
-        UserError: a head or a pair of labels that does not exist, or nothing to train.
+        UserError: a head or a pair of labels that does not exist; options that do not
+            fit the model or the data.
     """
     tasks = trained(labels, space)
-    known = {task.name: None for task in (*heads(labels, space), *tasks)}
-    if (
-        space == "click"
-    ):  # the joint products exist as logits, without a BCE of their own
-        known |= {task.name: None for task in trained(labels, "product")}
-    lambdas = config.lambdas
+    # Joint tasks of the spaces "click" and "product" have logits too.
+    known = {t.name: t for t in (*heads(labels, space), *tasks)}
+    if space != "ctcvr":
+        known |= {t.name: t for t in measured(labels) if t.given == 0}
+    _check_space(config, labels, space)
+    entry = RANKINGS[config.ranking]
+    lambdas = config.resolved_lambdas
     if not isinstance(lambdas, dict):
         lambdas = {task.name: lambdas for task in tasks}
     for name in lambdas:
         if name not in known:
-            raise UserError(
-                f"loss.lambdas names the head {name!r}; this model and data have "
-                f"{', '.join(known)}"
-            )
+            raise UserError(f"loss.lambdas names the head {name!r}; this model and data have " f"{listed(known, 'and')}{did_you_mean(name, known)}")
     ranked = tuple(name for name in known if lambdas.get(name, 0.0) > 0)
-    margins = _margins(config, labels) if ranked else {}
-    if not margins:
-        ranked = ()
     objective = Objective(
         tasks=tasks,
+        heads=tuple(known.values()),
+        rungs=_levels(labels),
+        pointwise=config.pointwise,
+        bce_rows=config.bce_rows,
+        constraint=config.constraint,
+    )
+    weights = Weights(
+        lambdas={},
+        margins={},
+        terms={},
+        pointwise=POINTWISE[config.pointwise].numbers(config),
+        ranking={},
+        conversion=None if config.conversion_weight == 1 else config.conversion_weight,
+        constraint=None if config.constraint == NONE else config.constraint_weight,
+    )
+    margins = _margins(config, labels) if entry and entry.by_levels else {}
+    if entry is None or not ranked:
+        return objective, weights
+    if entry.by_levels and not margins:
+        raise UserError(
+            "loss.margins is null for every pair of labels, so there is nothing to "
+            "rank; give one a number, or choose --loss.ranking none"
+        )
+    pairs = set(ranked) - {task.name for task in tasks}
+    if config.normalize == "balanced" and pairs:
+        raise UserError(
+            f"loss.normalize is balanced, and the head {min(pairs)!r} has no "
+            "pointwise loss to be balanced with"
+        )
+    one_logit = set(ranked) - {task.name for task in heads(labels, space)}
+    if entry.two_logits and one_logit:
+        raise UserError(
+            f"loss.ranking {config.ranking} needs two logits, and {min(one_logit)!r} "
+            f"is a product of heads under model.cvr_space {space}; name other heads in "
+            "loss.lambdas"
+        )
+    objective = replace(
+        objective,
+        ranking=config.ranking,
         ranked=ranked,
         terms=tuple(margins),
-        scores=config.scores,
-        surrogate=config.surrogate,
-        gate=config.gate,
-        normalize=config.normalize,
-        pairs=config.pairs,
-        bce_rows=config.bce_rows,
+        form=pair_form(config),
+        balanced=config.normalize == "balanced",
         bank=config.bank,
-        rungs=_rungs(labels),
+        segments=config.segments == "group",
     )
-    by_head = {name: lambdas[name] for name in ranked}
-    alone = set(ranked) - {task.name for task in tasks}
-    if config.normalize == "balanced" and alone:
+    return objective, weights._replace(
+        lambdas={name: lambdas[name] for name in ranked},
+        margins=margins,
+        terms=dict.fromkeys(margins, 1.0),
+        ranking=entry.numbers(config),
+        lambda_ramp=config.lambda_ramp_steps or None,
+        margin_ramp=config.margin_ramp_steps or None,
+    )
+
+
+def _check_space(config: LossConfig, labels: tuple[str, ...], space: CvrSpace) -> None:
+    """Raises UserError where a loss does not fit the model's space or the labels."""
+    ranking = RANKINGS[config.ranking]
+    if ranking is not None and ranking.two_logits and space == "product":
         raise UserError(
-            f"loss.normalize is balanced, and the head {min(alone)!r} has no "
-            "cross-entropy of its own to be balanced with"
+            f"loss.ranking {config.ranking} needs two logits of each trained task; "
+            "model.cvr_space product trains products of heads, which have one"
         )
-    return objective, Weights(by_head, margins, dict.fromkeys(margins, 1.0))
+    if config.constraint != NONE and (space != "ctcvr" or len(labels) < 2):
+        raise UserError(
+            f"loss.constraint {config.constraint} needs two labels or more and "
+            "model.cvr_space ctcvr; in the other spaces a later label is never more "
+            "probable than an earlier one"
+        )
+
+
+def notes(config: LossConfig, objective: Objective) -> list[str]:
+    """Lines for the user at the start of a run."""
+    if config.ranking != NONE and not objective.ranked:
+        return [
+            f"loss.ranking {config.ranking} has lambda 0 for every head: training "
+            f"{config.pointwise} alone"
+        ]
+    return []
 
 
 def union(
     built: Sequence[tuple[Objective, Weights]],
 ) -> tuple[Objective, list[Weights]]:
-    """One objective that is each of several, and the weights that make it so.
+    """One objective that computes each of several, and the numbers of each.
 
-    It has the heads and terms of all; those that one of them lacks get lambda 0 or
+    It has the heads and terms of all. Those that one of them lacks have lambda 0 or
     weight 0 there.
 
     Raises:
         ValueError: they differ in more than heads, terms and numbers, or have banks and
             other top levels: a bank holds the rows of the highest level.
     """
-    objectives = [objective for objective, _ in built]
+    ranking = [each for each in built if each[0].ranked] or built[:1]
+    (first, numbers), objectives = ranking[0], [objective for objective, _ in built]
     ranked = dict.fromkeys(name for o in objectives for name in o.ranked)
     terms = sorted({term for o in objectives for term in o.terms})
-    whole = replace(objectives[0], ranked=tuple(ranked), terms=tuple(terms))
+    whole = replace(first, ranked=tuple(ranked), terms=tuple(terms))
     tops = {max(o.terms)[0] for o in objectives if o.terms}
     for objective in objectives:
-        same = replace(objective, ranked=whole.ranked, terms=whole.terms) == whole
-        if not same or (whole.bank and len(tops) > 1):
+        same = replace(objective, ranked=whole.ranked, terms=whole.terms)
+        if not objective.ranked:  # lambda 0: any ranking
+            same = replace(
+                same,
+                ranking=whole.ranking,
+                form=whole.form,
+                balanced=whole.balanced,
+                bank=whole.bank,
+                segments=whole.segments,
+            )
+        if same != whole or (whole.bank and len(tops) > 1):
             raise ValueError(f"no union of {whole} and {objective}")
     return whole, [
-        Weights(
+        weights._replace(
             lambdas={name: weights.lambdas.get(name, 0.0) for name in ranked},
             margins={term: weights.margins.get(term, 0.0) for term in terms},
             terms={term: weights.terms.get(term, 0.0) for term in terms},
+            ranking=weights.ranking or numbers.ranking,
+            lambda_ramp=numbers.lambda_ramp,
+            margin_ramp=numbers.margin_ramp,
         )
         for _, weights in built
     ]
 
 
 def _margins(config: LossConfig, labels: tuple[str, ...]) -> dict[Term, float]:
-    """Margins by (hi, lo) level; the default is a step a rung, top over all lower."""
-    rungs = {name: level for level, name in enumerate(_rungs(labels))}
-    top, step = len(labels), BASE_MARGIN[config.scores]
+    """Margins by (higher, lower) level; by default of the top label over each other."""
+    levels = {name: level for level, name in enumerate(_levels(labels))}
+    top, step = len(labels), BASE_MARGIN[pair_form(config).scores]
     margins: dict[Term, float] = {(top, low): step * (top - low) for low in range(top)}
     for pair, margin in (config.margins or {}).items():
         hi, _, lo = pair.partition(">")
-        if hi not in rungs or lo not in rungs or rungs[hi] <= rungs[lo]:
+        if hi not in levels or lo not in levels or levels[hi] <= levels[lo]:
             raise UserError(
                 f"loss.margins names {pair!r}; expected higher>lower out of "
-                f"{', '.join(reversed(rungs))}"
+                f"{', '.join(reversed(levels))}"
             )
-        term = rungs[hi], rungs[lo]
+        term = levels[hi], levels[lo]
         margins.pop(term, None)
         if margin is not None:
             margins[term] = margin
     return dict(sorted(margins.items()))
 
 
-def _rungs(labels: tuple[str, ...]) -> tuple[str, ...]:
+def _levels(labels: tuple[str, ...]) -> tuple[str, ...]:
     return ("exposure", *labels)

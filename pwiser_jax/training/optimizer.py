@@ -1,8 +1,6 @@
-"""The optimizer of a whole model: Adam, and what `tables` has for large tables."""
+"""The optimizer: schedule, clipping, Adam, and sparse updates of large tables."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,53 +17,72 @@ from pwiser_jax.training.sparse_embedding import (
 )
 
 Params = dict[str, Any]
+Number = jax.Array | float
 
 TABLE = "large"
 
-B1, B2, EPSILON = 0.9, 0.999, 1e-8
+
+class Rates(NamedTuple):
+    """The traced numbers of the optimizer.
+
+    Attributes:
+        learning_rate: the peak of the schedule.
+        l2: weight decay that is added to the gradient.
+        warmup_steps: steps of linear warmup; None for no schedule.
+        total_steps: the step at which cosine decay reaches 0; None for no decay.
+        clip_norm: largest global norm of a gradient; None for no clipping.
+    """
+
+    learning_rate: Number
+    l2: Number
+    warmup_steps: Number | None = None
+    total_steps: Number | None = None
+    clip_norm: Number | None = None
+
+    def at(self, step: jax.Array) -> Number:
+        """The learning rate at a step, from 0: warmup, then constant or cosine."""
+        if self.warmup_steps is None:
+            return self.learning_rate
+        # optax's schedules take static lengths: these have length 1, and the step is
+        # scaled instead. Step 0 has the rate of the first step after 0.
+        done = jnp.asarray(step, jnp.float32)
+        warm = optax.schedules.linear_schedule(0.0, 1.0, 1)
+        rate: Any = warm((done + 1) / jnp.maximum(self.warmup_steps, 1))
+        if self.total_steps is not None:
+            length = jnp.maximum(self.total_steps - self.warmup_steps, 1)
+            decay = optax.schedules.cosine_decay_schedule(1.0, 1)
+            rate *= decay(jnp.maximum(done - self.warmup_steps, 0) / length)
+        return self.learning_rate * rate
 
 
-def adam(
-    learning_rate: jax.Array | float, l2: jax.Array | float
-) -> optax.GradientTransformation:
-    """Adam whose L2 is added to the gradient before the moments, as PyTorch's is."""
+def adam(learning_rate: Number, l2: Number) -> optax.GradientTransformation:
+    """Adam whose L2 is added to the gradient before the moments, as in PyTorch."""
     return optax.chain(
         optax.add_decayed_weights(l2),
-        optax.scale_by_adam(B1, B2, EPSILON),
+        optax.scale_by_adam(),
         optax.scale_by_learning_rate(learning_rate),
     )
 
 
-def last_updates(state: Any, learning_rate: jax.Array | float) -> Any:
-    """What `adam` added last, from its state.
-
-    Few steps ask for it. To keep it for them would write it at every step: in the step
-    itself it is never stored but goes right into the parameters.
-    """
-    moments = state[1]
-    mu = optax.tree.bias_correction(moments.mu, B1, moments.count)
-    nu = optax.tree.bias_correction(moments.nu, B2, moments.count)
-    return jax.tree.map(
-        lambda m, v: -learning_rate * m / (jnp.sqrt(v) + EPSILON), mu, nu
-    )
-
-
-class Apart(NamedTuple):
-    """The optimizer's state where large tables have one of their own."""
+class TableState(NamedTuple):
+    """The optimizer's state where large tables have an optimizer of their own."""
 
     others: optax.OptState
     tables: dict[str, Any]
 
 
 class Narrowed(NamedTuple):
-    """Parameters and inputs of one batch, with no more of a table than it reads.
+    """Parameters and inputs in which each table is replaced by the rows a batch reads.
 
-    `which` are the rows that stand in place of each table; None: the tables are whole.
+    Attributes:
+        params: with [U, D] in place of each large table.
+        inputs: with "large_rows", the place of each id among those rows.
+        rows: the rows; None if tables are whole.
     """
 
     params: Params
     inputs: dict[str, Any]
-    which: Distinct | None
+    rows: Distinct | None
 
 
 @dataclass(frozen=True)
@@ -73,10 +90,9 @@ class Optimizer:
     """Adam of all parameters, or of all but the tables `large`.
 
     Attributes:
-        embedding: what trains those tables; see `OptimizerConfig`.
+        embedding: optimizer of those tables; see `OptimizerConfig`.
         layout: of the model's tables; an embedding has one `large` of this layout.
-        sharded: under a mapped axis, the tables in parameters and state are a device's
-            parts of them (see `shards`).
+        sharded: whether tables are sharded over the mapped axis (see `shards`).
     """
 
     embedding: EmbeddingOptimizer
@@ -88,7 +104,7 @@ class Optimizer:
         if rows is None:
             return adam(0.0, 0.0).init(params)
         tables = {name: rows.init(table) for name, table in tables_of(params).items()}
-        return Apart(adam(0.0, 0.0).init(others_of(params)), tables)
+        return TableState(adam(0.0, 0.0).init(others_of(params)), tables)
 
     def narrow(
         self,
@@ -97,7 +113,7 @@ class Optimizer:
         mask: jax.Array,
         axis_name: str | None,
     ) -> Narrowed:
-        """What a step differentiates: gradients are of the rows read, not of tables."""
+        """What a step differentiates: the rows that it reads, not whole tables."""
         if of_rows(self.embedding) is None:
             return Narrowed(params, inputs, None)
         return narrowed(self.layout, params, inputs, mask, axis_name, self.sharded)
@@ -107,57 +123,60 @@ class Optimizer:
         grads: Params,
         state: Any,
         params: Params,
-        which: Distinct | None,
+        rows: Distinct | None,
         *,
-        count: jax.Array,
-        learning_rate: jax.Array | float,
-        l2: jax.Array | float,
-    ) -> tuple[Params, Any, Callable[[], Params]]:
-        """The parameters and the state after a step, and a function of what was added.
+        step: jax.Array,
+        rates: Rates,
+    ) -> tuple[Params, Any, Params]:
+        """The parameters and the state after a step, and the updates that were added.
 
         Args:
-            grads: with respect to the parameters that `narrow` gave, `which` its rows.
+            grads: of the parameters that `narrow` returned, the mean over devices.
             state: the optimizer's.
-            params: whole.
-            which: as `narrow` gave it.
-            count: the step's number, from 1.
-            learning_rate: the step size.
-            l2: weight decay.
+            params: before the step, tables included.
+            rows: as `narrow` returned them.
+            step: steps done before this one.
+            rates: the numbers.
         """
-        dense, rows = adam(learning_rate, l2), of_rows(self.embedding)
-        if rows is None:
+        if rates.clip_norm is not None:
+            # Each device has the gradient of all parameters and all rows of the batch.
+            clip: Any = optax.clip_by_global_norm(rates.clip_norm)  # pyright: ignore[reportArgumentType]
+            grads, _ = clip.update(grads, clip.init(grads))
+        learning_rate = rates.at(step)
+        updates: Any
+        dense, sparse = adam(learning_rate, rates.l2), of_rows(self.embedding)
+        if sparse is None:
             updates, state = dense.update(grads, state, params)
             new: Any = optax.apply_updates(params, updates)
-            return new, state, partial(last_updates, state, learning_rate)
+            return new, state, updates
         others = others_of(params)
-        updates, of_others = dense.update(others_of(grads), state.others, others)
+        updates, dense_state = dense.update(others_of(grads), state.others, others)
         new = optax.apply_updates(others, updates)
-        of_dense = partial(last_updates, of_others, learning_rate)
-        if which is None:
-            return new, Apart(of_others, state.tables), of_dense
-        of_grads, tables, states, moved = tables_of(grads), {}, {}, {}
+        if rows is None:
+            return new, TableState(dense_state, state.tables), updates
+        row_grads, tables, states, moved = tables_of(grads), {}, {}, {}
         for name, table in tables_of(params).items():
             tables[name], states[name], moved[name] = update_rows(
+                sparse,
                 rows,
-                which,
-                of_grads[name],
+                row_grads[name],
                 table,
                 state.tables[name],
-                count,
+                step + 1,
                 learning_rate,
-                l2,
+                rates.l2,
             )
+        return (
+            with_tables(new, tables),
+            TableState(dense_state, states),
+            with_tables(updates, moved),
+        )
 
-        def added() -> Params:
-            return with_tables(of_dense(), moved)
-
-        return with_tables(new, tables), Apart(of_others, states), added
-
-    def everywhere(self, added: Params, axis_name: str | None) -> Params:
-        """What a step added, with the rows that other devices added to their parts."""
+    def gather_updates(self, updates: Params, axis_name: str | None) -> Params:
+        """The updates of all devices: those of sharded tables are summed."""
         if not self.sharded:
-            return added
-        return with_tables(added, jax.lax.psum(tables_of(added), axis_name))
+            return updates
+        return with_tables(updates, jax.lax.psum(tables_of(updates), axis_name))
 
 
 def narrowed(
@@ -168,36 +187,36 @@ def narrowed(
     axis_name: str | None,
     sharded: bool,
 ) -> Narrowed:
-    """Parameters in which the rows that a batch reads stand for the tables `large`.
+    """Replaces each table `large` by the rows of it that a batch reads.
 
     Args:
         layout: of the tables.
-        params: the parameters; where `sharded`, with a device's parts of the tables.
-        inputs: a device's part of the batch.
+        params: the parameters; if `sharded`, with a device's shards of the tables.
+        inputs: a device's shard of the batch.
         mask: bool[B], False for padding.
-        axis_name: the mapped axis that the batch is spread over, if any.
-        sharded: whether the tables are spread over it, too.
+        axis_name: mapped axis that the batch is sharded over, if any.
+        sharded: whether tables are sharded over it, too.
     """
     tables, size = tables_of(params), layout.large_size
     if not tables:
         return Narrowed(params, inputs, None)
-    which = distinct(_ids(layout, inputs, mask, size), axis_name)
+    rows = distinct(_ids(layout, inputs, mask, size), axis_name)
     if sharded:
         if axis_name is None:
             raise ValueError("tables can only be sharded over a mapped axis")
-        which = which.owned(size, axis_name)
-        read = {k: which.read_everywhere(v, axis_name) for k, v in tables.items()}
+        rows = rows.owned(size, axis_name)
+        read = {k: rows.read_everywhere(v, axis_name) for k, v in tables.items()}
     else:
-        read = {k: which.read(v) for k, v in tables.items()}
+        read = {k: rows.read(v) for k, v in tables.items()}
     return Narrowed(
-        with_tables(params, read), inputs | {"large_rows": which.places}, which
+        with_tables(params, read), inputs | {"large_rows": rows.places}, rows
     )
 
 
 def _ids(
     layout: Layout, inputs: dict[str, Any], mask: jax.Array, past: int
 ) -> jax.Array:
-    """The rows of `large` that a batch reads; `past` for what is but padding."""
+    """The rows of `large` that a batch reads; `past` for padding."""
     rows = layout.large_rows(inputs)
     read = jnp.broadcast_to(mask[:, None], rows.shape)
     width = layout.schema.multi_width

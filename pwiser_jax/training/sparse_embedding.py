@@ -160,7 +160,7 @@ def of_rows(
 
 def update_rows(
     transformation: optax.GradientTransformationExtraArgs,
-    which: Distinct,
+    distinct_rows: Distinct,
     grads: jax.Array,
     table: jax.Array,
     state: Any,
@@ -171,21 +171,25 @@ def update_rows(
     """The table, its optimizer state and what was added to the rows, after a step.
 
     Args:
-        which: the batch's rows.
-        grads: [U, D], with respect to `which.read(table)` as `which.places` looks it
-            up: the sum over all of a row's uses, at its first place.
+        distinct_rows: the batch's rows.
+        grads: [U, D], of `distinct_rows.read(table)`: the sum over all uses of a row,
+            at its first place.
         table: [N, D].
         state: of the whole table.
         count: the step's number, from 1.
         learning_rate: the step size.
         l2: added to the gradient, times the row, once for each row read.
     """
-    rows = which.read(table)
+    rows = distinct_rows.read(table)
     scaled: Any
     scaled, new = transformation.update(
-        grads + l2 * rows, jax.tree.map(which.read, state), rows, count=count
+        grads + l2 * rows, jax.tree.map(distinct_rows.read, state), rows, count=count
     )
     updates = -learning_rate * scaled
-    state = jax.tree.map(which.write, state, new)
-    written = which.written(len(table))[:, None]
-    return which.write(table, rows + updates), state, jnp.where(written, updates, 0)
+    state = jax.tree.map(distinct_rows.write, state, new)
+    written = distinct_rows.written(len(table))[:, None]
+    return (
+        distinct_rows.write(table, rows + updates),
+        state,
+        jnp.where(written, updates, 0),
+    )

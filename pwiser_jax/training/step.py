@@ -1,33 +1,94 @@
 """One training step and one evaluation step, as plain functions of arrays."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from pwiser_jax.config import EmbeddingOptimizer
+from pwiser_jax.config import Config, EmbeddingOptimizer
 from pwiser_jax.data.batches.batches import Batch
-from pwiser_jax.models import MultiTaskModel
+from pwiser_jax.models import MultiTaskModel, build
+from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.layout import layout
+from pwiser_jax.schema import Schema
 from pwiser_jax.training import observe
-from pwiser_jax.training.objective import Banks, Objective, Weights
-from pwiser_jax.training.optimizer import Optimizer, narrowed
+from pwiser_jax.training.objective import (
+    Banks,
+    Losses,
+    Objective,
+    Weights,
+    ramped,
+)
+from pwiser_jax.training.optimizer import Optimizer, Rates, narrowed
+
+__all__ = [
+    "Hyper",
+    "ModelSpec",
+    "StepSpec",
+    "TrainState",
+    "eval_step",
+    "example_inputs",
+    "hyper",
+    "initial_state",
+    "parameter_shapes",
+    "state_shapes",
+    "step_spec",
+    "train_step",
+]
 
 
 class Hyper(NamedTuple):
-    """The traced numbers of a run: changing one compiles nothing."""
+    """The traced numbers of a run: changing one does not recompile.
+
+    The optimizer's numbers that are None have no effect; see `Rates`.
+    """
 
     seed: jax.Array | int
     learning_rate: jax.Array | float
     l2: jax.Array | float
     weights: Weights
     log_every: jax.Array | int = 1
+    warmup_steps: jax.Array | float | None = None
+    total_steps: jax.Array | float | None = None
+    clip_norm: jax.Array | float | None = None
+
+
+def hyper(config: Config, weights: Weights, total_steps: int) -> Hyper:
+    """The traced numbers of a configuration.
+
+    Args:
+        config: the configuration.
+        weights: the numbers of its objective.
+        total_steps: steps of all of its epochs, for a schedule.
+    """
+    optimizer = config.optimizer
+    scheduled = optimizer.schedule != "constant"
+    return Hyper(
+        seed=config.train.seed,
+        learning_rate=optimizer.learning_rate,
+        l2=optimizer.l2,
+        # Integers would be another type, and compile another program.
+        weights=jax.tree.map(float, weights),
+        log_every=config.train.log_every,
+        warmup_steps=float(optimizer.warmup_steps) if scheduled else None,
+        total_steps=float(total_steps) if optimizer.schedule == "cosine" else None,
+        clip_norm=optimizer.clip_norm,
+    )
 
 
 class TrainState(NamedTuple):
-    """What a step changes. A checkpoint is this and the position in the data."""
+    """What a step changes. A checkpoint is this and the position in the data.
+
+    Attributes:
+        step: steps done.
+        params: the model's parameters.
+        batch_stats: running statistics of batch normalization.
+        optimizer: the optimizer's state.
+        banks: scores of recent conversions, by head.
+    """
 
     step: jax.Array
     params: Any
@@ -36,143 +97,186 @@ class TrainState(NamedTuple):
     banks: Banks
 
 
-def initial_state(
-    module: MultiTaskModel,
-    objective: Objective,
-    inputs: dict[str, Any],
-    seed: jax.Array | int,
-    embedding: EmbeddingOptimizer = "adam",
-) -> TrainState:
-    """Weights drawn from `seed`; only the shapes of `inputs` count."""
-    variables = module.init(jax.random.key(seed), inputs, train=False)
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What an evaluation step is compiled for.
+
+    Attributes:
+        model: the model's configuration.
+        schema: of the data.
+        axis_name: mapped axis that a batch is sharded over, if any.
+        sharded: whether large tables are sharded over that axis, too (see `shards`).
+    """
+
+    model: ModelConfig
+    schema: Schema
+    axis_name: str | None = None
+    sharded: bool = False
+
+    def module(self, axis_name: str | None = None) -> MultiTaskModel:
+        return build(self.model, self.schema, axis_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec(ModelSpec):
+    """What a training step is compiled for: everything that is not traced.
+
+    Attributes:
+        objective: the static part of the objective.
+        embedding: optimizer of large tables.
+    """
+
+    objective: Objective
+    embedding: EmbeddingOptimizer = "adam"
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return Optimizer(self.embedding, layout(self.model, self.schema), self.sharded)
+
+
+def step_spec(config: Config, schema: Schema, objective: Objective) -> StepSpec:
+    """The spec of a configuration's training step on one device."""
+    return StepSpec(
+        model=config.model,
+        schema=schema,
+        objective=objective,
+        embedding=config.optimizer.embedding,
+        sharded=config.optimizer.shard_tables,
+    )
+
+
+def example_inputs(schema: Schema) -> dict[str, Any]:
+    """One row of zeros, which has the shapes of a model's inputs."""
+    inputs = {
+        "categorical": np.zeros((1, len(schema.categorical)), np.int32),
+        "numerical": np.zeros((1, len(schema.numerical)), np.float32),
+    }
+    if schema.multi_valued:
+        inputs["multi_ids"] = np.zeros((1, schema.multi_width), np.int32)
+        inputs["multi_weights"] = np.zeros((1, schema.multi_width), np.float32)
+    return inputs
+
+
+def initial_state(spec: StepSpec, seed: jax.Array | int) -> TrainState:
+    """The state at step 0, with parameters drawn from `seed`."""
+    inputs = example_inputs(spec.schema)
+    variables = spec.module().init(jax.random.key(seed), inputs, train=False)
     params: Any = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        optimizer=_optimizer(module, embedding).init(params),
-        banks=objective.empty_banks(),
+        optimizer=spec.optimizer.init(params),
+        banks=spec.objective.empty_banks(),
     )
 
 
-def _optimizer(
-    module: MultiTaskModel, embedding: EmbeddingOptimizer, sharded: bool = False
-) -> Optimizer:
-    return Optimizer(embedding, layout(module.config, module.schema), sharded)
+def state_shapes(spec: StepSpec) -> TrainState:
+    """Shapes and types of a state; tables are whole."""
+    return jax.eval_shape(lambda: initial_state(spec, 0))
+
+
+def parameter_shapes(spec: ModelSpec) -> Any:
+    """Shapes and types of a model's parameters; tables are whole."""
+    inputs, key = example_inputs(spec.schema), jax.random.key(0)
+    init = spec.module().init
+    return jax.eval_shape(lambda: init(key, inputs, train=False))["params"]
 
 
 def train_step(
-    module: MultiTaskModel,
-    objective: Objective,
-    axis_name: str | None,
-    embedding: EmbeddingOptimizer = "adam",
-    sharded: bool = False,
-) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step function: (state, batch, hyper) -> (state, metrics).
+    spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper
+) -> tuple[TrainState, Losses, observe.Diagnostics]:
+    """One step: gradient, optimizer, batch statistics, banks.
 
-    Under a mapped axis, each device holds its part of the batch and the whole state;
-    losses and batch statistics are global, so the new state is the same everywhere.
-    Where `sharded`, each holds but its part of the large tables (see `shards`).
-    The metrics are the loss, its parts and, every `log_every` steps, what `observe`
-    describes.
+    Under a mapped axis, each device has its shard of the batch and the whole state, but
+    for sharded tables. Losses and batch statistics are those of the whole batch, so the
+    new state is the same on every device.
+
+    Returns:
+        The new state; "loss" and its parts by name; what `observe` describes, which is
+        0 except every `log_every` steps.
     """
-    optimizer = _optimizer(module, embedding, sharded)
+    module, optimizer, axis_name = (
+        spec.module(spec.axis_name),
+        spec.optimizer,
+        spec.axis_name,
+    )
+    # The same key on every device: dropout depends on a row's place in the whole batch.
+    dropout = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
+    weights = ramped(hyper.weights, state.step)
+    params, inputs, rows = optimizer.narrow(
+        state.params, batch.inputs, batch.mask, axis_name
+    )
 
-    def step(
-        state: TrainState, batch: Batch, hyper: Hyper
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        # The same key on every device: dropout counts by global row, not by device.
-        dropout = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
-        params, inputs, which = optimizer.narrow(
-            state.params, batch.inputs, batch.mask, axis_name
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        logits, changed = module.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            inputs,
+            train=True,
+            mask=batch.mask,
+            rows=batch.rows,
+            rngs={"dropout": dropout},
+            mutable=["batch_stats", "intermediates"],
         )
-
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, changed = module.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                inputs,
-                train=True,
-                mask=batch.mask,
-                rows=batch.rows,
-                rngs={"dropout": dropout},
-                mutable=["batch_stats", "intermediates"],
-            )
-            loss, (parts, banks) = objective(
-                logits,
-                batch.labels,
-                batch.mask,
-                hyper.weights,
-                banks=state.banks,
-                row_weights=batch.weights,
-                axis_name=axis_name,
-            )
-            return loss, (parts, banks, logits, changed)
-
-        differentiated = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, aux), grads = differentiated(params)
-        parts, banks, logits, changed = aux
-        if axis_name is not None:
-            # The losses are global values, and the mean over devices of their
-            # gradients is the gradient of the whole batch (see losses).
-            grads = jax.lax.pmean(grads, axis_name)
-        new_params, optimizer_state, added = optimizer.update(
-            grads,
-            state.optimizer,
-            state.params,
-            which,
-            count=state.step + 1,
-            learning_rate=hyper.learning_rate,
-            l2=hyper.l2,
+        loss, (parts, banks) = spec.objective(
+            logits, batch, weights, banks=state.banks, axis_name=axis_name
         )
-        new_state = TrainState(
-            step=state.step + 1,
-            params=new_params,
-            batch_stats=changed.get("batch_stats", {}),
-            optimizer=optimizer_state,
-            banks=banks,
-        )
+        return loss, (parts, banks, logits, changed)
 
-        def observed() -> observe.Observations:
-            return {
-                **observe.norms(grads, optimizer.everywhere(added(), axis_name)),
-                **objective.pair_counts(
-                    logits,
-                    batch.labels,
-                    batch.mask,
-                    hyper.weights,
-                    banks=state.banks,
-                    axis_name=axis_name,
-                ),
-                **observe.gates(
-                    changed.get("intermediates", {}), batch.mask, axis_name
-                ),
-            }
+    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    parts, banks, logits, changed = aux
+    if axis_name is not None:
+        # Losses are global values: the mean over devices of their gradients is the
+        # gradient of the whole batch (see losses).
+        grads = jax.lax.pmean(grads, axis_name)
+    rates = Rates(
+        hyper.learning_rate,
+        hyper.l2,
+        hyper.warmup_steps,
+        hyper.total_steps,
+        hyper.clip_norm,
+    )
+    new_params, optimizer_state, updates = optimizer.update(
+        grads, state.optimizer, state.params, rows, step=state.step, rates=rates
+    )
+    new_state = TrainState(
+        step=state.step + 1,
+        params=new_params,
+        batch_stats=changed.get("batch_stats", {}),
+        optimizer=optimizer_state,
+        banks=banks,
+    )
 
-        due = new_state.step % hyper.log_every == 0
-        return new_state, {"loss": loss, **parts, **observe.when(due, observed)}
+    def diagnostics() -> observe.Diagnostics:
+        return {
+            **observe.norms(grads, optimizer.gather_updates(updates, axis_name)),
+            **spec.objective.pair_counts(
+                logits, batch, weights, banks=state.banks, axis_name=axis_name
+            ),
+            **observe.gates(changed.get("intermediates", {}), batch.mask, axis_name),
+        }
 
-    return step
+    due = new_state.step % hyper.log_every == 0
+    return new_state, {"loss": loss, **parts}, observe.when(due, diagnostics)
 
 
 def eval_step(
-    module: MultiTaskModel, sharded_over: str | None = None
-) -> Callable[[Any, Any, dict[str, Any]], Any]:
-    """The function (params, batch_stats, inputs) -> logits by name.
+    spec: ModelSpec, params: Any, batch_stats: Any, inputs: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """Logits by name.
 
     Args:
-        module: the model.
-        sharded_over: the mapped axis that the large tables are spread over, if any.
+        spec: static; its axis matters only where tables are sharded over it.
+        params: the model's parameters; of sharded tables, the device's shards.
+        batch_stats: running statistics.
+        inputs: of the device's rows.
     """
-
-    def step(
-        params: Any, batch_stats: Any, inputs: dict[str, Any]
-    ) -> dict[str, jax.Array]:
-        if sharded_over is not None:
-            own = layout(module.config, module.schema)
-            every = jnp.ones(len(inputs["categorical"]), bool)
-            params, inputs, _ = narrowed(own, params, inputs, every, sharded_over, True)
-        return module.apply(  # pyright: ignore[reportReturnType]  # not mutable
-            {"params": params, "batch_stats": batch_stats}, inputs, train=False
+    if spec.sharded:
+        tables = layout(spec.model, spec.schema)
+        every = jnp.ones(len(inputs["categorical"]), bool)
+        params, inputs, _ = narrowed(
+            tables, params, inputs, every, spec.axis_name, spec.sharded
         )
-
-    return step
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits: Any = spec.module().apply(variables, inputs, train=False)
+    return logits

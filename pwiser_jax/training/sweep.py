@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from pwiser_jax.data.batches.prefetch import prefetched
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.host import prepare_host
-from pwiser_jax.models import build
 from pwiser_jax.schema import Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import (
@@ -47,7 +47,6 @@ from pwiser_jax.training.devices.signals import Interrupted, StopSignals
 from pwiser_jax.training.devices.stack import filled, stack, stack_hypers, unstack
 from pwiser_jax.training.inference import (
     draw_program,
-    example_inputs,
     state_template,
 )
 from pwiser_jax.training.objective import Objective, Weights
@@ -56,8 +55,18 @@ from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.run.folder import RESULT, config_hash, open_run, write_json
 from pwiser_jax.training.run.metrics import MetricsWriter
 from pwiser_jax.training.run.progress import Reporter
-from pwiser_jax.training.run.record import Progress, Record, hyper, result
-from pwiser_jax.training.step import Batch, TrainState, initial_state, train_step
+from pwiser_jax.training.run.record import Progress, Record, result
+from pwiser_jax.training.step import (
+    Batch,
+    ModelSpec,
+    StepSpec,
+    TrainState,
+    example_inputs,
+    hyper,
+    state_shapes,
+    step_spec,
+    train_step,
+)
 
 SWEEPS = ".sweeps"
 MEMBERS = "sweep.json"
@@ -240,15 +249,14 @@ class _Sweep:
         self.seeds = sorted({config.train.seed for config in configs})
         which = [self.seeds.index(config.train.seed) for config in configs]
         self.which = np.array(self._padded(which), np.int32)
-        hypers = [hyper(c, w) for c, w in zip(configs, weights, strict=True)]
+        total = self.config.train.epochs * self.epoch_steps
+        hypers = [hyper(c, w, total) for c, w in zip(configs, weights, strict=True)]
         self.hypers = stack_hypers(self._padded(hypers))
         self.names = self._metric_names([w for _, w in built])
         at_once = runs_at_once(len(configs))
-        embedding = self.config.optimizer.embedding
-        self.program = sweep_program(
-            model, self.schema, self.objective, embedding, at_once
-        )
-        self.evaluate = sweep_eval_program(model, self.schema, at_once)
+        self.program = sweep_program(self._spec(self.objective), at_once)
+        evaluated = ModelSpec(model=model, schema=self.schema)
+        self.evaluate = sweep_eval_program(evaluated, at_once)
         for text in protocol.lines(self.config):
             reporter.line(text)
         self.pace = 1
@@ -298,12 +306,7 @@ class _Sweep:
     def _restore(self) -> None:
         found = self.checkpoints.restore(self._template(), self.reporter.line)
         if found is None:
-            draw = draw_program(
-                self.config.model,
-                self.schema,
-                self.objective,
-                self.config.optimizer.embedding,
-            )
+            draw = draw_program(self._spec(self.objective))
             drawn = {seed: jax.device_get(draw(seed)) for seed in self.seeds}
             self.best = [drawn[config.train.seed] for config in self.configs]
             self.states = dealt(stack(self._padded(self.best)))
@@ -323,24 +326,19 @@ class _Sweep:
         """With the last run again, never active, up to the size of the stack."""
         return items + items[-1:] * (self.size - len(items))
 
-    def _shapes(self, objective: Objective) -> TrainState:
-        module = build(self.config.model, self.schema)
-        inputs = example_inputs(self.schema)
-        embedding = self.config.optimizer.embedding
-        return jax.eval_shape(
-            lambda: initial_state(module, objective, inputs, 0, embedding)
-        )
+    def _spec(self, objective: Objective) -> StepSpec:
+        return step_spec(self.config, self.schema, objective)
 
     def _template(self) -> tuple[TrainState, TrainState]:
         """The shapes of a checkpoint: the states, and the best states so far."""
         runs = len(self.configs)
         states = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((runs, *x.shape), x.dtype),
-            self._shapes(self.objective),
+            state_shapes(self._spec(self.objective)),
         )
         return states, states
 
-    def _metric_names(self, weights: list[Weights]) -> list[tuple[str, ...]]:
+    def _metric_names(self, weights: list[Weights]) -> list[set[str]]:
         """The metrics that each run has alone: not those of others' heads and terms."""
         batch = Batch(
             inputs=example_inputs(self.schema),
@@ -349,18 +347,13 @@ class _Sweep:
             rows=np.zeros(1, np.uint32),
             weights=np.ones(1, np.float32),
         )
-        names: dict[Objective, tuple[str, ...]] = {}
+        names: dict[Objective, set[str]] = {}
         for config, objective, own in zip(self.configs, self.own, weights, strict=True):
             if objective not in names:
-                step = train_step(
-                    build(config.model, self.schema),
-                    objective,
-                    None,
-                    config.optimizer.embedding,
-                )
-                state = self._shapes(objective)
-                shapes = jax.eval_shape(step, state, batch, hyper(config, own))
-                names[objective] = tuple(shapes[1])
+                spec = self._spec(objective)
+                step, numbers = partial(train_step, spec), hyper(config, own, 1)
+                shapes = jax.eval_shape(step, state_shapes(spec), batch, numbers)
+                names[objective] = {*shapes[1], *shapes[2]}
         return [names[objective] for objective in self.own]
 
     def save(self) -> None:
@@ -449,17 +442,20 @@ class _Sweep:
             yield filled(stack(steps), MOST_STEPS), count
             step += count
 
-    def _read(self, values: dict[str, np.ndarray], count: int) -> float:
+    def _read(self, values: list[dict[str, np.ndarray]], count: int) -> float:
         """Gives each run its metrics; returns the mean loss of those that go on."""
         self.step += count
         losses = []
         for run, going in enumerate(self.active):
             if not going:
                 continue
-            own = {name: values[name][run] for name in self.names[run]}
+            own = [
+                {k: v[run] for k, v in each.items() if k in self.names[run]}
+                for each in values
+            ]
             try:
-                self.records[run].read(own, count)
-                losses.append(own["loss"][:count].mean())
+                self.records[run].read(own[0], own[1], count)
+                losses.append(own[0]["loss"][:count].mean())
             except UserError as error:
                 self._fail(run, error)
         return float(np.mean(losses)) if losses else np.nan

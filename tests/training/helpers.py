@@ -31,7 +31,7 @@ def small_config(data: Path, /, **changes: Any) -> Config:
     config = Config(
         data=DataConfig(path=str(data), batch_size=256, eval_batch_size=1024),
         model=SMALL,
-        loss=LossConfig(lambdas=0.1),
+        loss=LossConfig(ranking="pwiser", lambdas=0.1),
         train=TrainConfig(epochs=2, log_every=5, checkpoint_every=7),
     )
     for section, values in changes.items():

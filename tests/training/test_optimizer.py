@@ -1,6 +1,7 @@
 """Large tables in a training step: the rows read move as they would, no others do."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 
 from pwiser_jax.config import LossConfig
-from pwiser_jax.models import build
 from pwiser_jax.schema import MultiValuedField
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import AXIS, split_rows
@@ -17,14 +17,16 @@ from pwiser_jax.training.devices.signals import Interrupted
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
-from pwiser_jax.training.step import Batch, Hyper, initial_state, train_step
+from pwiser_jax.training.step import Batch, Hyper, StepSpec, initial_state, train_step
 from tests.data.multi_valued import write_folder
 from tests.training.helpers import SMALL, small_config
 from tests.training.test_step import SCHEMA as PLAIN
 from tests.training.test_step import make_batch
 
 SCHEMA = replace(PLAIN, multi_valued=(MultiValuedField("tags", 30, width=3),))
-OBJECTIVE, WEIGHTS = objectives.build(LossConfig(lambdas=0.5), SCHEMA.labels, "ctcvr")
+OBJECTIVE, WEIGHTS = objectives.build(
+    LossConfig(ranking="pwiser", lambdas=0.5), SCHEMA.labels, "ctcvr"
+)
 HYPER = Hyper(seed=3, learning_rate=1e-2, l2=1e-3, weights=WEIGHTS)
 # "user" (12 rows) and the tags are in the large table, "item" (8 rows) is not.
 MODEL = replace(SMALL, small_rows=8)
@@ -47,10 +49,22 @@ def tagged(rows: int, padding: int, seed: int = 0) -> tuple[Batch, set[int]]:
     return batch, set(users[:rows].tolist()) | set((USERS + ids[used]).tolist())
 
 
-def start(model: Any, batch: Batch, embedding: Any) -> Any:
-    module = build(model, SCHEMA)
-    inputs = batch.inputs
-    return jax.jit(lambda: initial_state(module, OBJECTIVE, inputs, 0, embedding))()
+def spec_of(model: Any, embedding: Any, axis_name: str | None = None) -> StepSpec:
+    return StepSpec(
+        model=model,
+        schema=SCHEMA,
+        objective=OBJECTIVE,
+        embedding=embedding,
+        axis_name=axis_name,
+    )
+
+
+def start(model: Any, embedding: Any) -> Any:
+    return jax.jit(lambda: initial_state(spec_of(model, embedding), 0))()
+
+
+def step_of(model: Any, embedding: Any, axis_name: str | None = None) -> Any:
+    return partial(train_step, spec_of(model, embedding, axis_name))
 
 
 @pytest.mark.parametrize("name", ["shared_bottom", "single_task"])
@@ -59,15 +73,15 @@ def test_a_first_step_is_dense_adam_on_the_rows_read(name: str) -> None:
     batch, read = tagged(40, padding=8)
     states = {}
     for embedding in ("adam", "lazy_adam"):
-        step = train_step(build(model, SCHEMA), OBJECTIVE, None, embedding)
-        states[embedding], metrics = jax.jit(step)(
-            start(model, batch, embedding), batch, HYPER
+        step = step_of(model, embedding)
+        states[embedding], losses, _ = jax.jit(step)(
+            start(model, embedding), batch, HYPER
         )
-        states[embedding + " loss"] = float(metrics["loss"])
+        states[embedding + " loss"] = float(losses["loss"])
     assert states["adam loss"] == pytest.approx(states["lazy_adam loss"], rel=1e-6)
     before, dense, lazy = (
         jax.tree.map(np.asarray, state.params)
-        for state in (start(model, batch, "adam"), states["adam"], states["lazy_adam"])
+        for state in (start(model, "adam"), states["adam"], states["lazy_adam"])
     )
     others = np.setdiff1d(np.arange(USERS + TAGS), list(read))
     embeddings = [key for key in before if key.startswith("embedding")]
@@ -85,18 +99,19 @@ def test_four_devices_equal_one() -> None:
     batch, _ = tagged(53, padding=3)
     # The last step's moments tell its gradients: the parameters of devices that count
     # in another order drift apart by Adam's division.
-    state = start(MODEL, batch, "lazy_adam")
-    one = jax.jit(train_step(build(MODEL, SCHEMA), OBJECTIVE, None, "lazy_adam"))
+    state = start(MODEL, "lazy_adam")
+    one = jax.jit(step_of(MODEL, "lazy_adam"))
     four = jax.pmap(
-        train_step(build(MODEL, SCHEMA, AXIS), OBJECTIVE, AXIS, "lazy_adam"),
+        step_of(MODEL, "lazy_adam", AXIS),
         axis_name=AXIS,
         in_axes=(None, 0, None),
         out_axes=0,
     )
-    expected, metrics = one(state, batch, HYPER)
-    got, got_metrics = four(state, split_rows(batch, 4), HYPER)
-    for name, value in metrics.items():
-        np.testing.assert_allclose(got_metrics[name], np.full(4, value), rtol=1e-4)
+    expected, *trees = one(state, batch, HYPER)
+    got, *got_trees = four(state, split_rows(batch, 4), HYPER)
+    for values, got_values in zip(trees, got_trees, strict=True):
+        for name, value in values.items():
+            np.testing.assert_allclose(got_values[name], np.full(4, value), rtol=1e-4)
     moments, devices = expected.optimizer.tables, got.optimizer.tables
     assert np.asarray(moments["embedding"].mu).any()
     jax.tree.map(
@@ -133,12 +148,11 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 @pytest.mark.parametrize("embedding", ["adam", "lazy_adam", "rowwise_adagrad"])
 def test_the_norm_of_the_update_is_that_of_what_was_added(embedding: Any) -> None:
     batch, _ = tagged(40, padding=8)
-    module = build(replace(MODEL, name="shared_bottom"), SCHEMA)
-    step = jax.jit(train_step(module, OBJECTIVE, None, embedding))
-    state = start(module.config, batch, embedding)
+    model = replace(MODEL, name="shared_bottom")
+    step, state = jax.jit(step_of(model, embedding)), start(model, embedding)
     for _ in range(2):
         before = jax.device_get(state.params)
-        state, metrics = step(state, batch, HYPER)
+        state, _, metrics = step(state, batch, HYPER)
         added = jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before)
         squares = [
             np.sum(np.square(leaf, dtype=float)) for leaf in jax.tree.leaves(added)

@@ -1,6 +1,7 @@
 """Large tables spread over devices by rows are the same tables."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.training.devices.programs import (
-    made_whole,
-    placed,
+    shard,
     split_rows,
     stack,
     train_program,
+    unshard,
 )
-from pwiser_jax.training.devices.shards import Parted, in_order, parts_of
+from pwiser_jax.training.devices.shards import (
+    is_sharded,
+    is_table,
+    shard_rows,
+    unshard_rows,
+)
 from pwiser_jax.training.devices.signals import Interrupted
 from pwiser_jax.training.inference import (
     load_best,
@@ -36,10 +42,9 @@ from tests.training.helpers import small_config
 from tests.training.test_optimizer import (
     HYPER,
     MODEL,
-    OBJECTIVE,
-    SCHEMA,
     TAGS,
     USERS,
+    spec_of,
     start,
     tagged,
 )
@@ -52,27 +57,25 @@ ROWS = USERS + TAGS
 @pytest.mark.parametrize("devices", [1, 2, 4, 7])
 def test_parts_are_every_so_many_rows(devices: int) -> None:
     table = np.arange(2 * ROWS).reshape(ROWS, 2)
-    parts = parts_of(table, devices)
+    parts = shard_rows(table, devices)
     assert parts.shape == (devices, -(-ROWS // devices), 2)
     for device, part in enumerate(parts):
         own = table[device::devices]
         np.testing.assert_array_equal(part[: len(own)], own)
         assert not part[len(own) :].any()
-    np.testing.assert_array_equal(in_order(parts, ROWS), table)
+    np.testing.assert_array_equal(unshard_rows(parts, ROWS), table)
 
 
 def steps(embedding: Any, shard_tables: bool) -> list[Any]:
     """A state as it lies on 4 devices: at first, after one step and after three; and
     the losses of the steps."""
     batches = [split_rows(tagged(53, 3, seed)[0], 4) for seed in range(3)]
-    program = train_program(MODEL, SCHEMA, OBJECTIVE, embedding, shard_tables)
-    state = placed(
-        jax.device_get(start(MODEL, tagged(53, 3)[0], embedding)), shard_tables
-    )
+    program = train_program(replace(spec_of(MODEL, embedding), sharded=shard_tables))
+    state = shard(jax.device_get(start(MODEL, embedding)), shard_tables)
     found, losses = [copied(state)], []
     for first, count in ((0, 1), (1, 2)):
         given = state
-        state, metrics = program(given, stack(batches[first:], 3), count, HYPER)
+        state, (metrics, _) = program(given, stack(batches[first:], 3), count, HYPER)
         # Its memory went over to the new state.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
         found.append(copied(state))
@@ -82,12 +85,18 @@ def steps(embedding: Any, shard_tables: bool) -> list[Any]:
 
 def copied(state: Any) -> Any:
     """In host memory and whole; the parts of tables are seen to be parts."""
-    if isinstance(state, Parted):
-        for leaf in jax.tree.leaves(state.tables):
+    if is_sharded(state.params):
+        for leaf in table_leaves(state):
             shapes = {shard.data.shape[:2] for shard in leaf.addressable_shards}
             assert shapes == {(1, -(-ROWS // 4))}
             assert len(leaf.addressable_shards) == 4
-    return jax.tree.map(np.array, jax.device_get(made_whole(state, ROWS)))
+        state = unshard(state, ROWS)
+    return jax.tree.map(np.array, jax.device_get(state))
+
+
+def table_leaves(state: Any) -> list[Any]:
+    leaves = jax.tree.leaves_with_path(state)
+    return [leaf for path, leaf in leaves if is_table(path)]
 
 
 @pytest.mark.parametrize("embedding", ["lazy_adam", "rowwise_adagrad"])
@@ -137,11 +146,11 @@ def parts_on_devices(run: Path, data: Path) -> list[np.ndarray]:
     found = series.restore(state_template(config, schema), pytest.fail)
     series.close()
     assert found is not None
-    state = placed(found[0], True)
-    assert isinstance(state, Parted)
-    for leaf in jax.tree.leaves(state.tables):
+    state = shard(found[0], True)
+    assert is_sharded(state.params)
+    for leaf in table_leaves(state):
         assert len(leaf) == jax.device_count()
-    whole = made_whole(state, table_rows(config, schema))
+    whole = unshard(state, table_rows(config, schema))
     jax.tree.map(np.testing.assert_array_equal, whole, found[0])
     return [np.asarray(leaf) for leaf in jax.tree.leaves(whole)]
 

@@ -1,6 +1,7 @@
 """The training step: four devices equal one, padding is nothing, one compilation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,11 +11,10 @@ import pytest
 from pwiser_jax.config import LossConfig
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses import ConversionBank
-from pwiser_jax.models import build
 from pwiser_jax.schema import CategoricalField, NumericalField, Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import AXIS, split_rows
-from pwiser_jax.training.step import Batch, Hyper, initial_state, train_step
+from pwiser_jax.training.step import Batch, Hyper, StepSpec, initial_state, train_step
 from tests.training.helpers import SMALL
 
 SCHEMA = Schema(
@@ -22,6 +22,8 @@ SCHEMA = Schema(
     numerical=(NumericalField("price"), NumericalField("age")),
 )
 
+
+PWISER = LossConfig(ranking="pwiser", lambdas=0.0)
 
 # Two conversions of the steps before, four places free.
 REMEMBERED = ConversionBank(
@@ -54,23 +56,33 @@ def make_batch(rows: int, seed: int = 0, padding: int = 0) -> Batch:
 def setup(name: str, space: str, lambdas: float = 0.5) -> tuple[Any, Any, Hyper]:
     model = SMALL.__class__(**{**SMALL.__dict__, "name": name, "cvr_space": space})
     objective, weights = objectives.build(
-        LossConfig(lambdas=lambdas, bank=6), SCHEMA.labels, model.cvr_space
+        LossConfig(ranking="pwiser", lambdas=lambdas, bank=6),
+        SCHEMA.labels,
+        model.cvr_space,
     )
     hyper = Hyper(seed=3, learning_rate=1e-3, l2=1e-6, weights=weights)
     return model, objective, hyper
 
 
-def start(model: Any, objective: Any, batch: Batch) -> Any:
-    module = build(model, SCHEMA)
-    return jax.jit(lambda: initial_state(module, objective, batch.inputs, 0))()
+def start(model: Any, objective: Any) -> Any:
+    spec = StepSpec(model=model, schema=SCHEMA, objective=objective)
+    return jax.jit(lambda: initial_state(spec, 0))()
+
+
+def step_of(model: Any, objective: Any, axis_name: str | None = None) -> Any:
+    spec = StepSpec(
+        model=model, schema=SCHEMA, objective=objective, axis_name=axis_name
+    )
+    return partial(train_step, spec)
 
 
 def gradients(step: Any, *arguments: Any) -> tuple[Any, Any]:
     """First-step losses and gradients: after one step Adam's first moment is 0.1 g."""
-    state, metrics = step(*arguments)
+    state, losses, diagnostics = step(*arguments)
     moment = state.optimizer[1].mu
     banks = {f"bank/{name}": bank.scores for name, bank in state.banks.items()}
-    return jax.tree.map(lambda m: np.asarray(m) * 10, moment), metrics | banks
+    metrics = losses | diagnostics | banks
+    return jax.tree.map(lambda m: np.asarray(m) * 10, moment), metrics
 
 
 def same_metric(name: str, got: Any, expected: Any) -> None:
@@ -95,11 +107,11 @@ def test_four_devices_equal_one(name: str, space: str) -> None:
     batch = make_batch(53, padding=3)
     # The last device holds three rows of padding, the first no conversion.
     batch.labels[:14, 1] = 0
-    state = start(model, objective, batch)
+    state = start(model, objective)
     state = state._replace(banks=dict.fromkeys(state.banks, REMEMBERED))
-    one = jax.jit(train_step(build(model, SCHEMA), objective, None))
+    one = jax.jit(step_of(model, objective))
     four = jax.pmap(
-        train_step(build(model, SCHEMA, axis_name=AXIS), objective, AXIS),
+        step_of(model, objective, AXIS),
         axis_name=AXIS,
         in_axes=(None, 0, None),
         out_axes=0,
@@ -120,10 +132,10 @@ def test_four_devices_equal_one(name: str, space: str) -> None:
 
 def test_padding_changes_nothing() -> None:
     model, objective, hyper = setup("ple", "ctcvr")
-    step = jax.jit(train_step(build(model, SCHEMA), objective, None))
+    step = jax.jit(step_of(model, objective))
     plain, padded = make_batch(50), make_batch(50, padding=14)
     padded.inputs["numerical"][50:] = 1e3
-    state = start(model, objective, plain)
+    state = start(model, objective)
     expected, expected_metrics = gradients(step, state, plain, hyper)
     got, metrics = gradients(step, state, padded, hyper)
     for name, value in expected_metrics.items():
@@ -138,7 +150,7 @@ def test_padding_changes_nothing() -> None:
 def test_what_a_config_varies_compiles_once() -> None:
     traces = 0
     model, objective, _ = setup("shared_bottom", "ctcvr")
-    step = train_step(build(model, SCHEMA), objective, None)
+    step = step_of(model, objective)
 
     def counted(*arguments: Any) -> Any:
         nonlocal traces
@@ -147,10 +159,15 @@ def test_what_a_config_varies_compiles_once() -> None:
 
     program = jax.jit(counted)
     batch = make_batch(32)
-    state = start(model, objective, batch)
+    state = start(model, objective)
     for lambda_, margin, seed, rate in [(0.1, 0.1, 0, 1e-3), (0.7, 0.3, 5, 1e-2)]:
         objective_, weights = objectives.build(
-            LossConfig(lambdas=lambda_, bank=6, margins={"conversion>click": margin}),
+            LossConfig(
+                ranking="pwiser",
+                lambdas=lambda_,
+                bank=6,
+                margins={"conversion>click": margin},
+            ),
             SCHEMA.labels,
             "ctcvr",
         )
@@ -161,13 +178,13 @@ def test_what_a_config_varies_compiles_once() -> None:
 
 def test_bce_on_conversions_alone_ignores_the_other_rows() -> None:
     objective, weights = objectives.build(
-        LossConfig(lambdas=0.0, bce_rows="conversions"), SCHEMA.labels, "ctcvr"
+        LossConfig(bce_rows="conversions"), SCHEMA.labels, "ctcvr"
     )
     batch = make_batch(40)
     converted = batch.labels[:, 1] == 1
     rng = np.random.default_rng(0)
     logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
-    value, (_, _) = objective(logits, batch.labels, batch.mask, weights)
+    value, (_, _) = objective(logits, batch, weights)
     expected = np.mean(
         [np.mean(np.log1p(np.exp(-z[converted]))) for z in logits.values()]
     )
@@ -176,14 +193,14 @@ def test_bce_on_conversions_alone_ignores_the_other_rows() -> None:
 
 def test_rows_weigh_in_the_cross_entropy_and_not_in_the_pairs() -> None:
     objective, weights = objectives.build(
-        LossConfig(lambdas=0.5), SCHEMA.labels, "ctcvr"
+        LossConfig(ranking="pwiser", lambdas=0.5), SCHEMA.labels, "ctcvr"
     )
     batch = make_batch(40)
     rng = np.random.default_rng(0)
     logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
     w = rng.uniform(0.1, 2, 40).astype(np.float32)
-    _, (plain, _) = objective(logits, batch.labels, batch.mask, weights)
-    _, (parts, _) = objective(logits, batch.labels, batch.mask, weights, row_weights=w)
+    _, (plain, _) = objective(logits, batch, weights)
+    _, (parts, _) = objective(logits, batch._replace(weights=w), weights)
     for at, name in enumerate(("ctr", "ctcvr")):
         sign = 2 * batch.labels[:, at] - 1
         each = np.log1p(np.exp(-sign * logits[name]))
@@ -197,9 +214,11 @@ def test_lambda_weighs_each_head_and_tasks_are_averaged() -> None:
     batch = make_batch(40)
     logits = {name: rng.normal(size=40).astype(np.float32) for name in ("ctr", "ctcvr")}
     objective, weights = objectives.build(
-        LossConfig(lambdas={"ctr": 0.25, "ctcvr": 2.0}), SCHEMA.labels, "ctcvr"
+        LossConfig(ranking="pwiser", lambdas={"ctr": 0.25, "ctcvr": 2.0}),
+        SCHEMA.labels,
+        "ctcvr",
     )
-    value, (parts, _) = objective(logits, batch.labels, batch.mask, weights)
+    value, (parts, _) = objective(logits, batch, weights)
     ctr = parts["bce/ctr"] + 0.25 * parts["pwiser/ctr"]
     ctcvr = parts["bce/ctcvr"] + 2.0 * parts["pwiser/ctcvr"]
     np.testing.assert_allclose(value, (ctr + ctcvr) / 2, rtol=1e-6)
@@ -209,15 +228,13 @@ def test_lambda_weighs_each_head_and_tasks_are_averaged() -> None:
 def balanced(
     axis_name: str | None = None, **options: Any
 ) -> Callable[..., tuple[Any, Any]]:
-    """(logits, labels, mask) -> ((loss, parts), gradient) at lambda 0.7."""
-    loss = LossConfig(lambdas=0.7, normalize="balanced", **options)
+    """(logits, batch) -> ((loss, parts), gradient) at lambda 0.7."""
+    loss = LossConfig(ranking="pwiser", lambdas=0.7, normalize="balanced", **options)
     objective, weights = objectives.build(loss, SCHEMA.labels, "ctcvr")
 
-    def value(logits: Any, labels: Any, mask: Any) -> Any:
-        found, (parts, _) = objective(
-            logits, labels, mask, weights, axis_name=axis_name
-        )
-        return found, parts
+    def value(logits: Any, batch: Any) -> Any:
+        loss, (parts, _) = objective(logits, batch, weights, axis_name=axis_name)
+        return loss, parts
 
     return jax.value_and_grad(value, has_aux=True)
 
@@ -232,12 +249,14 @@ def random_logits(rows: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("pairs", ["broadcast", "sorted"])
 def test_balanced_losses_pull_as_lambda_says(pairs: Any) -> None:
     batch, logits = make_batch(40), random_logits(40)
-    given = logits, batch.labels, batch.mask
-    plain, weights = objectives.build(LossConfig(lambdas=1.0), SCHEMA.labels, "ctcvr")
+    given = logits, batch
+    plain, weights = objectives.build(
+        LossConfig(ranking="pwiser", lambdas=1.0), SCHEMA.labels, "ctcvr"
+    )
 
     def gradient(kind: str) -> dict[str, np.ndarray]:
         def loss(logits: Any) -> Any:
-            _, (parts, _) = plain(logits, batch.labels, batch.mask, weights)
+            _, (parts, _) = plain(logits, batch, weights)
             return sum(part for name, part in parts.items() if name.startswith(kind))
 
         return jax.grad(loss)(logits)
@@ -259,7 +278,7 @@ def test_balanced_losses_pull_as_lambda_says(pairs: Any) -> None:
 def test_without_pairs_balanced_lambda_is_zero() -> None:
     batch, logits = make_batch(40), random_logits(40)
     batch.labels[:, 1] = 0
-    (value, parts), gradient = balanced()(logits, batch.labels, batch.mask)
+    (value, parts), gradient = balanced()(logits, batch)
     assert parts["lambda/ctr"] == parts["lambda/ctcvr"] == 0
     np.testing.assert_allclose(
         value, (parts["bce/ctr"] + parts["bce/ctcvr"]) / 2, rtol=1e-6
@@ -270,7 +289,7 @@ def test_without_pairs_balanced_lambda_is_zero() -> None:
 def test_balance_is_that_of_all_devices() -> None:
     batch, logits = make_batch(37, padding=3), random_logits(40)
     batch.labels[:10, 1] = 0  # the first device has no conversion
-    given = logits, batch.labels, batch.mask
+    given = logits, batch
     (value, parts), expected = balanced()(*given)
     split = jax.tree.map(lambda x: x.reshape(4, 10, *x.shape[1:]), given)
     (values, all_parts), found = jax.pmap(balanced(AXIS), AXIS)(*split)
@@ -284,11 +303,16 @@ def test_balance_is_that_of_all_devices() -> None:
 
 
 PARTS_OF_A_UNION = {
-    "bce": LossConfig(),
-    "both": LossConfig(lambdas=0.3),
-    "one_head": LossConfig(lambdas={"ctcvr": 2.0}, margins={"conversion>click": 0.4}),
-    "one_term": LossConfig(lambdas=0.3, margins={"conversion>exposure": None}),
+    "bce": PWISER,
+    "both": LossConfig(ranking="pwiser", lambdas=0.3),
+    "one_head": LossConfig(
+        ranking="pwiser", lambdas={"ctcvr": 2.0}, margins={"conversion>click": 0.4}
+    ),
+    "one_term": LossConfig(
+        ranking="pwiser", lambdas=0.3, margins={"conversion>exposure": None}
+    ),
     "lower_rung": LossConfig(
+        ranking="pwiser",
         lambdas=0.3,
         margins={
             "click>exposure": 0.2,
@@ -315,7 +339,7 @@ def test_a_union_of_objectives_is_each_of_them(without_conversions: bool) -> Non
 
     def value_and_gradient(objective: Any, weights: Any) -> Any:
         def loss(logits: Any) -> Any:
-            value, (parts, _) = objective(logits, batch.labels, batch.mask, weights)
+            value, (parts, _) = objective(logits, batch, weights)
             return value, parts
 
         return jax.value_and_grad(loss, has_aux=True)(logits)
@@ -333,7 +357,9 @@ def test_a_union_of_objectives_is_each_of_them(without_conversions: bool) -> Non
 
 def test_what_cannot_be_one_objective_is_refused() -> None:
     def built(**options: Any) -> Any:
-        return objectives.build(LossConfig(**options), SCHEMA.labels, "ctcvr")
+        return objectives.build(
+            LossConfig(ranking="pwiser", **options), SCHEMA.labels, "ctcvr"
+        )
 
     lower = PARTS_OF_A_UNION["lower_rung"].margins
     for a, b in [
@@ -347,12 +373,17 @@ def test_what_cannot_be_one_objective_is_refused() -> None:
 @pytest.mark.parametrize(
     ("loss", "word"),
     [
-        (LossConfig(lambdas={"cvr": 0.1}), "cvr"),
+        (LossConfig(ranking="pwiser", lambdas={"cvr": 0.1}), "cvr"),
         (
-            LossConfig(lambdas=0.1, margins={"click>conversion": 0.1}),
+            LossConfig(
+                ranking="pwiser", lambdas=0.1, margins={"click>conversion": 0.1}
+            ),
             "click>conversion",
         ),
-        (LossConfig(lambdas=0.1, margins={"cart>click": 0.1}), "cart>click"),
+        (
+            LossConfig(ranking="pwiser", lambdas=0.1, margins={"cart>click": 0.1}),
+            "cart>click",
+        ),
     ],
 )
 def test_names_that_do_not_exist_are_refused(loss: LossConfig, word: str) -> None:
@@ -361,6 +392,6 @@ def test_names_that_do_not_exist_are_refused(loss: LossConfig, word: str) -> Non
 
 
 def test_a_head_without_a_cross_entropy_has_nothing_to_be_balanced_with() -> None:
-    loss = LossConfig(lambdas={"ctcvr": 0.1}, normalize="balanced")
-    with pytest.raises(UserError, match="'ctcvr' has no cross-entropy"):
+    loss = LossConfig(ranking="pwiser", lambdas={"ctcvr": 0.1}, normalize="balanced")
+    with pytest.raises(UserError, match="'ctcvr' has no pointwise loss"):
         objectives.build(loss, SCHEMA.labels, "click")

@@ -11,10 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from pwiser_jax.config import Config, LossConfig
+from pwiser_jax.config import Config
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.inference.evaluate import evaluate_run
-from pwiser_jax.models import build
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import (
     dealt,
@@ -24,11 +23,10 @@ from pwiser_jax.training.devices.programs import (
 from pwiser_jax.training.devices.signals import Interrupted
 from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
 from pwiser_jax.training.loop import train
-from pwiser_jax.training.observe import is_observation
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
 from pwiser_jax.training.run.record import Record
-from pwiser_jax.training.step import Hyper, initial_state, train_step
+from pwiser_jax.training.step import Hyper, StepSpec, initial_state
 from pwiser_jax.training.sweep import (
     RunsFailed,
     sweep_key,
@@ -36,20 +34,21 @@ from pwiser_jax.training.sweep import (
     train_sweep,
 )
 from tests.training.helpers import SMALL, compilations, small_config
-from tests.training.test_step import SCHEMA, gradients, make_batch
+from tests.training.test_step import PWISER, SCHEMA, gradients, make_batch, step_of
 
 MODEL = replace(SMALL, name="shared_bottom")
+DIAGNOSTICS = ("norm/", "pairs/", "active/", "gate/")
 LOSSES = (
-    LossConfig(),
-    LossConfig(lambdas=0.5),
-    LossConfig(lambdas={"ctcvr": 1.0}, margins={"conversion>click": None}),
-    LossConfig(lambdas=0.5, margins={"conversion>exposure": 0.7}),
+    PWISER,
+    replace(PWISER, lambdas=0.5),
+    replace(PWISER, lambdas={"ctcvr": 1.0}, margins={"conversion>click": None}),
+    replace(PWISER, lambdas=0.5, margins={"conversion>exposure": 0.7}),
 )
 
 
 @cache
 def _alone(objective: Any) -> Any:
-    return jax.jit(train_step(build(MODEL, SCHEMA), objective, None))
+    return jax.jit(step_of(MODEL, objective))
 
 
 @pytest.mark.parametrize(("at_once", "orders"), [(1, 2), (2, 2), (2, 1)])
@@ -62,8 +61,8 @@ def test_a_step_of_a_stack_is_a_step_of_each_run(at_once: int, orders: int) -> N
     ]
     whole, weights = objectives.union(built)
     batches = [make_batch(40, seed=order, padding=2) for order in range(orders)]
-    module = build(MODEL, SCHEMA)
-    draw = jax.jit(lambda seed: initial_state(module, whole, batches[0].inputs, seed))
+    spec = StepSpec(model=MODEL, schema=SCHEMA, objective=whole)
+    draw = jax.jit(lambda seed: initial_state(spec, seed))
     states = [jax.device_get(draw(run % 2)) for run in range(8)]
     rates = [1e-3 * (1 + run) for run in range(8)]
     which = np.array([run % orders for run in range(8)], np.int32)
@@ -71,10 +70,10 @@ def test_a_step_of_a_stack_is_a_step_of_each_run(at_once: int, orders: int) -> N
     hypers = stack_hypers(
         [Hyper(run % 2, rates[run], 1e-6, weights[run]) for run in range(8)]
     )
-    program = sweep_program(MODEL, SCHEMA, whole, "adam", at_once)
+    program = sweep_program(spec, at_once)
     calls = filled(stack([stack(batches)]), 3)
     # One step in a call of three at most.
-    new, metrics = program(
+    new, (losses, diagnostics) = program(
         dealt(stack(states)), calls, np.int32(1), hypers, which, active
     )
     for run, (objective, own) in enumerate(built):
@@ -89,9 +88,9 @@ def test_a_step_of_a_stack_is_a_step_of_each_run(at_once: int, orders: int) -> N
         )
         expected, parts = gradients(_alone(objective), *arguments)
         for name, value in parts.items():
-            if not is_observation(name):
-                np.testing.assert_allclose(metrics[name][run, 0], value, rtol=1e-5)
-            assert not metrics[name][run, 1:].any()
+            if name in losses:
+                np.testing.assert_allclose(losses[name][run, 0], value, rtol=1e-5)
+            assert not (losses | diagnostics)[name][run, 1:].any()
         largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
         jax.tree.map(
             lambda a, b, largest=largest: np.testing.assert_allclose(
@@ -119,9 +118,12 @@ def configs(data: Path) -> list[Config]:
         train={"epochs": 4, "patience": 4, "log_every": 1},
     )
     each = [
-        replace(base, loss=LossConfig()),
-        replace(base, loss=LossConfig(lambdas=0.5)),
-        replace(base, loss=LossConfig(lambdas=0.5, margins={"conversion>click": 0.5})),
+        replace(base, loss=PWISER),
+        replace(base, loss=replace(PWISER, lambdas=0.5)),
+        replace(
+            base,
+            loss=replace(PWISER, lambdas=0.5, margins={"conversion>click": 0.5}),
+        ),
         replace(base, optimizer=replace(base.optimizer, learning_rate=4e-3)),
     ]
     return [
@@ -169,7 +171,7 @@ def test_each_run_equals_its_solo_run(data: Path, swept: Path, tmp_path: Path) -
         for line, solo_line in zip(lines[:20], solo_lines[:20], strict=True):
             assert line.keys() == solo_line.keys()
             for name, value in solo_line.items():
-                if name != "kind" and not is_observation(name):
+                if name != "kind" and not name.startswith(DIAGNOSTICS):
                     assert line[name] == pytest.approx(value, rel=1e-4), name
         result = json.loads((folder / "result.json").read_text())
         # An epoch is as good as another that differs in the last digits.
@@ -261,7 +263,7 @@ def test_a_run_that_stops_early_is_frozen_and_the_others_go_on(
 
 def test_what_cannot_be_traced_is_another_sweep(data: Path) -> None:
     base = configs(data)[1]
-    same = replace(base, loss=LossConfig(), train=replace(base.train, seed=9))
+    same = replace(base, loss=PWISER, train=replace(base.train, seed=9))
     assert sweep_key(base) == sweep_key(same)
     for other in (
         replace(base, loss=replace(base.loss, scores="logit")),

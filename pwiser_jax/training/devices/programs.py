@@ -6,6 +6,7 @@ axis, `in_axes=None`), but for large tables that are to be spread over them (see
 mapped axis spans the devices of all of them, and each process gives its own share.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,27 +16,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pwiser_jax.config import EmbeddingOptimizer
 from pwiser_jax.data.batches.batches import Batch
-from pwiser_jax.models import build
-from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.devices.several import several_steps
 from pwiser_jax.training.devices.shards import (
-    Parted,
-    in_order,
-    joined,
-    of_parted,
-    parted,
-    parts_of,
+    map_tables,
+    shard_rows,
+    table_axes,
+    unshard_rows,
 )
 from pwiser_jax.training.devices.stack import VARIED, stacked_eval, stacked_steps
-from pwiser_jax.training.objective import Objective
-from pwiser_jax.training.optimizer import with_tables
 from pwiser_jax.training.step import (
     Hyper,
+    ModelSpec,
+    StepSpec,
     TrainState,
     eval_step,
+    parameter_shapes,
+    state_shapes,
     train_step,
 )
 
@@ -51,25 +49,20 @@ def device_count() -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def train_program(
-    model: ModelConfig,
-    schema: Any,
-    objective: Objective,
-    embedding: EmbeddingOptimizer = "adam",
-    shard_tables: bool = False,
-) -> Any:
+def train_program(spec: StepSpec) -> Any:
     """(state, batches, count, hyper) -> (state, metrics), see `several_steps`, pmapped.
 
-    Batches come from `stacked`. The old state's buffers are given up to the new one:
-    give a state that is `placed`.
+    Batches come from `stacked`. The old state is donated: `shard` it first.
+
+    Args:
+        spec: of one step; its axis is set here.
     """
     # Even a sum over one device is a copy.
-    axis = AXIS if shard_tables or jax.device_count() > 1 else None
-    module = build(model, schema, axis_name=axis)
-    step = train_step(module, objective, axis, embedding, shard_tables)
-    axes = Parted(0, None) if shard_tables else None
+    axis = AXIS if spec.sharded or jax.device_count() > 1 else None
+    step = functools.partial(train_step, dataclasses.replace(spec, axis_name=axis))
+    axes = table_axes(state_shapes(spec)) if spec.sharded else None
     return jax.pmap(
-        several_steps(of_parted(step) if shard_tables else step),
+        several_steps(step),
         axis_name=AXIS,
         in_axes=(axes, 0, None, None),
         out_axes=(axes, None),
@@ -78,21 +71,15 @@ def train_program(
 
 
 @functools.lru_cache(maxsize=16)
-def eval_program(model: ModelConfig, schema: Any, shard_tables: bool = False) -> Any:
+def eval_program(spec: ModelSpec) -> Any:
     """The pmapped evaluation step; its logits keep the device axis.
 
-    Of this process's devices alone: each process has rows of its own to evaluate.
-    Parameters are `Parted` where large tables are spread over those devices.
+    Of this process's devices alone: each process evaluates its own rows. Large tables
+    are sharded over those devices if the spec says so.
     """
-    module = build(model, schema)
-    if not shard_tables:
-        return per_device_program(eval_step(module), in_axes=(None, None, 0))
-    step = eval_step(module, AXIS)
-
-    def of_parts(params: Parted, batch_stats: Any, inputs: Any) -> Any:
-        return step(with_tables(params.rest, params.tables), batch_stats, inputs)
-
-    return per_device_program(of_parts, in_axes=(Parted(0, None), None, 0))
+    axes = table_axes(parameter_shapes(spec)) if spec.sharded else None
+    step = functools.partial(eval_step, dataclasses.replace(spec, axis_name=AXIS))
+    return per_device_program(step, in_axes=(axes, None, 0))
 
 
 def per_device_program(function: Any, in_axes: Any) -> Any:
@@ -174,54 +161,47 @@ def replicated(tree: Any) -> Any:
     return jax.device_put(tree, _sharding())
 
 
-def placed(
-    state: TrainState, shard_tables: bool, *, locally: bool = False
-) -> TrainState | Parted:
-    """A whole state on the devices: replicated, or with its large tables spread.
+def shard(state: TrainState, sharded: bool, *, locally: bool = False) -> TrainState:
+    """A whole state on the devices: replicated, or with its large tables sharded.
 
     Args:
-        state: in host memory, where it is to be spread.
-        shard_tables: whether large tables are spread by rows.
-        locally: over the devices of this process alone, and not over those of all.
+        state: in host memory, if tables are sharded.
+        sharded: whether to shard large tables by rows.
+        locally: over the devices of this process alone, not of all processes.
     """
-    if not shard_tables:
+    if not sharded:
         return replicated(state)
-    tables, rest = parted(state)
-    own = device_count()
+    here = device_count()
     devices, start = (
-        (own, 0) if locally else (jax.device_count(), processes.index() * own)
+        (here, 0) if locally else (jax.device_count(), processes.index() * here)
     )
 
     def put(table: Any) -> jax.Array:
-        return jax.device_put(
-            parts_of(table, devices)[start : start + own], _sharding(AXIS)
-        )
+        shards = shard_rows(table, devices)[start : start + here]
+        return jax.device_put(shards, _sharding(AXIS))
 
-    return Parted(jax.tree.map(put, tables), replicated(rest))
+    return map_tables(put, replicated, state)
 
 
-def made_whole(state: TrainState | Parted, rows: int) -> TrainState:
-    """The state without parts; what was in parts comes into host memory.
+def unshard(state: TrainState, rows: int) -> TrainState:
+    """The state with whole tables in host memory; all processes call it together.
 
     Args:
-        state: as `placed` has made it, over the devices of all processes. Called by
-            all of them, in turn.
+        state: as `shard` returned it, with tables sharded over all processes.
         rows: of a large table.
     """
-    if not isinstance(state, Parted):
-        return state
 
-    def gather(parts: jax.Array) -> np.ndarray:
-        # In pieces: on its way each is on each device whole.
-        local = np.asarray(parts)
+    def whole(shards: jax.Array) -> np.ndarray:
+        # In pieces: each device holds a whole piece for a moment.
+        local = np.asarray(shards)
         each = local.shape[1]
         step = max(1, each * processes.PIECE_BYTES // local.nbytes)
         pieces = [
             processes.gathered(local[:, at : at + step]) for at in range(0, each, step)
         ]
-        return in_order(np.concatenate(pieces, axis=1), rows)
+        return unshard_rows(np.concatenate(pieces, axis=1), rows)
 
-    return joined(state._replace(tables=jax.tree.map(gather, state.tables)))
+    return map_tables(whole, lambda leaf: leaf, state)
 
 
 def _sharding(*axes: str) -> NamedSharding:
@@ -245,16 +225,9 @@ def stack_size(runs: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def sweep_program(
-    model: ModelConfig,
-    schema: Any,
-    objective: Objective,
-    embedding: EmbeddingOptimizer,
-    at_once: int,
-) -> Any:
-    """`stacked_steps` over the devices; the old states' buffers are given up."""
-    step = train_step(build(model, schema), objective, None, embedding)
-    steps = stacked_steps(step, at_once)
+def sweep_program(spec: StepSpec, at_once: int) -> Any:
+    """`stacked_steps` over the devices; the old states are donated."""
+    steps = stacked_steps(functools.partial(train_step, spec), at_once)
     shared, own = PartitionSpec(), PartitionSpec(AXIS)
     hypers = Hyper(
         **{name: own if name in VARIED else shared for name in Hyper._fields}  # pyright: ignore[reportArgumentType]
@@ -264,9 +237,9 @@ def sweep_program(
 
 
 @functools.lru_cache(maxsize=16)
-def sweep_eval_program(model: ModelConfig, schema: Any, at_once: int) -> Any:
+def sweep_eval_program(spec: ModelSpec, at_once: int) -> Any:
     """`stacked_eval` over the devices."""
-    logits = stacked_eval(eval_step(build(model, schema)), at_once)
+    logits = stacked_eval(functools.partial(eval_step, spec), at_once)
     shared, own = PartitionSpec(), PartitionSpec(AXIS)
     return jax.jit(_over_devices(logits, (own, own, shared, own), own))
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 CALL_SECONDS = 2.0
 MOST_STEPS = 8
 
-Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
+Step = Callable[[Any, Any, Any], tuple[Any, Any, Any]]
 
 
 def pace(seconds: float) -> int:
@@ -22,8 +22,10 @@ def pace(seconds: float) -> int:
     return min(max(int(CALL_SECONDS / seconds), 1), MOST_STEPS)
 
 
-def several_steps(step: Step) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+def several_steps(step: Step) -> Callable[..., tuple[Any, Any]]:
     """(state, batches, count, hyper) -> (state, metrics): `count` steps in turn.
+
+    The metrics are [losses, diagnostics].
 
     Batches and metrics have a first axis of k steps, of which the first `count`, a
     traced number, are taken; the metrics behind them are 0. So calls of any number of
@@ -34,19 +36,19 @@ def several_steps(step: Step) -> Callable[..., tuple[Any, dict[str, jax.Array]]]
 
     def steps(
         state: Any, batches: Any, count: jax.Array, hyper: Any
-    ) -> tuple[Any, dict[str, jax.Array]]:
+    ) -> tuple[Any, Any]:
         def batch(at: jax.Array | int) -> Any:
             return jax.tree.map(lambda array: array[at], batches)
 
         k = len(jax.tree.leaves(batches)[0])
-        _, shapes = jax.eval_shape(step, state, batch(0), hyper)
+        _, *shapes = jax.eval_shape(step, state, batch(0), hyper)
         nothing = jax.tree.map(
             lambda one: jnp.zeros((k, *one.shape), one.dtype), shapes
         )
 
         def body(at: jax.Array, carry: Any) -> Any:
             state, metrics = carry
-            state, values = step(state, batch(at), hyper)
+            state, *values = step(state, batch(at), hyper)
             set_ = jax.tree.map(lambda all_, one: all_.at[at].set(one), metrics, values)
             return state, set_
 

@@ -1,73 +1,55 @@
-"""Large tables spread over devices by rows.
+"""Large tables that are sharded over devices by rows.
 
-Of D devices, device d holds the rows d, d + D, d + 2 D, ... of a table [N, ...] and of
-its optimizer's state: neighbouring ids, of which the first are often the frequent ones,
-lie on different devices. A part has ceil(N / D) rows; what is past the table's end is
-zero and never read. Checkpoints hold tables whole, rows in order.
+Of D devices, device d has the rows d, d + D, d + 2 D, ... of a table [N, ...] and of
+its optimizer's state, so that neighbouring ids, the first of which are often the most
+frequent, are on different devices. A sharded table is [D, ceil(N / D), ...]; rows past
+N are zeros. Other arrays of a state are replicated. Checkpoints hold whole tables.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 
-from pwiser_jax.training.optimizer import others_of, tables_of, with_tables
-from pwiser_jax.training.step import TrainState
+from pwiser_jax.training.optimizer import TABLE
 
 
-class Parted(NamedTuple):
-    """A train state, or parameters, with what belongs to large tables taken out.
-
-    On the devices, arrays of `tables` are [devices, ceil(N / D), ...], those of `rest`
-    whole.
-    """
-
-    tables: Any
-    rest: Any
+def is_table(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf of a state or of parameters belongs to a large table."""
+    names = {getattr(key, "key", getattr(key, "name", None)) for key in path}
+    return not names.isdisjoint((TABLE, "tables"))
 
 
-def parted(state: TrainState) -> Parted:
-    """Of a state whose large tables have an optimizer of their own."""
-    optimizer: Any = state.optimizer
-    tables = tables_of(state.params), optimizer.tables
-    rest = state._replace(
-        params=others_of(state.params), optimizer=optimizer._replace(tables={})
-    )
-    return Parted(tables, rest)
+def table_axes(tree: Any) -> Any:
+    """The mapped axis of each leaf, for `jax.pmap`: 0 for tables, else None."""
+    return jax.tree.map_with_path(lambda path, _: 0 if is_table(path) else None, tree)
 
 
-def joined(state: Parted) -> TrainState:
-    (tables, of_tables), rest = state
-    return rest._replace(
-        params=with_tables(rest.params, tables),
-        optimizer=rest.optimizer._replace(tables=of_tables),
+def is_sharded(params: Any) -> bool:
+    """Whether parameters have sharded tables, [D, N / D, dim]."""
+    leaves = jax.tree.leaves_with_path(params)
+    return any(is_table(path) and leaf.ndim == 3 for path, leaf in leaves)
+
+
+def map_tables(
+    tables: Callable[[Any], Any], others: Callable[[Any], Any], tree: Any
+) -> Any:
+    """Applies `tables` to the leaves of large tables and `others` to all others."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: (tables if is_table(path) else others)(leaf), tree
     )
 
 
-def parameters(state: Parted) -> Parted:
-    """The parameters of a state."""
-    return Parted(state.tables[0], state.rest.params)
-
-
-def of_parted(step: Callable[..., tuple[TrainState, Any]]) -> Callable[..., Any]:
-    """A training step of a `Parted` state."""
-
-    def stepped(state: Parted, batch: Any, hyper: Any) -> tuple[Parted, Any]:
-        new, metrics = step(joined(state), batch, hyper)
-        return parted(new), metrics
-
-    return stepped
-
-
-def parts_of(table: Any, devices: int) -> np.ndarray:
-    """A table [N, ...] as its parts: [devices, ceil(N / devices), ...]."""
+def shard_rows(table: Any, devices: int) -> np.ndarray:
+    """[N, ...] -> [devices, ceil(N / devices), ...]."""
     table = np.asarray(table)
     short = -len(table) % devices
     padded = np.pad(table, [(0, short)] + [(0, 0)] * (table.ndim - 1))
     return padded.reshape(-1, devices, *table.shape[1:]).swapaxes(0, 1)
 
 
-def in_order(parts: np.ndarray, rows: int) -> np.ndarray:
-    """The table [rows, ...] of its parts, a copy."""
-    whole = np.array(parts.swapaxes(0, 1), order="C")
-    return whole.reshape(-1, *parts.shape[2:])[:rows]
+def unshard_rows(shards: np.ndarray, rows: int) -> np.ndarray:
+    """[devices, ceil(N / devices), ...] -> [N, ...], N = rows; a copy."""
+    whole = np.array(shards.swapaxes(0, 1), order="C")
+    return whole.reshape(-1, *shards.shape[2:])[:rows]

@@ -74,8 +74,8 @@ def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
         hypers: Hyper,
         which: jax.Array,
         active: jax.Array,
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def group(chunk: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, Any]:
+        def group(chunk: Any) -> tuple[TrainState, Any]:
             states, varied, which, active = chunk
             hyper = hypers._replace(**varied)
             several = several_steps(_side_by_side(step, at_once, which))
@@ -114,13 +114,13 @@ def _side_by_side(step: Step, at_once: int, which: jax.Array) -> Step:
         own = hyper._replace(
             **jax.tree.map(lambda x: x[0], {n: getattr(hyper, n) for n in VARIED})
         )
-        new, metrics = step(
+        new, *metrics = step(
             one._replace(step=states.step),
             jax.tree.map(lambda x: x[which[0]], batch),
             own,
         )
-        grown = jax.tree.map(lambda x: x[None], (new._replace(step=None), metrics))
-        return grown[0]._replace(step=new.step), grown[1]
+        grown = jax.tree.map(lambda x: x[None], (new._replace(step=None), *metrics))
+        return grown[0]._replace(step=new.step), *grown[1:]
 
     def of_many(states: TrainState, batch: Any, hyper: Hyper) -> Any:
         one_order = len(jax.tree.leaves(batch)[0]) == 1
@@ -130,7 +130,9 @@ def _side_by_side(step: Step, at_once: int, which: jax.Array) -> Step:
             **{name: 0 if name in VARIED else None for name in Hyper._fields}  # pyright: ignore[reportArgumentType]
         )
         batch_axis = None if one_order else 0
-        mapped = jax.vmap(step, (state_axes, batch_axis, hyper_axes), (state_axes, 0))
+        mapped = jax.vmap(
+            step, (state_axes, batch_axis, hyper_axes), (state_axes, 0, 0)
+        )
         return mapped(states, batch, hyper)
 
     return of_one if at_once == 1 else of_many

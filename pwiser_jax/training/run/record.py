@@ -1,10 +1,10 @@
 """What is kept of a run while it trains: its window of metrics and early stopping."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
 from pwiser_jax.config import Config
@@ -13,12 +13,9 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
 from pwiser_jax.schema import Schema
 from pwiser_jax.training.devices import processes
-from pwiser_jax.training.objective import Weights
-from pwiser_jax.training.observe import is_observation, numbers
 from pwiser_jax.training.run import protocol
 from pwiser_jax.training.run.metrics import TIMING, MetricsWriter
 from pwiser_jax.training.run.stopwatch import Stopwatch
-from pwiser_jax.training.step import Hyper
 
 
 @dataclass
@@ -43,16 +40,10 @@ class Progress:
     window_steps: int = 0
 
 
-def hyper(config: Config, weights: Weights) -> Hyper:
-    """The traced numbers of a configuration."""
-    return Hyper(
-        seed=config.train.seed,
-        learning_rate=config.optimizer.learning_rate,
-        l2=config.optimizer.l2,
-        # Whole numbers would be of another type, and compile another program.
-        weights=jax.tree.map(float, weights),
-        log_every=config.train.log_every,
-    )
+def numbers(values: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """Diagnostics for JSON: counts stay integers, what is not finite is None."""
+    items = ((name, np.asarray(value).item()) for name, value in sorted(values.items()))
+    return {name: value if math.isfinite(value) else None for name, value in items}
 
 
 def result(config: Config, progress: Progress) -> dict[str, Any]:
@@ -89,20 +80,23 @@ class Record:
         self._stopwatch = stopwatch
         self.aucs: dict[str, float] = {}
 
-    def read(self, values: Mapping[str, np.ndarray], count: int) -> None:
+    def read(
+        self,
+        losses: Mapping[str, np.ndarray],
+        diagnostics: Mapping[str, np.ndarray],
+        count: int,
+    ) -> None:
         """Takes the metrics of the next `count` steps: those up to a line are averaged.
 
         Raises:
             UserError: one of them is not finite.
         """
         progress = self.progress
-        observed = {k: v for k, v in values.items() if is_observation(k)}
-        losses = {k: v for k, v in values.items() if k not in observed}
         for at in range(count):
             progress.step += 1
             # The parts first: a part says more than the whole.
             for name in sorted(losses, key="loss".__eq__):
-                value = values[name][at]
+                value = losses[name][at]
                 if not np.isfinite(value):
                     raise UserError(
                         f"the loss is not finite: {name} is {value} at step "
@@ -112,7 +106,7 @@ class Record:
                 progress.window[name] = total + float(value)
             progress.window_steps += 1
             if progress.step % self.config.train.log_every == 0:
-                self._log(numbers({k: v[at] for k, v in observed.items()}))
+                self._log(numbers({k: v[at] for k, v in diagnostics.items()}))
 
     def _log(self, observed: Mapping[str, float | int | None]) -> None:
         """A line of metrics: means since the line before, and what was observed."""
