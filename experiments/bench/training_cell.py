@@ -254,7 +254,7 @@ def loss_call(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
         for task in objective.tasks
     }
     program = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    whole = jax.tree.map(lambda x: x[0], parallel.shard_batch(batch, 1))
+    whole = jax.tree.map(lambda x: x[0], parallel.split_rows(batch, 1))
     arguments = jax.device_put((logits, whole, weights))
     return lambda: jax.block_until_ready(program(*arguments)), {}
 

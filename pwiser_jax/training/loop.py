@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches.batches import epoch_order, steps_per_epoch
+from pwiser_jax.data.batches.batches import Batch, epoch_order, steps_per_epoch
 from pwiser_jax.data.batches.prefetch import prefetched
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
@@ -46,7 +46,7 @@ from pwiser_jax.training.run.progress import Reporter
 from pwiser_jax.training.run.record import Progress, Record
 from pwiser_jax.training.run.stopwatch import Stopwatch
 from pwiser_jax.training.run.trace import Trace
-from pwiser_jax.training.step import Batch, Hyper, TrainState, step_spec
+from pwiser_jax.training.step import Hyper, TrainState, step_spec
 from pwiser_jax.training.step import hyper as step_numbers
 
 

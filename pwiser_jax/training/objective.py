@@ -10,7 +10,7 @@ changing one does not recompile.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -371,7 +371,10 @@ def build(
         lambdas = {task.name: lambdas for task in tasks}
     for name in lambdas:
         if name not in known:
-            raise UserError(f"loss.lambdas names the head {name!r}; this model and data have " f"{listed(known, 'and')}{did_you_mean(name, known)}")
+            raise UserError(
+                f"loss.lambdas names the head {name!r}; this model and data have "
+                f"{listed(known, 'and')}{did_you_mean(name, known)}"
+            )
     ranked = tuple(name for name in known if lambdas.get(name, 0.0) > 0)
     objective = Objective(
         tasks=tasks,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pwiser_jax.config import LossConfig
+from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.schema import MultiValuedField
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import AXIS, split_rows
@@ -17,7 +18,7 @@ from pwiser_jax.training.devices.signals import Interrupted
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
-from pwiser_jax.training.step import Batch, Hyper, StepSpec, initial_state, train_step
+from pwiser_jax.training.step import Hyper, StepSpec, initial_state, train_step
 from tests.data.multi_valued import write_folder
 from tests.training.helpers import SMALL, small_config
 from tests.training.test_step import SCHEMA as PLAIN

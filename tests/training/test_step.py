@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from pwiser_jax.config import LossConfig
+from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses import ConversionBank
 from pwiser_jax.schema import CategoricalField, NumericalField, Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import AXIS, split_rows
-from pwiser_jax.training.step import Batch, Hyper, StepSpec, initial_state, train_step
+from pwiser_jax.training.step import Hyper, StepSpec, initial_state, train_step
 from tests.training.helpers import SMALL
 
 SCHEMA = Schema(
