@@ -26,6 +26,7 @@ from experiments.lib.words import listed, text_of
 from pwiser_jax.data.batches.rows import feature_rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import read_manifest
+from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.inference.evaluate import evaluate_run, run_config
 from pwiser_jax.metrics import Interval, mean_interval
 from pwiser_jax.reports.html import Picture, TableBlock
@@ -203,7 +204,7 @@ def latencies(run: Path) -> pl.DataFrame:
     schema = prepared.schema
     state = load_best(run, config, schema)
     files = [folder / n for n in prepared.manifest.splits["train"].files]
-    frame = pl.scan_parquet(files).head(max(SIZES)).collect()
+    frame = scan_parquet(files).head(max(SIZES)).collect()
     rows = []
     for size in SIZES:
         taken = frame.head(size)

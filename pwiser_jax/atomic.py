@@ -19,27 +19,27 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def new_folder(output: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
+def new_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Yields a hidden folder beside `output`, which becomes `output` at the end.
 
     On any exception, KeyboardInterrupt included, it is removed and `output` is as it
-    was. What a killed run left is removed by the next one.
+    was. The next call removes what a killed process left.
 
     Args:
         output: the folder to make; its parents are made too.
-        marker: a file that every folder of this kind holds.
-        overwrite: replace a folder that holds the marker.
+        check: raises a UserError where `output` must not be replaced; called before and
+            after the work (see `check_replaceable`).
 
     Raises:
-        UserError: `output` holds something else, cannot be made, or is being written by
-            another process; the disk is full.
+        UserError: `check` refuses, the folder cannot be made, or another process is
+            writing it; the disk is full.
     """
     output = Path(os.path.realpath(output))
-    refuse_existing(output, marker, overwrite)
+    check(output)
     with _hidden(output, "partial", _clean) as folder:
         try:
             yield folder
-            refuse_existing(output, marker, overwrite)
+            check(output)
             _swap(folder, output)
         except (OSError, pl.exceptions.PolarsError) as error:
             if (reason := _full(error)) is None:
@@ -51,9 +51,9 @@ def new_folder(output: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, so on its disk, for what is needed meanwhile.
+    """Yields a temporary folder beside `output`, and so on the same disk.
 
-    It is removed at the end; what killed runs left is removed first.
+    It is removed at the end; what killed processes left is removed first.
 
     Raises:
         UserError: it cannot be made.
@@ -65,21 +65,35 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _hidden(output: Path, kind: str, clean: Callable[[Path], None]) -> Iterator[Path]:
-    """A new locked folder beside `output`, once `clean` has removed old ones."""
+    """A new locked folder beside `output`, named for its process."""
+    host = re.sub(r"[^\w.]", "", socket.gethostname())[:32]
+    name = f"{os.getpid()}-{host}-{secrets.token_hex(4)}"
+    folder = output.parent / f".{output.name}.{kind}-{name}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        clean(output)
-        folder = output.parent / f".{output.name}.{kind}-{secrets.token_hex(4)}"
-        folder.mkdir()
+        with _alone_in(output.parent):
+            clean(output)
+            folder.mkdir()
+            lock = os.open(folder, os.O_RDONLY)
+            _lock(lock)
     except OSError as error:
         raise UserError(f"{output} cannot be made: {error.strerror}") from error
-    lock = os.open(folder, os.O_RDONLY)
     try:
-        _lock(lock)
         yield folder
     finally:
         os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """One process at a time cleans up, makes or renames hidden folders in `parent`."""
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 LOCK = ".lock"
@@ -103,7 +117,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     try:
         lock = _open_locked(path)
     except BlockingIOError:
-        holder = path.read_text(encoding="utf-8").strip() or "another process"
+        holder = _holder(path)
         raise UserError(
             f"{folder} is in use: {holder} is {doing} there; wait for it to end, or "
             "name another folder"
@@ -117,6 +131,13 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(lock)
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    except OSError:  # it has ended meanwhile
+        return "another process"
 
 
 def _open_locked(path: Path) -> int:
@@ -136,26 +157,59 @@ def _open_locked(path: Path) -> int:
         os.close(lock)
 
 
-def refuse_existing(output: Path, marker: str, overwrite: bool) -> None:
-    """Raise a UserError where `output` holds what must not be replaced."""
-    if output.is_dir():
-        if not any(output.iterdir()):
-            return
-        if not (output / marker).is_file():
-            raise UserError(
-                f"{output} holds other data: name a folder that is new or empty"
-            )
-        if not overwrite:
-            raise UserError(
-                f"{output} is a prepared folder already: name another, or give "
-                "--overwrite to replace it"
-            )
-    elif os.path.lexists(output):
-        raise UserError(f"{output} is a file: name a folder that is new or empty")
+def check_replaceable(
+    output: Path,
+    kind: str,
+    first_foreign: Callable[[Path], str | None],
+    *,
+    overwrite: bool,
+) -> None:
+    """Raises a UserError unless `output` is new, empty or ours to replace.
+
+    Args:
+        output: the folder to be written.
+        kind: what such a folder is, for the message: "prepared folder".
+        first_foreign: names the first entry of a folder that a folder of this kind does
+            not hold, see `foreign_entry`; None where all are ours.
+        overwrite: whether a folder of this kind may be replaced.
+    """
+    if not output.is_dir():
+        if os.path.lexists(output):
+            raise UserError(f"{output} is a file: name a folder that is new or empty")
+        return
+    if not any(output.iterdir()):
+        return
+    if (entry := first_foreign(output)) is not None:
+        raise UserError(
+            f"{output} holds other data ({entry}): name a folder that is new or empty"
+        )
+    if not overwrite:
+        raise UserError(
+            f"{output} is a {kind} already: name another, or give --overwrite to "
+            "replace it"
+        )
+
+
+def foreign_entry(folder: Path, ours: Callable[[str], bool]) -> str | None:
+    """The first entry of a folder, at any depth, that is not ours; None if all are.
+
+    Whatever removes a folder whole asks this first.
+
+    Args:
+        folder: the folder.
+        ours: whether an entry is, by its path below the folder ("cache/train").
+    """
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted((*folders, *files)):
+            entry = (Path(path) / name).relative_to(folder).as_posix()
+            if not ours(entry):
+                return entry
+    return None
 
 
 def _lock(folder: int) -> bool:
-    """Marks a folder as being written until its process ends, however it ends."""
+    """Locks a folder until the descriptor or its process is closed."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -172,41 +226,46 @@ def _is_free(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def _beside(output: Path, kind: str) -> list[Path]:
+    """The hidden folders of a kind that belong to `output`."""
+    start = f".{output.name}.{kind}-"
+    return [path for path in output.parent.iterdir() if path.name.startswith(start)]
+
+
 def _clean(output: Path) -> None:
-    """Removes what a killed run left; brings back a folder killed while replaced."""
-    for old in output.parent.glob(f".{_escaped(output.name)}.replaced-*"):
-        if output.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(output)
-    for partial in output.parent.glob(f".{_escaped(output.name)}.partial-*"):
+    """Removes what a killed process left, and restores a folder it was replacing."""
+    for partial in _beside(output, "partial"):
         if not _is_free(partial):
+            pid, _, rest = partial.name.rpartition(".partial-")[2].partition("-")
             raise UserError(
-                f"{output} is being written by another process (its unfinished folder "
-                f"is {partial.name}): wait for it, or name another folder"
+                f"{output} is being written by another process ({pid} on "
+                f"{rest.rpartition('-')[0]}; its unfinished folder is {partial.name}): "
+                "wait for it, or name another folder"
             )
         shutil.rmtree(partial)
+    for old in _beside(output, "replaced"):
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(output)
 
 
 def _clean_scratch(output: Path) -> None:
-    """Removes what killed runs left and no other process uses."""
-    for old in output.parent.glob(f".{_escaped(output.name)}.raw-*"):
+    """Removes what killed processes left."""
+    for old in _beside(output, "raw"):
         if _is_free(old):
             shutil.rmtree(old)
 
 
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
-
-
 def _swap(folder: Path, output: Path) -> None:
-    if not output.exists() or not any(output.iterdir()):
+    with _alone_in(output.parent):
+        if not output.exists() or not any(output.iterdir()):
+            folder.rename(output)
+            return
+        old = output.parent / f".{output.name}.replaced-{secrets.token_hex(4)}"
+        output.rename(old)
         folder.rename(output)
-        return
-    old = output.parent / f".{output.name}.replaced-{secrets.token_hex(4)}"
-    output.rename(old)
-    folder.rename(output)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _full(error: Exception) -> str | None:
@@ -214,13 +273,13 @@ def _full(error: Exception) -> str | None:
     if isinstance(error, OSError):
         code = error.errno
     else:
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        code = int(found[1]) if found else None
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(match[1]) if match else None
     return os.strerror(code) if code in FULL else None
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write UTF-8 text beside its place and move it there: a kill leaves no half."""
+    """Writes UTF-8 text to a hidden file and renames it: a kill leaves no half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

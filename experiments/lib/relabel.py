@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pwiser_jax.atomic import new_folder
-from pwiser_jax.data.prepared.folder import write_shard
-from pwiser_jax.data.prepared.manifest import FILE, Split, read_manifest
+from pwiser_jax.data.prepared.folder import new_prepared, write_shard
+from pwiser_jax.data.prepared.manifest import (
+    FILE,
+    Split,
+    read_manifest,
+    write_manifest,
+)
 from pwiser_jax.errors import UserError
 
 # int[N, L] -> int[N, L]; the rows of a split, in their order.
@@ -80,7 +84,7 @@ def _relabelled(
     manifest = read_manifest(folder)
     names = list(manifest.schema.labels)
     counts = dict(manifest.splits)
-    with new_folder(output, marker=FILE, overwrite=False) as place:
+    with new_prepared(output) as place:
         for path in folder.iterdir():
             if path.is_file():
                 shutil.copyfile(path, place / path.name)
@@ -88,7 +92,7 @@ def _relabelled(
             files = counts[split].files
             if not files:
                 continue
-            shards = [pl.read_parquet(folder / name) for name in files]
+            shards = [pl.read_parquet(folder / name, glob=False) for name in files]
             labels = pl.concat(shard.select(names) for shard in shards)
             changed = change(labels.to_numpy())
             start = 0
@@ -103,4 +107,4 @@ def _relabelled(
             sums = dict(zip(names, map(int, changed.sum(axis=0)), strict=True))
             counts[split] = Split(files, len(changed), sums)
         noted = replace(manifest, splits=counts, options={**manifest.options, **note})
-        (place / FILE).write_text(noted.to_json(), encoding="utf-8")
+        write_manifest(place, noted)

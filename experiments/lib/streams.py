@@ -5,12 +5,22 @@ from pathlib import Path
 
 import polars as pl
 
-from pwiser_jax.atomic import new_folder
 from pwiser_jax.data.datasets.funnel import funnel
 from pwiser_jax.data.datasets.kuairand import prepare_kuairand
 from pwiser_jax.data.datasets.table import prepare_table
-from pwiser_jax.data.prepared.folder import refuse_empty, shard_names, write_shards
-from pwiser_jax.data.prepared.manifest import FILE, Split, read_manifest
+from pwiser_jax.data.prepared.folder import (
+    new_prepared,
+    refuse_empty,
+    shard_names,
+    write_shards,
+)
+from pwiser_jax.data.prepared.manifest import (
+    FILE,
+    Split,
+    read_manifest,
+    write_manifest,
+)
+from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.data.raw.hashing import fraction, hash_integers
 
 VALID = 0.2  # share of the last train day's groups that are kept for validation
@@ -85,7 +95,7 @@ def deal(folder: Path, output: Path, first: int, day: int) -> None:
         "test": time == day + 1,
     }
     counts = {}
-    with new_folder(output, marker=FILE, overwrite=False) as place:
+    with new_prepared(output) as place:
         vocabulary = folder / "vocabulary.parquet"
         (place / vocabulary.name).write_bytes(vocabulary.read_bytes())
         for split, chosen in parts.items():
@@ -96,7 +106,7 @@ def deal(folder: Path, output: Path, first: int, day: int) -> None:
         refuse_empty(manifest.spec, counts)
         note = {"first_day": first, "last_train_day": day}
         noted = replace(manifest, splits=counts, options={**manifest.options, **note})
-        (place / FILE).write_text(noted.to_json(), encoding="utf-8")
+        write_manifest(place, noted)
 
 
 def _rows(folder: Path) -> pl.LazyFrame:
@@ -105,4 +115,4 @@ def _rows(folder: Path) -> pl.LazyFrame:
         for split in read_manifest(folder).splits.values()
         for name in split.files
     ]
-    return pl.scan_parquet(files)
+    return scan_parquet(files)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pwiser_jax.config import Config, load_config
 from pwiser_jax.data.prepared.folder import Prepared
-from pwiser_jax.data.prepared.manifest import read_manifest
+from pwiser_jax.data.prepared.manifest import refuse_other_data
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import evaluate
 from pwiser_jax.training.devices import processes
@@ -38,11 +38,7 @@ def evaluate_run(run: Path, split: str, *, data: Path | None = None) -> dict[str
     config = run_config(run)
     folder = data or Path(config.data.path)
     prepared = Prepared(folder)
-    if data is not None and not same_encoding(run / "data", folder):
-        raise UserError(
-            f"{folder} was prepared with other fields or vocabularies than the data of "
-            f"{run}; `predict` encodes raw rows with the run's own"
-        )
+    refuse_other_data(run, folder, rows=data is None)
     rows = prepared.load(split)
     state = load_best(run, config, prepared.schema)
     logits = predict_logits(config, prepared.schema, state, rows)
@@ -79,9 +75,3 @@ def summary(report: dict[str, Any]) -> str:
             f"   log loss {found['log_loss']:.4f}"
         )
     return "\n".join([*lines, *([report["note"]] if "note" in report else [])])
-
-
-def same_encoding(ours: Path, theirs: Path) -> bool:
-    """Whether two prepared folders give the same ids and scales to the same values."""
-    a, b = read_manifest(ours), read_manifest(theirs)
-    return a.schema == b.schema and a.vocabulary_sha256 == b.vocabulary_sha256

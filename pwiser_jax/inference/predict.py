@@ -11,11 +11,15 @@ from pwiser_jax.data.batches.cache import arrays_of, cached_common
 from pwiser_jax.data.batches.rows import Inputs, Rows, feature_rows
 from pwiser_jax.data.datasets.table import open_table
 from pwiser_jax.data.prepared.folder import Prepared
-from pwiser_jax.data.prepared.manifest import FILE, read_manifest
-from pwiser_jax.data.raw.frames import frames_of
+from pwiser_jax.data.prepared.manifest import (
+    is_listed,
+    read_manifest,
+    refuse_other_data,
+)
+from pwiser_jax.data.raw.frames import frames_of, scan_parquet
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import probabilities
-from pwiser_jax.inference.evaluate import run_config, same_encoding
+from pwiser_jax.inference.evaluate import run_config
 from pwiser_jax.schema import Schema
 from pwiser_jax.training.inference import load_best, predict_logits
 
@@ -68,7 +72,7 @@ def _write(tables: Iterator[pl.DataFrame], output: Path) -> int:
                 table.write_parquet(files[-1])
                 count += table.height
             whole = Path(place) / "whole.parquet"
-            pl.scan_parquet(files).sink_parquet(whole, maintain_order=True)
+            scan_parquet(files).sink_parquet(whole, maintain_order=True)
             whole.replace(output)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).partition("\n")[0]
@@ -81,15 +85,11 @@ def _read(prepared: Prepared, source: Path, size: int) -> Iterator[Iterator[Rows
     """The rows, `size` at a time: prepared ones as they are, raw ones encoded as the
     run's own were."""
     schema = prepared.schema
-    if source.suffix == ".parquet" and (source.parent / FILE).is_file():
-        if not same_encoding(prepared.folder, source.parent):
-            raise UserError(
-                f"{source} was prepared with other fields or vocabularies than the "
-                f"data of {prepared.folder.parent}; give the raw rows"
-            )
+    if is_listed(source):
+        refuse_other_data(prepared.folder.parent, source.parent, rows=False)
         common = cached_common(source.parent, read_manifest(source.parent))
         shared = None if common is None else arrays_of(common)
-        yield _features(pl.scan_parquet(source), size, schema, shared, source)
+        yield _features(scan_parquet(source), size, schema, shared, source)
         return
     if schema.multi_valued or schema.common:
         raise UserError(

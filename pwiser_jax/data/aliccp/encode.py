@@ -13,6 +13,7 @@ from pwiser_jax.data.aliccp.id_tables import IdCounts, IdTable
 from pwiser_jax.data.aliccp.spill import Columns, array, ragged_of
 from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.folder import ROW_GROUP
+from pwiser_jax.data.prepared.manifest import MARK
 from pwiser_jax.data.prepared.moments import BLOCK, Moments
 from pwiser_jax.data.raw.frames import resized, scan_parquet
 from pwiser_jax.data.raw.ragged import Ragged
@@ -139,6 +140,7 @@ class AliccpEncoder:
             statistics=True,
             row_group_size=ROW_GROUP,
             maintain_order=True,
+            metadata=MARK,
         )
 
     def _common_frames(self, common: CommonFeatures) -> Iterator[pl.DataFrame]:

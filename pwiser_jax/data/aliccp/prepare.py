@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pwiser_jax.atomic import new_folder
 from pwiser_jax.data.aliccp.common import CommonFeatures
 from pwiser_jax.data.aliccp.encode import LABELS, VALUES, AliccpEncoder, TrainCounts
 from pwiser_jax.data.aliccp.fields import ITEM_SINGLE, USER_SINGLE
@@ -30,16 +29,17 @@ from pwiser_jax.data.prepared.folder import (
     SHARD,
     DataWarning,
     check_output,
+    new_prepared,
     refuse_empty,
     shard_name,
     write_shard,
 )
 from pwiser_jax.data.prepared.manifest import (
-    FILE,
     CommonTable,
     Manifest,
     SourceFile,
     Split,
+    write_manifest,
 )
 from pwiser_jax.data.raw.archives import TARS, Files, Source, is_tar
 from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec
@@ -118,7 +118,7 @@ def prepare_aliccp(
         for half in HALVES
     }
     with (
-        new_folder(output, marker=FILE, overwrite=overwrite) as folder,
+        new_prepared(output, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         ThreadPoolExecutor(2) as threads,
         _digests(tuple(file.path for file in files.values())) as digests,
@@ -190,7 +190,7 @@ def prepare_aliccp(
             sources=tuple(digest.result() for digest in digests),
             vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
         )
-        (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+        manifest = write_manifest(folder, manifest)
     for half in HALVES:
         _compare(half, job.totals[half] | {"common_lines": common.lines[half]})
     return manifest

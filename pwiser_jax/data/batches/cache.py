@@ -13,6 +13,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pwiser_jax.atomic import FULL
+from pwiser_jax.atomic import FULL, foreign_entry
 from pwiser_jax.data.batches.rows import (
     Inputs,
     Rows,
@@ -34,12 +35,23 @@ from pwiser_jax.data.batches.rows import (
     join,
 )
 from pwiser_jax.data.prepared.manifest import FILE, Manifest
+from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.errors import UserError
 
 FORMAT = 1
 MARKER = "cache.json"
 FOLDER = "cache"
 CHUNK = 65_536
+
+
+ENTRY = re.compile(
+    rf"{FOLDER}(/(\.\w[\w-]*\.partial-[0-9a-f]+|\w[\w-]*)(/({MARKER}|\w+\.npy))?)?"
+)
+
+
+def is_cache_entry(name: str) -> bool:
+    """Whether a path below a prepared folder is one that a cache has."""
+    return ENTRY.fullmatch(name) is not None
 
 
 class CacheWarning(UserWarning):
@@ -138,7 +150,7 @@ class _Source:
 
     def frames(self) -> Iterator[pl.DataFrame]:
         try:
-            lazy = pl.scan_parquet([self.folder / name for name in self.files])
+            lazy = scan_parquet([self.folder / name for name in self.files])
             yield from lazy.collect_batches(chunk_size=CHUNK, maintain_order=True)
         except (OSError, pl.exceptions.PolarsError):
             raise UserError(
@@ -257,10 +269,20 @@ def _build(place: Path, digest: str, source: _Source) -> None:
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
         target = place / source.part
         if target.exists():
+            _refuse_foreign(target)
             shutil.rmtree(target)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_foreign(part: Path) -> None:
+    entry = foreign_entry(part, lambda name: is_cache_entry(f"{FOLDER}/part/{name}"))
+    if entry is not None:
+        raise UserError(
+            f"{part} should be a part of a cache, but holds other data ({entry}): "
+            "move it elsewhere"
+        )
 
 
 def _write_arrays(folder: Path, source: _Source) -> list[str]:

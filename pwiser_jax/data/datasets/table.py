@@ -16,7 +16,7 @@ import polars as pl
 from pwiser_jax.data.datasets.table_schema import TableSchema, read_table_schema
 from pwiser_jax.data.prepared.encoder import features
 from pwiser_jax.data.prepared.folder import check_output, write
-from pwiser_jax.data.prepared.manifest import Manifest
+from pwiser_jax.data.prepared.manifest import Manifest, is_prepared
 from pwiser_jax.data.raw import columns
 from pwiser_jax.data.raw.archives import Source as File
 from pwiser_jax.data.raw.archives import unpack
@@ -72,6 +72,11 @@ def open_table(path: Path, *, time: str | None = None) -> Iterator[RawTable]:
         raise UserError(f"{path}: no such file")
     if suffix not in (*SEPARATORS, ".parquet"):
         raise UserError(f"{path}: expected a .csv, .tsv, .csv.gz, .tsv.gz or .parquet")
+    if is_prepared(path):
+        raise UserError(
+            f"{path} holds rows that prepare has encoded: give the raw rows, or the "
+            "file in its prepared folder"
+        )
     try:
         with tempfile.TemporaryDirectory(prefix="pwiser-") as folder:
             plain = unpack(file, Path(folder))

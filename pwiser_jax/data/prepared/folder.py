@@ -5,24 +5,28 @@ A folder holds train-00000.parquet, train-00001.parquet, ..., the same of valid 
 fields, common.parquet. Reading adds `cache/`.
 """
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 
-from pwiser_jax.atomic import new_folder, refuse_existing
-from pwiser_jax.data.batches.cache import cached_rows
+from pwiser_jax.atomic import check_replaceable, foreign_entry, new_folder
+from pwiser_jax.data.batches.cache import cached_rows, is_cache_entry
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.encoder import Encoder, features
 from pwiser_jax.data.prepared.manifest import (
     FILE,
+    MARK,
     Manifest,
     SourceFile,
     Split,
     read_manifest,
+    write_manifest,
 )
 from pwiser_jax.data.raw.flat import SPLITS, FlatSpec, FlatTable
 from pwiser_jax.data.raw.frames import frames_of
@@ -33,6 +37,8 @@ from pwiser_jax.schema import Schema
 
 ROW_GROUP = 65_536
 SHARD = 8 * ROW_GROUP
+PICTURE = re.compile(r"inspect(/\w+\.png)?")
+"""What `inspect` writes into a prepared folder."""
 
 
 class DataWarning(UserWarning):
@@ -59,7 +65,7 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
         DataWarning: the test split is empty.
     """
     refuse_names(flat.spec)
-    with new_folder(output, marker=FILE, overwrite=overwrite) as folder:
+    with new_prepared(output, overwrite=overwrite) as folder:
         counts = {name: _count(flat, name) for name in SPLITS}
         refuse_empty(flat.spec, counts)
         train = flat.splits["train"]
@@ -87,7 +93,7 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
             sources=tuple(SourceFile.of(path) for path in flat.sources),
             vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
         )
-        (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+        manifest = write_manifest(folder, manifest)
     if not counts["test"].rows:
         warnings.warn(
             f"{output}: the test split is empty, so that it cannot be evaluated",
@@ -114,6 +120,7 @@ def write_shard(shard: pl.DataFrame, folder: Path, split: str, at: int) -> None:
         compression_level=3,
         statistics=True,
         row_group_size=ROW_GROUP,
+        metadata=MARK,
     )
 
 
@@ -126,9 +133,41 @@ def shard_names(split: str, rows: int) -> tuple[str, ...]:
     return tuple(shard_name(split, at) for at in range(-(-rows // SHARD)))
 
 
+@contextmanager
+def new_prepared(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a hidden folder that becomes the prepared folder `output` at the end.
+
+    See `new_folder`. Nobody but `prepare` makes what is replaced.
+    """
+
+    def check(folder: Path) -> None:
+        check_output(folder, overwrite=overwrite)
+
+    with new_folder(output, check) as folder:
+        yield folder
+
+
 def check_output(output: Path, *, overwrite: bool = False) -> None:
-    """Raise a UserError where `write` would refuse the folder, before any work."""
-    refuse_existing(output, FILE, overwrite)
+    """Raises a UserError where `write` would refuse the folder, before any work.
+
+    With `overwrite` a folder is replaced if its manifest is ours, and if it holds only
+    what the manifest names, caches, and the pictures of `inspect`.
+    """
+    check_replaceable(output, "prepared folder", _first_foreign, overwrite=overwrite)
+
+
+def _first_foreign(folder: Path) -> str | None:
+    try:
+        names = {*read_manifest(folder).files_named, FILE, vocabulary.FILE}
+    except UserError:
+        names = set()
+
+    def ours(name: str) -> bool:
+        return (
+            name in names or is_cache_entry(name) or PICTURE.fullmatch(name) is not None
+        )
+
+    return foreign_entry(folder, ours)
 
 
 def _count(flat: FlatTable, name: str) -> Split:

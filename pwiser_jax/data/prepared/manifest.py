@@ -1,16 +1,19 @@
-"""The manifest: what a prepared folder holds, where it came from, how to encode more.
+"""The manifest of a prepared folder: its contents, its sources, and its encoding.
 
-Sorted keys, no time stamp and no machine path: the same input gives the same bytes.
+Keys are sorted, and there is no time stamp and no path of the machine: the same input
+gives the same bytes.
 """
 
 import hashlib
 import json
 import mmap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from pwiser_jax.data.raw.flat import SPLITS, FlatSpec
 from pwiser_jax.errors import UserError
@@ -20,8 +23,10 @@ from pwiser_jax.version import __version__
 FORMAT = 1
 FILE = "manifest.json"
 MAPPED = 64 << 20
-"""Bytes of a file that are hashed at once: threads need no turn of Python's for them.
-With fewer, one beside imports would mostly wait."""
+"""Bytes of a file that are hashed at once: hashing releases the GIL, and large chunks
+keep it released while other threads import."""
+MARK = {"pwiser_jax": "prepared rows"}
+"""In the metadata of every Parquet file of prepared rows."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Manifest:
         sources: the raw files.
         vocabulary_sha256: of vocabulary.parquet.
         version: of the tool that prepared the folder.
+        files: the SHA-256 of each Parquet file of rows, by name; empty in folders of
+            earlier versions.
     """
 
     dataset: str
@@ -93,6 +100,13 @@ class Manifest:
     sources: tuple[SourceFile, ...] = ()
     vocabulary_sha256: str = ""
     version: str = __version__
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files_named(self) -> tuple[str, ...]:
+        """The Parquet files of rows."""
+        common = (self.common.file,) if self.common else ()
+        return (*(n for split in self.splits.values() for n in split.files), *common)
 
     def to_json(self) -> str:
         tree = asdict(self) | {"format": FORMAT, "options": plain(self.options)}
@@ -118,7 +132,14 @@ class Manifest:
         tree["common"] = CommonTable(**common) if common else None
         tree["sources"] = tuple(SourceFile(**source) for source in tree["sources"])
         tree["spec"] = _spec(tree["spec"], schema.labels)
-        return cls(**tree | {"schema": schema})
+        manifest = cls(**tree | {"schema": schema})
+        for name in manifest.files_named:
+            if Path(name).name != name:
+                raise ValueError("a file outside the folder")
+        for table in (*manifest.splits.values(), *filter(None, [manifest.common])):
+            if type(table.rows) is not int or table.rows < 0:
+                raise ValueError("no count of rows")
+        return manifest
 
 
 def _spec(tree: dict[str, Any], labels: tuple[str, ...]) -> FlatSpec:
@@ -143,16 +164,124 @@ def plain(value: Any) -> Any:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder; a UserError where it is none of ours."""
-    path = Path(folder) / FILE
+    folder = Path(folder)
+    path = folder / FILE
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder") from None
         raise UserError(
             f"{folder} holds no {FILE}: it is not a folder that prepare wrote"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"{path} cannot be read: {reason}") from None
     try:
         return Manifest.from_json(text)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise UserError(
-            f"{path} is damaged or of another version: run prepare again"
+            f"{path} is damaged or of another version, or prepare did not write it: "
+            "run prepare again"
         ) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Writes manifest.json, the last file of a prepared folder.
+
+    Returns:
+        The manifest with the hashes of the folder's files.
+    """
+    files = {n: SourceFile.of(folder / n).sha256 for n in manifest.files_named}
+    manifest = replace(manifest, files=files)
+    (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def encoding_hash(folder: Path) -> str:
+    """Hex digits that are equal where equal raw features get equal ids and scales.
+
+    Of the fields, labels, fills and vocabulary; not of the rows.
+    """
+    manifest = read_manifest(folder)
+    schema = manifest.schema
+    tree = [
+        [asdict(f) for f in (*schema.categorical, *schema.numerical)],
+        [asdict(f) for f in schema.multi_valued],
+        schema.labels,
+        schema.common,
+        {field.name: manifest.fill.get(field.name) for field in schema.numerical},
+        manifest.vocabulary_sha256,
+    ]
+    return _hash(tree)
+
+
+def rows_hash(folder: Path) -> str | None:
+    """Hex digits that are equal where the Parquet files of rows are.
+
+    From the manifest; where it is of an earlier version, from the files, and None where
+    they are not there (a run keeps the manifest alone).
+    """
+    manifest = read_manifest(folder)
+    if manifest.files:
+        return _hash(manifest.files)
+    try:
+        names = manifest.files_named
+        return _hash({name: SourceFile.of(folder / name).sha256 for name in names})
+    except OSError:
+        return None
+
+
+def _hash(tree: Any) -> str:
+    text = json.dumps(tree, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refuse_other_data(run: Path, folder: Path, *, rows: bool = True) -> None:
+    """Raises a UserError where a prepared folder is not the data of a run.
+
+    Args:
+        run: the run's folder, whose data/ holds the manifest it was trained with.
+        folder: a prepared folder.
+        rows: whether the rows must be the run's too, not only the encoding.
+    """
+    if encoding_hash(run / "data") != encoding_hash(folder):
+        raise UserError(
+            f"{folder} was prepared with other fields or vocabularies than the data of "
+            f"{run}; `predict` encodes raw rows with the run's own"
+        )
+    if not rows:
+        return
+    ours, theirs = rows_hash(run / "data"), rows_hash(folder)
+    if ours is None:  # an earlier version's run: its manifest says less
+        old, new = read_manifest(run / "data"), read_manifest(folder)
+        same = (old.splits, old.sources) == (new.splits, new.sources)
+    else:
+        same = ours == theirs
+    if not same:
+        raise UserError(
+            f"{folder} holds other rows than {run} was trained on: it was prepared "
+            f"again; `evaluate --data {folder}` measures the run on the new ones"
+        )
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether a file holds prepared rows: its folder's manifest names it, or its mark.
+
+    Such rows are encoded already; a reader of raw rows must refuse them.
+    """
+    if is_listed(path):
+        return True
+    try:
+        with path.open("rb") as file:  # a path would be taken as a pattern
+            return MARK.items() <= pl.read_parquet_metadata(file).items()
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+
+
+def is_listed(path: Path) -> bool:
+    """Whether a file is one that the manifest beside it names."""
+    try:
+        return path.name in read_manifest(path.parent).files_named
+    except UserError:
+        return False

@@ -106,7 +106,7 @@ def read_vocabularies(
 ) -> dict[str, pl.Series]:
     """The values of the named fields from a prepared folder, in the order of write."""
     try:
-        table = pl.read_parquet(folder / FILE)
+        table = pl.read_parquet(folder / FILE, glob=False)
         parts = table.partition_by("field", as_dict=True, maintain_order=True)
         empty = pl.Series("value", [], pl.String)
         return {

@@ -15,7 +15,7 @@ from scipy import stats
 
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import Split
-from pwiser_jax.data.raw.frames import frames_of
+from pwiser_jax.data.raw.frames import frames_of, scan_parquet
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import COMMON, CategoricalField, MultiValuedField
 
@@ -136,7 +136,7 @@ def inspect_folder(folder: Path, batch_size: int) -> Inspection:
 
 def _scan(prepared: Prepared, split: str) -> pl.LazyFrame:
     files = prepared.manifest.splits[split].files
-    return pl.scan_parquet([prepared.folder / name for name in files])
+    return scan_parquet([prepared.folder / name for name in files])
 
 
 def _along_the_file(prepared: Prepared, batch_size: int) -> tuple[Batches, Drift]:
@@ -225,7 +225,7 @@ def _shares(prepared: Prepared, name: str, split: Split) -> Iterator[dict[str, A
         times = np.zeros(table.rows, np.int64)
         for frame in frames_of(_scan(prepared, name).select(COMMON), CHUNK):
             times += np.bincount(frame[COMMON].to_numpy(), minlength=table.rows)
-        lines = pl.scan_parquet(prepared.folder / table.file)
+        lines = scan_parquet(prepared.folder / table.file)
         start = 0
         for frame in frames_of(lines, CHUNK):
             part = pl.Series(TIMES, times[start : start + frame.height])

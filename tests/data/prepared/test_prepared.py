@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ import polars as pl
 import pytest
 
 from pwiser_jax.data.prepared.folder import DataWarning, Prepared, write
-from pwiser_jax.data.prepared.manifest import Manifest, SourceFile, read_manifest
+from pwiser_jax.data.prepared.manifest import (
+    Manifest,
+    SourceFile,
+    encoding_hash,
+    is_prepared,
+    read_manifest,
+    refuse_other_data,
+    rows_hash,
+)
 from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.data.raw.hashing import group_hash
 from pwiser_jax.errors import UserError
@@ -245,6 +255,180 @@ def test_folders_with_other_data_are_left_alone(tmp_path: Path):
     assert sorted(os.listdir(tmp_path)) == ["file", "mine"]
 
 
+@pytest.mark.parametrize(
+    "entry", ["thesis.tex", "cache/notes.txt", "cache/train/thesis.npz", "old/a.png"]
+)
+def test_overwriting_refuses_a_folder_with_a_foreign_entry(tmp_path: Path, entry: str):
+    out = tmp_path / "out"
+    write(flat(), out)
+    Prepared(out).load("train")
+    (out / entry).parent.mkdir(exist_ok=True)
+    (out / entry).write_text("mine")
+    before = {path: path.stat().st_mtime for path in out.rglob("*")}
+    named = "old" if entry.startswith("old") else entry
+    with pytest.raises(UserError, match=rf"holds other data \({named}\)"):
+        write(flat(), out, overwrite=True)
+    assert {path: path.stat().st_mtime for path in out.rglob("*")} == before
+
+
+def test_overwriting_refuses_a_manifest_that_is_not_ours(tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text('{"name": "A web app", "icons": []}')
+    with pytest.raises(UserError, match=r"holds other data \(manifest\.json\)"):
+        write(flat(), out, overwrite=True)
+    assert os.listdir(out) == ["manifest.json"]
+
+
+def test_a_folder_that_was_read_and_inspected_can_be_replaced(tmp_path: Path):
+    out = tmp_path / "out"
+    write(flat(), out)
+    Prepared(out).load("train", "valid")
+    (out / "cache" / ".train.partial-01ab").mkdir()
+    (out / "inspect").mkdir()
+    (out / "inspect" / "labels.png").touch()
+    write(flat(), out, overwrite=True)
+    assert not (out / "cache").exists()
+
+
+def test_a_cache_does_not_replace_what_is_not_its_own(tmp_path: Path):
+    out = tmp_path / "out"
+    write(flat(), out)
+    (out / "cache" / "train").mkdir(parents=True)
+    (out / "cache" / "train" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"cache, but holds other data \(thesis\.tex"):
+        Prepared(out).load("train")
+    assert (out / "cache" / "train" / "thesis.tex").exists()
+
+
+def test_two_that_start_together_make_one_folder(tmp_path: Path):
+    """One wins or both in turn; neither breaks the other's files."""
+    out = tmp_path / "out"
+    failures: list[str] = []
+
+    def prepare() -> None:
+        try:
+            write(flat(), out, overwrite=True)
+        except UserError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=prepare) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failures) < 4
+    assert all("is being written by another process" in said for said in failures)
+    assert os.listdir(tmp_path) == ["out"]
+    assert len(Prepared(out).load("train")) == 2000
+
+
+def test_a_start_between_the_two_renames_of_another_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The old folder has been moved away, and the new one is not there yet."""
+    out = tmp_path / "out"
+    write(flat(dataset="old"), out)
+    rename, said = Path.rename, []
+
+    def other() -> None:
+        try:
+            write(flat(dataset="other"), out, overwrite=True)
+        except UserError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=other)
+
+    def slow(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path == out and not thread.is_alive():
+            thread.start()
+            time.sleep(0.5)
+            assert not out.exists()
+        return moved
+
+    monkeypatch.setattr(Path, "rename", slow)
+    write(flat(dataset="new"), out, overwrite=True)
+    thread.join()
+    assert read_manifest(out).dataset == ("new" if said else "other")
+    assert os.listdir(tmp_path) == ["out"]
+    assert len(Prepared(out).load("train")) == 2000
+
+
+@pytest.mark.parametrize("name", ["prep[1]", "prep*", "pre?", "{a}", "a b", "$x"])
+def test_a_name_is_no_pattern(tmp_path: Path, name: str):
+    """Of the neighbours, which the name would match as a pattern, nothing is read."""
+    for neighbour in ("prep1", "prep2", "pren"):
+        write(flat(900), tmp_path / neighbour)
+    out = tmp_path / name
+    (tmp_path / f".{name}.partial-1-h-0").mkdir()
+    write(flat(), out)
+    prepared = Prepared(out)
+    assert [len(prepared.load(s)) for s in ("train", "valid")] == [2000, 500]
+    assert prepared.encoder.values["user"].len() > 0
+    write(flat(1200), out, overwrite=True)
+    assert len(Prepared(out).load("train")) == 800
+    assert len(Prepared(tmp_path / "prep1").load("train")) == 600
+
+
+def test_encoding_and_rows_have_hashes_of_their_own(tmp_path: Path):
+    source = flat()
+    for name in ("a", "b"):
+        write(source, tmp_path / name)
+    fewer = {**source.splits, "test": source.splits["test"].head(100)}
+    write(dataclasses.replace(source, splits=fewer), tmp_path / "rows")
+    renamed = {
+        name: split.with_columns(user="x" + pl.col("user"))
+        for name, split in source.splits.items()
+    }
+    write(dataclasses.replace(source, splits=renamed), tmp_path / "ids")
+    a, b, rows, ids = (tmp_path / name for name in ("a", "b", "rows", "ids"))
+    assert encoding_hash(a) == encoding_hash(b) == encoding_hash(rows)
+    assert encoding_hash(ids) != encoding_hash(a)
+    assert rows_hash(a) == rows_hash(b)
+    assert len({rows_hash(folder) for folder in (a, rows, ids)}) == 3
+    # A folder of an earlier version has the same hash, from its files.
+    tree = json.loads((b / "manifest.json").read_text())
+    del tree["files"]
+    (b / "manifest.json").write_text(json.dumps(tree))
+    assert rows_hash(b) == rows_hash(a)
+
+    run = tmp_path / "run"
+    (run / "data").mkdir(parents=True)
+    for name in ("manifest.json", "vocabulary.parquet"):
+        (run / "data" / name).write_bytes((a / name).read_bytes())
+    refuse_other_data(run, b)
+    refuse_other_data(run, rows, rows=False)
+    with pytest.raises(UserError, match=r"holds other rows than .*--data"):
+        refuse_other_data(run, rows)
+    with pytest.raises(UserError, match="with other fields or vocabularies"):
+        refuse_other_data(run, ids, rows=False)
+    # An earlier version's run keeps no hashes of the rows.
+    (run / "data" / "manifest.json").write_text(json.dumps(tree))
+    refuse_other_data(run, a)
+    with pytest.raises(UserError, match="holds other rows"):
+        refuse_other_data(run, rows)
+
+
+def test_prepared_files_are_known_by_their_folder_and_by_their_mark(tmp_path: Path):
+    write(flat(), tmp_path / "out")
+    shard = tmp_path / "out" / "test-00000.parquet"
+    copied = tmp_path / "copy[1].parquet"
+    copied.write_bytes(shard.read_bytes())
+    raw = tmp_path / "raw.parquet"
+    flat().splits["test"].collect().write_parquet(raw)
+    assert is_prepared(shard)
+    assert is_prepared(copied)
+    assert not is_prepared(raw)
+    assert not is_prepared(tmp_path / "nowhere.parquet")
+    # A folder of an earlier version has no marks, but a manifest.
+    pl.read_parquet(shard).write_parquet(shard)
+    assert is_prepared(shard)
+    # A manifest of something else says nothing of the files beside it.
+    (tmp_path / "manifest.json").write_text('{"name": "A web app"}')
+    assert not is_prepared(raw)
+
+
 def test_overwriting(tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()
@@ -290,6 +474,8 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path):
 
 SCRIPT = """
 import sys
+import threading
+import time
 import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
@@ -312,12 +498,13 @@ def test_what_a_killed_run_left_is_cleaned_and_a_running_one_is_not(tmp_path: Pa
         assert other.stdout is not None
         assert other.stdout.readline() == b"writing\n"
         assert len(os.listdir(tmp_path)) == 1
-        with pytest.raises(UserError, match="is being written by another process"):
+        said = rf"is being written by another process \({other.pid} on \S+; "
+        with pytest.raises(UserError, match=said):
             write(flat(), out)
         other.send_signal(signal.SIGKILL)
         other.wait()
     assert len(os.listdir(tmp_path)) == 1
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+    with pytest.raises(UserError, match="out: no such folder"):
         Prepared(out)
     write(flat(), out)
     assert os.listdir(tmp_path) == ["out"]
