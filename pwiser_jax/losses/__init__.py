@@ -1,10 +1,10 @@
 """Losses as pure functions of arrays: no model, no data, only jax, chex and NumPy.
 
 Every loss has one signature: arrays with one entry a row, then keyword-only options.
-What these mean is the same everywhere:
+These mean the same everywhere:
 
-- where, bool[B]: rows that count, all by default. Other rows may hold anything, NaN
-  included: they change neither value nor gradient, just as rows of weight 0.
+- where, bool[B]: mask of the rows that take part, all by default. Masked rows, and rows
+  of weight 0, may hold anything, NaN included: they change neither value nor gradient.
 - weights, f[B]: weights of the rows, 1 by default, at least 0; constants to
   differentiation. A pair's weight is the product of its rows' weights.
 - segments, int[B]: pairs are formed only between rows of equal segments.
@@ -12,27 +12,39 @@ What these mean is the same everywhere:
   `jax.shard_map`. The value is then the loss of the whole batch, the same on every
   device, and `jax.lax.pmean` over that axis of the gradients is its gradient.
 
-Results are float32 (float64 for float64 scores). A NaN or infinite score in a row
-that counts gives NaN. An empty mean is 0 with gradient 0. Wrong shapes, types and
-options are errors that name the argument, when the function is traced.
+Results are float32 (float64 for float64 scores). An empty mean is 0 with gradient 0.
+
+Errors name the argument. Wrong shapes, types and options raise when the function is
+traced. A score, label or weight that is NaN or infinite gives NaN, if its row is not
+masked. Other invalid numbers (a label that is not 0 or 1, a negative weight, an alpha
+above 1) are a ValueError where they are concrete, and give NaN where they are traced.
+
+The sum of all weights must be finite. In pair losses weights are scaled by a power of
+two, so that their products neither overflow nor vanish; a row of less than 2^-60 of the
+largest weight may vanish.
 """
 
 from pwiser_jax.losses.bank import ConversionBank, conversion_bank, update_bank
-from pwiser_jax.losses.constraint import label_constraint_loss
-from pwiser_jax.losses.focal import focal_bce_loss
-from pwiser_jax.losses.jrc import jrc_loss
+from pwiser_jax.losses.jrc import jrc_loss, jrc_ranking_loss
 from pwiser_jax.losses.ladder import ladder_loss, ladder_terms
-from pwiser_jax.losses.pointwise import bce_loss
+from pwiser_jax.losses.pairs import PairOptions
+from pwiser_jax.losses.pointwise import (
+    bce_loss,
+    focal_bce_loss,
+    label_constraint_loss,
+)
 from pwiser_jax.losses.pwiser import pwiser_loss
 from pwiser_jax.losses.ranknet import bce_ranknet_loss, ranknet_loss
 
 __all__ = [
     "ConversionBank",
+    "PairOptions",
     "bce_loss",
     "bce_ranknet_loss",
     "conversion_bank",
     "focal_bce_loss",
     "jrc_loss",
+    "jrc_ranking_loss",
     "label_constraint_loss",
     "ladder_loss",
     "ladder_terms",

@@ -1,4 +1,4 @@
-"""A memory of recent conversions, for batches that hold none."""
+"""A memory of recent conversions, for batches without one."""
 
 from typing import NamedTuple
 
@@ -8,16 +8,24 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from pwiser_jax.losses.pairs import Positives
+from pwiser_jax.losses.pairs.bins import scaled
 from pwiser_jax.losses.pairs.search import first_rows
-from pwiser_jax.losses.rows import AxisName, float_rows, label_rows, rows_like
+from pwiser_jax.losses.rows import (
+    AxisName,
+    PairRows,
+    click_labels,
+    float_rows,
+    rows_like,
+)
 
 
 class ConversionBank(NamedTuple):
     """Scores of the last conversions, newest batch first; constants to differentiation.
 
     Attributes:
-        scores: f[K]; 0 where nothing is remembered yet.
-        weights: f[K]: 1, or 0 where nothing is remembered yet.
+        scores: f[K]; 0 in empty places.
+        weights: f[K]: 1, or 0 in empty places.
     """
 
     scores: Array
@@ -25,11 +33,12 @@ class ConversionBank(NamedTuple):
 
 
 def conversion_bank(capacity: int, dtype: DTypeLike = jnp.float32) -> ConversionBank:
-    """An empty bank of `capacity` conversions, to be carried from step to step.
+    """An empty bank of `capacity` conversions, part of the training state.
 
-    Give it to `pwiser_loss(..., bank=bank)`, where its scores are further conversions,
-    of weight 1, and renew it by `update_bank`. Scores are those of the weights they
-    were made with: a capacity of a few batches' conversions keeps them fresh.
+    Pass it to `pwiser_loss(..., bank=bank)`, where its scores are further conversions
+    of weight 1, and update it with `update_bank`. Its scores come from the model
+    parameters of earlier steps: a capacity of a few batches' conversions keeps them
+    fresh.
 
     Raises:
         ValueError: the capacity is less than 1.
@@ -58,18 +67,23 @@ def update_bank(
 
     Args:
         bank: the bank before, the same on every device.
-        scores: f[B], in the unit of the loss; those not finite are not remembered.
-        conversions: f, int or bool [B], above 0 for a conversion.
-        where: bool[B], rows that count.
+        scores: f[B], in the unit of the loss; those that are not finite are left out.
+        conversions: f, int or bool [B], 0 or 1.
+        where: bool[B], mask of the rows that take part.
         axis_name: mapped axis over whose devices the rows are spread: the new bank is
             that of the whole batch, the same on every device.
 
+    Returns:
+        The new bank, of the same capacity.
+
     Raises:
-        AssertionError: a wrong shape or type; the message names the argument.
+        AssertionError: a wrong shape or type.
+        ValueError: concrete conversions other than 0 and 1; traced ones are left out.
     """
-    chex.assert_equal_shape(bank, custom_message="bank: expected two arrays f[K]")
+    _check_shapes(bank)
     s = jax.lax.stop_gradient(float_rows("scores", scores))
-    kept = (label_rows(s, "conversions", conversions) > 0) & jnp.isfinite(s)
+    converted, bad = click_labels(s, "conversions", conversions, where, None)
+    kept = (converted > 0) & ~bad & jnp.isfinite(s)
     if where is not None:
         kept &= rows_like(s, "where", where, bool)
     capacity = len(bank.scores)
@@ -78,6 +92,41 @@ def update_bank(
         new = jax.lax.all_gather(new, axis_name, tiled=True)
     both = jax.tree.map(lambda *parts: jnp.concatenate(parts), new, bank)
     return _pack(both.scores.astype(bank.scores.dtype), both.weights > 0, capacity)
+
+
+def bank_positives(
+    bank: ConversionBank | None, rows: PairRows
+) -> tuple[Positives | None, Array | int]:
+    """The bank as positives in the unit of the rows' weights, and its poison.
+
+    The poison is NaN where a score or weight of the bank is invalid, else 0.
+
+    Raises:
+        ValueError: the rows have segments or pair values, which the bank has not.
+    """
+    if bank is None:
+        return None, 0
+    if rows.segments is not None:
+        raise ValueError("bank: its conversions have no segments; choose one of both")
+    if rows.has_pair_values:
+        raise ValueError(
+            "bank: its conversions have no pair values; choose one of both"
+        )
+    _check_shapes(bank)
+    scores, weights = jax.lax.stop_gradient(bank)
+    valid = jnp.isfinite(scores) & jnp.isfinite(weights) & (weights >= 0)
+    bad = ~valid & (weights != 0)
+    return (
+        Positives(jnp.where(bad, 0, scores), scaled(weights, -rows.row_unit)),
+        jnp.where(jnp.any(bad), jnp.nan, 0),
+    )
+
+
+def _check_shapes(bank: ConversionBank) -> None:
+    message = "bank: expected two arrays f[K]"
+    chex.assert_equal_shape(bank, custom_message=message)
+    if jnp.ndim(bank.scores) != 1 or jnp.shape(bank.scores) != jnp.shape(bank.weights):
+        raise ValueError(message)
 
 
 def _pack(scores: Array, kept: Array, capacity: int) -> ConversionBank:

@@ -1,5 +1,7 @@
 """JRC: two logits a row, whose difference is calibrated and whose values rank."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -8,9 +10,9 @@ from jax.typing import ArrayLike
 from pwiser_jax.losses.pointwise import bce_loss
 from pwiser_jax.losses.rows import (
     AxisName,
+    click_labels,
     counted_rows,
     float_columns,
-    label_rows,
     number,
     rows_like,
     weighted_mean,
@@ -33,28 +35,24 @@ def jrc_loss(
         calibration_i = -log(e^f_i[y_i] / (e^f_i[0] + e^f_i[1]))
         ranking_i     = -log(e^f_i[y_i] / sum_j w_j e^f_j[y_i])
 
-    with j over the rows of i's segment, its context, i itself and rows of the same
-    label included: the paper's equations, with weights. The click probability is
-    σ(f[1] - f[0]). Options: see `pwiser_jax.losses`.
-
-    O(B log B) time, O(B) memory. With `axis_name` all rows are gathered on every
-    device (two logits, label, weight and segment of each): a context may be spread
-    over devices.
+    The second term is `jrc_ranking_loss`. The click probability is σ(f[1] - f[0]), and
+    the first term is `bce_loss` of that difference.
 
     Args:
         logits: f[B, 2], f: of no click and of a click.
         labels: f, int or bool [B], y in [0, 1]; between them, costs are mixed.
         alpha: α in [0, 1], the calibration's share; may be traced.
-        where: bool[B], rows that count.
-        weights: f[B].
+        where: bool[B], mask of the rows that take part.
+        weights: f[B], at least 0.
         segments: int[B], the contexts, such as searches; one by default.
         axis_name: mapped axis over whose devices the rows are spread.
 
     Returns:
-        f[]; 0 where no row counts.
+        f[]; 0 if all rows are masked.
 
     Raises:
-        AssertionError: a wrong shape or type; the message names the argument.
+        AssertionError: a wrong shape or type.
+        ValueError: concrete labels or α outside [0, 1]; traced ones give NaN.
 
     Reference:
         Sheng et al., Joint Optimization of Ranking and Calibration with
@@ -67,18 +65,71 @@ def jrc_loss(
     0.3133
     """
     columns = float_columns("logits", logits, "two logits", count=2)
-    share = number("alpha", alpha, columns[0].dtype)
-    # The difference is bad wherever a logit is, so one of the two terms gives NaN.
-    calibration = bce_loss(
-        columns[1] - columns[0],
+    share = number("alpha", alpha, columns[0].dtype, 0, 1)
+    rows = {"where": where, "weights": weights, "axis_name": axis_name}
+    calibration = bce_loss(columns[1] - columns[0], labels, **rows)
+    ranking = _ranking(columns, labels, segments=segments, **rows)
+    return share * calibration + (1 - share) * ranking
+
+
+def jrc_ranking_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    segments: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+) -> Array:
+    """JRC's ranking term: a softmax over the rows of a context, for each label.
+
+        loss = sum_i w_i ranking_i / sum_i w_i
+        ranking_i = -log(e^f_i[y_i] / sum_j w_j e^f_j[y_i])
+
+    with j over the rows of i's context, i itself and rows of the same label included:
+    the paper's equations, with weights.
+
+    O(B log B) time, O(B) memory. With `axis_name` all rows are gathered on every
+    device (two logits, label, weight and segment of each): a context may be spread
+    over devices.
+
+    Args:
+        logits, labels, where, weights, segments, axis_name: see `jrc_loss`.
+
+    Returns:
+        f[]; 0 if all rows are masked.
+
+    Raises:
+        AssertionError, ValueError: as `jrc_loss`.
+
+    >>> import jax.numpy as jnp
+    >>> logits, labels = jnp.array([[0.0, 2.0], [0.0, 0.0]]), jnp.array([1, 0])
+    >>> loss = jrc_ranking_loss(logits, labels)
+    >>> print(f"{loss:.4f}")  # mean of log(1 + e^-2) and log 2
+    0.4100
+    """
+    return _ranking(
+        float_columns("logits", logits, "two logits", count=2),
         labels,
         where=where,
         weights=weights,
+        segments=segments,
         axis_name=axis_name,
     )
-    y = label_rows(columns[0], "labels", labels).astype(columns[0].dtype)
-    rows = [counted_rows(column, where, weights) for column in columns]
-    y = jnp.where(rows[0].weights != 0, y, 0)
+
+
+def _ranking(
+    columns: Sequence[Array],
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    segments: ArrayLike | None,
+    axis_name: AxisName | None,
+) -> Array:
+    y, bad = click_labels(columns[0], "labels", labels, where, weights, soft=True)
+    rows = [counted_rows(column, where, weights, bad) for column in columns]
+    y = jnp.where(rows[0].weights != 0, y.astype(columns[0].dtype), 0)
 
     def gathered(array: Array) -> Array:
         if axis_name is None:
@@ -97,10 +148,12 @@ def jrc_loss(
     ]
     total = jnp.sum(row_weights * (y * costs[1] + (1 - y) * costs[0]))
     ranking = weighted_mean(total, jnp.sum(row_weights))
+    ranking += rows[0].poison + rows[1].poison
     if axis_name is not None:
-        # Every device has the whole sum already; shard_map wants to be told so.
+        # Equal on all devices, or NaN on those with an invalid row; and shard_map must
+        # see that the result does not vary.
         ranking = jax.lax.pmean(ranking, axis_name)
-    return share * calibration + (1 - share) * ranking
+    return ranking
 
 
 def _contrast(f: Array, weights: Array, contexts: Array, count: int) -> Array:
@@ -108,7 +161,7 @@ def _contrast(f: Array, weights: Array, contexts: Array, count: int) -> Array:
     counts = weights != 0
     members = jnp.where(counts, jax.lax.stop_gradient(f), -jnp.inf)
     top = jax.ops.segment_max(members, contexts, count)
-    # Contexts without a row that counts have none; nor has anyone a use for it.
+    # A context whose rows are all masked has no maximum, and no use for one.
     top = jnp.where(jnp.isfinite(top), top, 0)[contexts]
     terms = weights * jnp.exp(jnp.where(counts, f - top, 0))
     total = jax.ops.segment_sum(terms, contexts, count)[contexts]

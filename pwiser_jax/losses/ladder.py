@@ -2,48 +2,46 @@
 
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from pwiser_jax.losses.bank import ConversionBank
-from pwiser_jax.losses.pairs import Others, Pairs, Positives, pair_form
-from pwiser_jax.losses.pairs.options import (
-    Gate,
-    Normalize,
-    Surrogate,
-    check_pair_options,
-)
-from pwiser_jax.losses.positives import over_positives
+from pwiser_jax.losses.bank import ConversionBank, bank_positives
+from pwiser_jax.losses.pairs import Others, PairOptions, Pairs, Positives
+from pwiser_jax.losses.pairs.bins import scaled
+from pwiser_jax.losses.pairs.options import Gate, Normalize, Surrogate
+from pwiser_jax.losses.positives import pair_row_sums
 from pwiser_jax.losses.rows import (
     AxisName,
-    counted_rows,
+    PairRows,
+    check_values,
     float_rows,
+    pair_rows,
     rows_like,
     weighted_mean,
 )
-from pwiser_jax.losses.terms import (
-    Term,
-    check_levels,
-    term_factors,
-    term_margins,
-)
+
+Term = tuple[int, int]  # (higher level, lower level)
+Sums = dict[Term, tuple[Array, Array]]
 
 
 def ladder_loss(
     scores: ArrayLike,
     levels: ArrayLike,
-    margins: Mapping[Term, ArrayLike] | ArrayLike,
+    margins: Mapping[Term, ArrayLike],
     *,
     surrogate: Surrogate = "squared_hinge",
     gate: Gate = "margin",
     normalize: Normalize = "pairs",
     pairs: Pairs = "auto",
-    term_weights: Mapping[Term, ArrayLike] | ArrayLike | None = None,
+    term_weights: Mapping[Term, ArrayLike] | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
+    pair_values: ArrayLike | None = None,
     axis_name: AxisName | None = None,
     bank: ConversionBank | None = None,
 ) -> Array:
@@ -56,26 +54,22 @@ def ladder_loss(
     Args:
         scores: f[B], probabilities or logits: margins are in the same unit.
         levels: int[B], 0..L; the level that a row reached.
-        margins: which terms there are, and their margins. Either a mapping from
-            (hi, lo) with hi > lo to a margin that may be traced, L being the highest
-            hi; or a concrete (L + 1) x (L + 1) matrix, margins[hi, lo], NaN for no
-            term.
-        term_weights: v, may be traced: a mapping from (hi, lo), 1 for terms that it
-            lacks, or a matrix [hi, lo]. 1 by default.
+        margins: a margin for each term (hi, lo) with hi > lo; may be traced. L is the
+            highest hi.
         surrogate, gate, normalize, pairs: see `pwiser_loss`; "negatives" divides by
             the weights of the lower level's rows.
+        term_weights: v by term, 1 for terms that it lacks; may be traced.
         where, weights, segments, axis_name: see `pwiser_jax.losses`.
-        bank: scores of earlier rows of level L, see `conversion_bank`: they take part
-            in every term of L as constants.
+        pair_values, bank: see `pwiser_loss`. The bank's rows are of level L.
 
     Returns:
         f[]; a term without a pair is 0 with gradient 0.
 
     Raises:
-        AssertionError: a wrong shape or type; the message names the argument.
+        AssertionError: a wrong shape or type.
         ValueError: an unknown option; no term, or one with hi <= lo; a bank together
-            with segments; a level out of range in a row that counts. Levels that are
-            traced give NaN instead.
+            with segments or pair values; a concrete level out of range. Traced levels
+            out of range give NaN.
 
     >>> import jax.numpy as jnp
     >>> scores, levels = jnp.array([0.9, 0.7, 0.5]), jnp.array([3, 2, 0])
@@ -83,32 +77,22 @@ def ladder_loss(
     >>> print(f"{loss:.4f}")  # (0.5 - 0.2)^2 + (0.5 - 0.2)^2; no row has level 1
     0.1800
     """
-    terms = ladder_terms(
-        scores,
-        levels,
-        margins,
-        surrogate=surrogate,
-        gate=gate,
-        normalize=normalize,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        segments=segments,
-        axis_name=axis_name,
-        bank=bank,
+    options = PairOptions(surrogate, gate, normalize, pairs)
+    rows, level, terms = _checked(
+        scores, levels, margins, where, weights, segments, pair_values, axis_name
     )
-    dtype = next(iter(terms.values()))[0].dtype
-    factors = term_factors(term_weights, terms, dtype)
+    factors = term_factors(term_weights, terms, rows.scores.dtype)
+    sums = term_sums(rows, level, terms, options, axis_name, bank)
     return sum(
-        (factors[term] * weighted_mean(*sums) for term, sums in terms.items()),
-        start=jnp.zeros((), dtype),
+        (factors[term] * term_mean(rows, options, *sums[term]) for term in terms),
+        start=jnp.zeros((), rows.scores.dtype),
     )
 
 
 def ladder_terms(
     scores: ArrayLike,
     levels: ArrayLike,
-    margins: Mapping[Term, ArrayLike] | ArrayLike,
+    margins: Mapping[Term, ArrayLike],
     *,
     surrogate: Surrogate = "squared_hinge",
     gate: Gate = "margin",
@@ -117,14 +101,17 @@ def ladder_terms(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
+    pair_values: ArrayLike | None = None,
     axis_name: AxisName | None = None,
     bank: ConversionBank | None = None,
-) -> dict[Term, tuple[Array, Array]]:
+) -> Sums:
     """The numerator and denominator of each term of `ladder_loss`, to log or to add up.
 
-    Arguments and errors are those of `ladder_loss`. The denominator is the sum of pair
-    weights, or of the lower level's weights, or 1, as `normalize` says; both are sums
-    over all devices.
+    Arguments and errors are those of `ladder_loss`.
+
+    Returns:
+        (f[], f[]) by term: sums over all devices. The denominator is the sum of pair
+        weights, or of the lower level's weights, or 1, as `normalize` says.
 
     >>> import jax.numpy as jnp
     >>> scores, levels = jnp.array([0.9, 0.7, 0.6]), jnp.array([1, 0, 0])
@@ -132,65 +119,166 @@ def ladder_terms(
     >>> print(*(f"{x:.2f}" for x in terms[1, 0]))  # 0.3^2 + 0.2^2, two pairs
     0.13 2.00
     """
-    check_pair_options(surrogate, gate, normalize)
+    options = PairOptions(surrogate, gate, normalize, pairs)
+    rows, level, terms = _checked(
+        scores, levels, margins, where, weights, segments, pair_values, axis_name
+    )
+    sums = term_sums(rows, level, terms, options, axis_name, bank)
+    unit = _denominator_unit(rows, options)
+    return {
+        term: (scaled(numerator, rows.pair_unit), scaled(denominator, unit))
+        for term, (numerator, denominator) in sums.items()
+    }
+
+
+def term_sums(
+    rows: PairRows,
+    level: Array,
+    terms: Mapping[Term, Array],
+    options: PairOptions,
+    axis_name: AxisName | None,
+    bank: ConversionBank | None,
+) -> Sums:
+    """The numerator and denominator of each term, in the units of the rows' weights.
+
+    Terms of one higher level share one pass over its pairs.
+    """
+    top = max(hi for hi, _ in terms)
+    past, bank_poison = bank_positives(bank, rows)
+    sums: Sums = {}
+    for high in dict.fromkeys(hi for hi, _ in terms):
+        lower = {lo: level == lo for hi, lo in terms if hi == high}
+        row_margins = [jnp.where(lower[lo], terms[high, lo], 0) for lo in lower]
+        row_weights = [jnp.where(lower[lo], rows.weights, 0) for lo in lower]
+        costs, pair_weights = pair_row_sums(
+            Positives(
+                rows.scores,
+                jnp.where(level == high, rows.higher_weights, 0),
+                rows.segments,
+            ),
+            Others(
+                rows.scores,
+                sum(row_weights, start=jnp.zeros_like(rows.scores)),
+                rows.segments,
+                sum(row_margins, start=jnp.zeros_like(rows.scores)),
+            ),
+            options,
+            axis_name,
+            past if high == top else None,
+        )
+        for lo, of_lower in zip(lower, row_weights, strict=True):
+            bad_margin = jnp.where(jnp.isfinite(terms[high, lo]), 0, jnp.nan)
+            poison = rows.poison + bank_poison + bad_margin
+            by_pairs = options.normalize == "pairs"
+            sums[high, lo] = (
+                poison + jnp.sum(jnp.where(lower[lo], costs, 0)),
+                jnp.sum(
+                    jnp.where(lower[lo], pair_weights, 0) if by_pairs else of_lower
+                ),
+            )
+    # Collectives are the first and the last step only (see `pair_row_sums`): between
+    # differentiated sums they would multiply gradients by the number of devices.
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    if options.normalize == "none":
+        sums = {
+            term: (total, jnp.ones_like(total)) for term, (total, _) in sums.items()
+        }
+    return {term: sums[term] for term in terms}
+
+
+def term_mean(
+    rows: PairRows, options: PairOptions, numerator: Array, denominator: Array
+) -> Array:
+    """The mean of a term, in the unit of the surrogate."""
+    unit = rows.pair_unit - _denominator_unit(rows, options)
+    mean = weighted_mean(numerator, denominator)
+    return mean if options.normalize == "pairs" else scaled(mean, unit)
+
+
+def _denominator_unit(rows: PairRows, options: PairOptions) -> Array | int:
+    units = {"pairs": rows.pair_unit, "negatives": rows.row_unit, "none": 0}
+    return units[options.normalize]
+
+
+def _checked(
+    scores: ArrayLike,
+    levels: ArrayLike,
+    margins: Mapping[Term, ArrayLike],
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    segments: ArrayLike | None,
+    pair_values: ArrayLike | None,
+    axis_name: AxisName | None,
+) -> tuple[PairRows, Array, dict[Term, Array]]:
+    """The rows, their levels and the margin of each term."""
     s = float_rows("scores", scores)
     level = rows_like(s, "levels", levels, int)
-    margin, top = term_margins(margins, s.dtype)
-    outside = (level < 0) | (level > top)
-    rows = counted_rows(s, where, weights, bad=outside)
-    check_levels(outside & (rows.weights != 0), top)
-    group = None if segments is None else rows_like(s, "segments", segments, int)
-
-    if bank is not None and group is not None:
-        raise ValueError("bank: its conversions have no segments; choose one of both")
-    form = pair_form(pairs, surrogate, s.shape[0])
-    numerators: dict[Term, Array] = {}
-    denominators: dict[Term, Array] = {}
-    for high in dict.fromkeys(hi for hi, _ in margin):
-        below = {lo: m for (hi, lo), m in margin.items() if hi == high}
-        members = {lo: level == lo for lo in below}
-        row_weights = {lo: jnp.where(members[lo], rows.weights, 0) for lo in below}
-        others = Others(
-            scores=rows.values,
-            weights=sum(row_weights.values(), start=jnp.zeros_like(s)),
-            segments=group,
-            margins=sum(
-                (jnp.where(members[lo], m, 0) for lo, m in below.items()),
-                start=jnp.zeros_like(s),
-            ),
-        )
-        past = bank if high == top else None
-        sums, pair_weights = over_positives(
-            Positives(rows.values, jnp.where(level == high, rows.weights, 0), group),
-            lambda positives, others=others, past=past: form(
-                _with_bank(positives, past), others, surrogate, gate
-            ),
-            axis_name,
-        )
-        for lo, m in below.items():
-            term = high, lo
-            poison = rows.poison + jnp.where(jnp.isfinite(m), 0, jnp.nan)
-            numerators[term] = poison + jnp.sum(jnp.where(members[lo], sums, 0))
-            denominators[term] = jnp.sum(
-                jnp.where(members[lo], pair_weights, 0)
-                if normalize == "pairs"
-                else row_weights[lo]
-            )
-    # Devices meet here and in `over_positives` only, last and first: collectives amid
-    # the differentiated sums would multiply gradients by the number of devices.
-    if axis_name is not None:
-        numerators, denominators = jax.lax.psum((numerators, denominators), axis_name)
-    if normalize == "none":
-        denominators = {term: jnp.ones_like(x) for term, x in numerators.items()}
-    return {term: (numerators[term], denominators[term]) for term in margin}
-
-
-def _with_bank(positives: Positives, bank: ConversionBank | None) -> Positives:
-    if bank is None:
-        return positives
-    past = jax.lax.stop_gradient(Positives(bank.scores, bank.weights, None))
-    return jax.tree.map(
-        lambda now, then: jnp.concatenate([now, then.astype(now.dtype)]),
-        positives,
-        past,
+    terms = term_margins(margins, s.dtype)
+    top = max(hi for hi, _ in terms)
+    check_values(
+        "levels",
+        levels,
+        lambda level: (level >= 0) & (level <= top),
+        f"0 to {top}",
+        where,
+        weights,
     )
+    rows = pair_rows(
+        s,
+        where,
+        weights,
+        segments,
+        pair_values,
+        axis_name,
+        higher=is_higher(level, terms),
+        bad=(level < 0) | (level > top),
+    )
+    return rows, level, terms
+
+
+def is_higher(level: Array, terms: Mapping[Term, object]) -> Array:
+    """bool[B]: rows whose level is the higher one of a term."""
+    return jnp.any(jnp.stack([level == hi for hi, _ in terms]), axis=0)
+
+
+def term_margins(
+    margins: Mapping[Term, ArrayLike], dtype: DTypeLike
+) -> dict[Term, Array]:
+    """Margins by term, checked; which terms there are is static."""
+    if not isinstance(margins, Mapping):
+        raise TypeError("margins: expected a mapping {(hi, lo): margin}")
+    if not margins:
+        raise ValueError("margins: there is no term")
+    for hi, lo in margins:
+        if not 0 <= lo < hi:
+            raise ValueError(
+                f"margins: term {(hi, lo)} is not a level over a lower one"
+            )
+    return _numbers("margins", margins, dtype)
+
+
+def term_factors(
+    weights: Mapping[Term, ArrayLike] | None,
+    terms: Mapping[Term, object],
+    dtype: DTypeLike,
+) -> dict[Term, Array]:
+    """The factor of each term, 1 by default."""
+    weights = {} if weights is None else weights
+    if not isinstance(weights, Mapping):
+        raise TypeError("term_weights: expected a mapping {(hi, lo): weight}")
+    if unknown := sorted(set(weights) - set(terms)):
+        raise ValueError(f"term_weights: margins have no terms {unknown}")
+    factors = {term: weights.get(term, 1) for term in terms}
+    return _numbers("term_weights", factors, dtype)
+
+
+def _numbers(
+    name: str, values: Mapping[Term, ArrayLike], dtype: DTypeLike
+) -> dict[Term, Array]:
+    numbers = {term: jnp.asarray(value, dtype) for term, value in values.items()}
+    message = f"{name}: expected a number for each term"
+    chex.assert_rank(list(numbers.values()), 0, custom_message=message)
+    if any(np.ndim(number) for number in numbers.values()):
+        raise ValueError(message)
+    return numbers

@@ -1,12 +1,12 @@
-"""Positives of a batch, packed and gathered: they are few, and the batch is not."""
+"""Packs the positives, all-gathers them, and sums their pairs with local rows."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pwiser_jax.losses.pairs import FORMS, Others, PairOptions, Positives, form_name
 from pwiser_jax.losses.pairs.search import first_rows
 from pwiser_jax.losses.rows import AxisName
 
@@ -14,43 +14,56 @@ from pwiser_jax.losses.rows import AxisName
 # of its own, which small batches are not worth.
 PACKS = {64: 65_536, 8: 4096}  # share of the rows: from how many rows on
 
-
 Sums = tuple[Array, Array]
 
 
-class Scored(Protocol):
-    """`Positives`, or other arrays with an entry a row."""
+def pair_row_sums(
+    positives: Positives,
+    others: Others,
+    options: PairOptions,
+    axis_name: AxisName | None,
+    bank: Positives | None = None,
+) -> Sums:
+    """The sums of `pwiser_jax.losses.pairs` over the positives of all devices.
 
-    @property
-    def scores(self) -> Array: ...  # f[B]
-    @property
-    def weights(self) -> Array: ...  # f[B]
+    Positives of weight 0 take no part. `bank` holds further positives, the same on
+    every device.
+    """
+    form = FORMS[form_name(options, len(others.scores))]
+
+    def sums(positives: Positives) -> Sums:
+        if bank is not None:
+            positives = jax.tree.map(
+                lambda x, past: jnp.concatenate([x, past.astype(x.dtype)]),
+                positives,
+                bank,
+            )
+        return form(positives, others, options)
+
+    return _over_packed(positives, sums, axis_name)
 
 
-Rows = TypeVar("Rows", bound=Scored)
-
-
-def over_positives(
-    rows: Rows, use: Callable[[Rows], Sums], axis_name: AxisName | None
+def _over_packed(
+    rows: Positives, use: Callable[[Positives], Sums], axis_name: AxisName | None
 ) -> Sums:
     """use(the rows of weight other than 0, of all devices).
 
-    Shapes are static, so there is a program for each size of pack, and the batch's own
-    count chooses the smallest that holds each device's: packed to the front, with
+    Shapes are static, so there is a program for each size of pack. The largest count of
+    any device chooses the smallest pack that holds it: rows packed to the front, with
     weight 0 and score 0 behind, or else all rows as they are. Devices exchange packs:
-    traffic is that of the conversions, not of the batch.
+    traffic is in proportion to the positives, not to the batch.
     """
     size = rows.scores.shape[0]
 
-    def gathered(rows: Rows) -> Rows:
+    def gathered(rows: Positives) -> Positives:
         if axis_name is None:
             return rows
         return jax.tree.map(
             lambda array: jax.lax.all_gather(array, axis_name, tiled=True), rows
         )
 
-    def packed(capacity: int) -> Callable[[Rows], Sums]:
-        def run(rows: Rows) -> Sums:
+    def packed(capacity: int) -> Callable[[Positives], Sums]:
+        def run(rows: Positives) -> Sums:
             index = first_rows(rows.weights != 0, capacity)
             pack = jax.tree.map(
                 lambda array: array.at[index].get(mode="fill", fill_value=0), rows

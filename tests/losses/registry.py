@@ -68,6 +68,12 @@ def rising(scores, levels, *, where, weights, segments):
     return where & (weights != 0) & (scores[:, 1] > scores[:, 0])
 
 
+def constraint(scores, levels, **options):
+    """Of probabilities that differ as the scores do, in exact steps of 2^-18."""
+    unit = np.float32(2**-18)
+    return label_constraint_loss(0.5 + unit * scores, **options) / unit
+
+
 def ladder_busy(margins, levels_of, **shape):
     """Rows of an active pair."""
 
@@ -145,9 +151,7 @@ LOSSES = {
         ungrouped(lambda s, y, **o: focal_bce_loss(s[:, 0], y / 3, alpha=0.25, **o)),
         counting,
     ),
-    "constraint": Loss(
-        ungrouped(lambda s, _, **o: label_constraint_loss(s, **o)), rising, shifts=True
-    ),
+    "constraint": Loss(ungrouped(constraint), rising, shifts=True),
     "ranknet": Loss(
         lambda s, y, **o: ranknet_loss(s[:, 0], y, **o),
         ranknet_busy,

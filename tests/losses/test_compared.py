@@ -14,7 +14,7 @@ from pwiser_jax import (
     label_constraint_loss,
     ranknet_loss,
 )
-from pwiser_jax.losses.pairs import tiles
+from pwiser_jax.losses.pairs import dense
 from tests.losses import reference
 from tests.losses.data import SCORES, row_options, scores
 
@@ -38,7 +38,7 @@ either = pytest.mark.parametrize("rows", [False, True], ids=["plain", "rows"])
 def several_tiles():
     """19 rows are three tiles, the last one padded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "TILE", 8)
+        patch.setattr(dense, "TILE", 8)
         yield
 
 

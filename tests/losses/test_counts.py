@@ -23,7 +23,7 @@ def counted(scores, levels, where, bank, surrogate, gate) -> dict:
     upper = [(s, level) for s, level, w in zip(scores, levels, where, strict=True) if w]
     lower = list(upper)
     upper += [(s, 2) for s, weight in zip(*bank, strict=True) if weight]
-    found = {}
+    counts = {}
     for (hi, lo), margin in MARGINS.items():
         above = np.float32([s for s, level in upper if level == hi])
         below = np.float32([s for s, level in lower if level == lo])
@@ -31,8 +31,8 @@ def counted(scores, levels, where, bank, surrogate, gate) -> dict:
         active = difference < (-margin if gate == "literal" else margin)
         if surrogate == "logistic":
             active = np.ones_like(active)
-        found[hi, lo] = difference.size, int(active.sum())
-    return found
+        counts[hi, lo] = difference.size, int(active.sum())
+    return counts
 
 
 BANK = ConversionBank(np.float32([0.25, -0.5, 9, 0]), np.float32([1, 1, 0, 0]))
@@ -63,16 +63,16 @@ def test_counts_are_those_of_the_definition(
         expected = counted(*rows, BANK, **options)
         for term, got in program(*parts).items():
             for number, exact in zip(got, expected[term], strict=True):
-                assert number.dtype == np.uint32
+                assert number.dtype == np.float32
                 assert np.all(np.asarray(number) == exact)
 
 
-def test_rows_that_do_not_count_may_hold_anything_and_no_pair_is_zero() -> None:
+def test_masked_rows_may_hold_anything_and_no_pair_is_zero() -> None:
     scores = np.float32([0.5, np.nan, np.inf, 0.4])
     where = np.array([True, False, False, True])
     levels = np.array([1, 2, 0, 0])
-    found = ladder_pairs(scores, levels, MARGINS, where=where)
-    assert {term: (int(a), int(b)) for term, (a, b) in found.items()} == {
+    counts = ladder_pairs(scores, levels, MARGINS, where=where)
+    assert {term: (int(a), int(b)) for term, (a, b) in counts.items()} == {
         (2, 1): (0, 0),
         (2, 0): (0, 0),
         (1, 0): (1, 0),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pwiser_jax import pwiser_loss
-from pwiser_jax.losses.pairs import FORMS, Others, Positives, tiles
+from pwiser_jax.losses.pairs import FORMS, Others, PairOptions, Positives, dense
 from tests.losses.data import FORM_SURROGATES, SCORES, SHAPES, row_options, scores
 
 POSITIVES, OTHERS = 29, 37
@@ -22,7 +22,7 @@ FORM_SHAPES = [
 @pytest.fixture(autouse=True)
 def several_tiles(monkeypatch):
     """29 positives are four tiles, the last one padded."""
-    monkeypatch.setattr(tiles, "TILE", 8)
+    monkeypatch.setattr(dense, "TILE", 8)
 
 
 def sides(kind, segments):
@@ -52,8 +52,7 @@ def sums_and_gradients(form, surrogate, gate):
             return FORMS[form](
                 positives._replace(scores=positive_scores),
                 others._replace(scores=other_scores, margins=margins),
-                surrogate,
-                gate,
+                PairOptions(surrogate, gate),
             )
 
         values, pull = jax.vjp(

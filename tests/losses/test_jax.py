@@ -117,7 +117,7 @@ def test_vmap_equals_a_loop_without_a_form():
             bce_ranknet_loss(s, y, segments=segments, **rows)
             + 2 * jrc_loss(both, y, segments=segments, **rows)
             + 3 * focal_bce_loss(s, y, **rows)
-            + 4 * label_constraint_loss(both, weights=weights)
+            + 4 * label_constraint_loss(jax.nn.sigmoid(both), weights=weights)
         )
 
     together = jax.vmap(loss)(many, clicks, weights, segments, alphas)

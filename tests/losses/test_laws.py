@@ -1,4 +1,4 @@
-"""What single losses promise; the laws of all are in test_losses_properties.py."""
+"""Laws of single losses; those of all losses are in test_properties.py."""
 
 import numpy as np
 import pytest
@@ -36,22 +36,18 @@ def test_a_term_without_a_level_is_zero(missing):
 def test_pwiser_is_the_ladder_of_two_labels():
     options = row_options(SIZE)
     levels = np.where(CONVERSIONS, 2, CLICKS)
-    matrix = np.full((3, 3), np.nan)
-    matrix[2, 1], matrix[2, 0] = 0.1, 0.2
     expected = pwiser_loss(SCORES, CLICKS, CONVERSIONS, **options)
-    for margins in (matrix, {(2, 1): 0.1, (2, 0): 0.2}):
-        assert ladder_loss(SCORES, levels, margins, **options) == expected
+    margins = {(2, 1): 0.1, (2, 0): 0.2}
+    assert ladder_loss(SCORES, levels, margins, **options) == expected
 
 
-def test_term_weights_as_a_mapping_or_a_matrix():
+def test_term_weights_are_1_by_default():
     margins = {(3, 2): 0.1, (3, 0): 0.5, (2, 1): 0.2}
-    matrix = np.full((4, 4), np.nan)
-    matrix[3, 2], matrix[3, 0], matrix[2, 1] = 0.5, 2, 1
-    as_mapping = ladder_loss(
-        SCORES, LEVELS, margins, term_weights={(3, 2): 0.5, (3, 0): 2}
-    )
-    assert ladder_loss(SCORES, LEVELS, margins, term_weights=matrix) == as_mapping
-    assert ladder_loss(SCORES, LEVELS, margins) != as_mapping
+    weights = {(3, 2): 0.5, (3, 0): 2}
+    some = ladder_loss(SCORES, LEVELS, margins, term_weights=weights)
+    weights[2, 1] = 1
+    assert ladder_loss(SCORES, LEVELS, margins, term_weights=weights) == some
+    assert ladder_loss(SCORES, LEVELS, margins) != some
 
 
 def test_labels_of_any_type():

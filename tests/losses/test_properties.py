@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import Mesh, PartitionSpec
 
 from pwiser_jax.losses import ladder_terms, positives
-from pwiser_jax.losses.pairs import tiles
+from pwiser_jax.losses.pairs import dense
 from tests.losses.data import FORMS
 from tests.losses.registry import LADDER, LEVELS, LOSSES, PROGRAMS
 
@@ -27,7 +27,7 @@ GARBAGE = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38])
 @pytest.fixture(scope="module", autouse=True)
 def several_tiles():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "TILE", 8)
+        patch.setattr(dense, "TILE", 8)
         yield
 
 

@@ -1,7 +1,8 @@
-"""What a pair costs and what a term divides by: the choices that all forms share."""
+"""The options of a pair loss, and the two rules that all forms of summing share."""
 
 from collections.abc import Callable, Collection
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,53 +11,74 @@ from jax import Array
 Surrogate = Literal["squared_hinge", "hinge", "logistic"]
 Gate = Literal["margin", "literal"]
 Normalize = Literal["pairs", "negatives", "none"]
+Pairs = Literal["auto", "broadcast", "blocked", "sorted"]
 
-# phi(x) of an active pair. Those of the hinges need no max(0, x): `active_pairs` has
+# phi(x) of an active pair. The hinges have no max(0, x) here: `active_pairs` has
 # decided already, and a second decision could differ by a rounding.
 SURROGATES: dict[str, Callable[[Array], Array]] = {
     "squared_hinge": jnp.square,
     "hinge": lambda x: x,
     "logistic": jax.nn.softplus,
 }
-GATES = ("margin", "literal")
-NORMALIZATIONS = ("pairs", "negatives", "none")
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What a pair costs, what a term is divided by, and how pairs are summed.
+
+    See `pwiser_loss` for the meaning of each.
+
+    Raises:
+        ValueError: an unknown option, or two that do not go together.
+
+    >>> PairOptions(surrogate="hinge")
+    PairOptions(surrogate='hinge', gate='margin', normalize='pairs', pairs='auto')
+    """
+
+    surrogate: Surrogate = "squared_hinge"
+    gate: Gate = "margin"
+    normalize: Normalize = "pairs"
+    pairs: Pairs = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("surrogate", self.surrogate, get_args(Surrogate))
+        check_choice("gate", self.gate, get_args(Gate))
+        check_choice("normalize", self.normalize, get_args(Normalize))
+        check_choice("pairs", self.pairs, get_args(Pairs))
+        if self.gate == "literal" and self.surrogate != "squared_hinge":
+            raise ValueError(
+                "gate: 'literal' is defined for 'squared_hinge' only, not "
+                f"{self.surrogate!r}"
+            )
+        if self.pairs == "sorted" and self.surrogate == "logistic":
+            raise ValueError(
+                "pairs: 'sorted' is for hinges; 'logistic' needs 'blocked', "
+                "'broadcast' or 'auto'"
+            )
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
-    """Raises a ValueError that names the argument and what it may be."""
+    """Raises a ValueError that names the argument and its allowed values."""
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {list(allowed)}, not {value!r}")
 
 
-def check_pair_options(surrogate: str, gate: str, normalize: str) -> None:
-    """Raises a ValueError where an option is unknown or two do not go together."""
-    check_choice("surrogate", surrogate, SURROGATES)
-    check_choice("gate", gate, GATES)
-    check_choice("normalize", normalize, NORMALIZATIONS)
-    if gate == "literal" and surrogate != "squared_hinge":
-        raise ValueError(
-            f"gate: 'literal' is defined for 'squared_hinge' only, not {surrogate!r}"
-        )
+def active_pairs(difference: Array, margin: Array, options: PairOptions) -> Array:
+    """The mask of active pairs, from s_positive - s_other as it is rounded.
 
-
-def active_pairs(
-    difference: Array, margin: Array, surrogate: Surrogate, gate: Gate
-) -> Array:
-    """Which pairs cost something, from s_positive - s_other as it rounds.
-
-    The one definition that every form uses, so that all agree at ties. A pair of the
-    logistic surrogate always costs something.
+    All forms call this one function, so that they agree at ties. With the logistic
+    surrogate every pair is active.
     """
-    if surrogate == "logistic":
+    if options.surrogate == "logistic":
         return jnp.full_like(difference, True, bool)
-    return difference < (-margin if gate == "literal" else margin)
+    return difference < (-margin if options.gate == "literal" else margin)
 
 
 def excess(positive: Array, other: Array, margin: Array) -> Array:
-    """x = m - (s_positive - s_other), also where almost nothing is left of it.
+    """x = m - (s_positive - s_other), accurate even where little is left of it.
 
-    The difference of two floats is rounded, and where the margin takes most of it away
-    that rounding is what remains: it is found exactly (Knuth's two-sum) and taken off.
+    The difference of two floats is rounded. Where the margin cancels most of it, that
+    rounding error dominates: Knuth's two-sum computes it exactly, and it is subtracted.
     """
     difference = positive - other
     back = difference - positive

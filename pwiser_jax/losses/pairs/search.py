@@ -1,4 +1,4 @@
-"""Binary searches for many rows at once, and the packing that is made of them."""
+"""Binary searches for many rows at once, and the packing that uses them."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ WORD = 32
 
 
 def at(values: Array, i: Array) -> Array:
-    """values[i]; an index beyond an end is the end."""
+    """values[i], with i clipped to the valid range."""
     return values.at[i].get(mode="clip")
 
 
@@ -20,7 +20,7 @@ def search(
 ) -> Array:
     """The largest n from start to end with holds(i) for all start <= i < n.
 
-    `holds` falls from True to False at most once; it may be asked of any i below size.
+    `holds` changes from True to False at most once; it must accept any i below size.
     """
     top = 1 << max(0, size.bit_length() - 1)
 
@@ -35,8 +35,8 @@ def first_rows(mask: Array, capacity: int) -> Array:
     """Indices of the first `capacity` True entries, ascending; the rest is len(mask).
 
     As `jnp.nonzero(mask, size=capacity, fill_value=len(mask))`, several times faster
-    where few are True: its cumulative sum is over words of 32 rows, and each of the
-    indices finds its word, then its bit in it.
+    where few are True: its cumulative sum is over words of 32 rows, and a search gives
+    each index its word, then its bit in the word.
     """
     size = len(mask)
     words = -(-size // WORD)
@@ -45,8 +45,8 @@ def first_rows(mask: Array, capacity: int) -> Array:
     packed = jnp.sum(jnp.where(bits, powers, 0), axis=1, dtype=jnp.uint32)
     counts = _ones(packed)
     ends = jnp.cumsum(counts)
-    # Zeros from data vary over the devices that the data varies over, as shard_map
-    # asks of a loop's start.
+    # Zeros computed from data vary over the same devices as the data, which shard_map
+    # requires of a loop's start.
     rank = jnp.arange(capacity, dtype=jnp.int32) + 0 * jnp.sum(counts)
     word = search(lambda i: at(ends, i) <= rank, 0 * rank, words, words)
     left = rank - at(ends - counts, word)
