@@ -1,56 +1,51 @@
-"""Parts of training as one would write them first, to tell what ours save.
+"""Plain forms of the models' layers, to measure what ours save.
 
-While `plain_form(name)` lasts, a model that is built and traced has that part. It is
-the same function but for the bits of dropout; parameters may be cut otherwise.
+`plain_model` registers a model with plain layers under a name of its own, which the
+benchmark then trains as any other. It is the same function, except for the random bits
+of dropout; its parameters may be split differently.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pwiser_jax.host import keep_freed_memory
+from pwiser_jax.models import MODELS, register_model
 from pwiser_jax.models.context import Context
-from pwiser_jax.models.layers import Blocks
-from pwiser_jax.models.product import Features, Product, is_shared
+from pwiser_jax.models.features import Features, is_shared
+from pwiser_jax.models.layers import Blocks, Layer
 
 
-class Experts(nn.Module):
-    """Blocks side by side, experts' or towers', each a network of its own."""
-
-    hidden: tuple[int, ...]
-    dropout: float
-    stack: int
+class OneByOne(Blocks):
+    """A stack of experts or towers as separate networks."""
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
+        if self.stack is None:
+            return super().__call__(x, context)
         inputs = [x] * self.stack if is_shared(x) else list(x)
-        one_by_one = [
-            Blocks(self.hidden, self.dropout, name=f"expert_{e}")(own, context)
-            for e, own in enumerate(inputs)
+        outputs = [
+            Blocks(self.hidden, self.dropout, name=f"expert_{e}")(expert_input, context)
+            for e, expert_input in enumerate(inputs)
         ]
-        return jnp.stack(one_by_one)
+        return jnp.stack(outputs)
 
 
-class BatchNorm(nn.Module):
-    """Flax's; it takes all rows for real ones."""
+class FlaxBatchNorm(nn.Module):
+    """Flax's batch norm; it treats padding as real rows."""
 
     axis: int = -2
 
     @nn.compact
-    def __call__(self, x: jax.Array | Product, context: Context) -> jax.Array:
-        x = x.made() if isinstance(x, Product) else x
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         units: Any = [k for k in range(x.ndim) if k != self.axis % x.ndim]
         norm = nn.BatchNorm(not context.train, units, 0.9, use_fast_variance=False)
         return norm(x)
 
 
-class Dropout(nn.Module):
-    """Flax's, whose bits are drawn by jax.random."""
+class FlaxDropout(nn.Module):
+    """Flax's dropout, with bits from jax.random."""
 
     rate: float
     axis: int = -2
@@ -60,30 +55,25 @@ class Dropout(nn.Module):
         return nn.Dropout(self.rate)(x, deterministic=not context.train)
 
 
-def give_back_freed_memory() -> None:
-    """What the C library does when it is told nothing."""
+class WithFlaxBatchNorm(Blocks):
+    batch_norm: Layer = FlaxBatchNorm
 
 
-PLACES = {
-    "experts": (
-        Experts,
-        ("models.mmoe.Blocks", "models.ple.Blocks", "models.layers.Blocks"),
-    ),
-    # Nothing is wide: all is made before it is normalised.
-    "moments": (0, ("models.product.WIDE",)),
-    "batch_norm": (BatchNorm, ("models.layers.BatchNorm",)),
-    "dropout": (Dropout, ("models.layers.Dropout",)),
-    "memory": (give_back_freed_memory, ("training.host.keep_freed_memory",)),
-    "threads": (keep_freed_memory, ("training.host.prepare_host",)),
+class WithFlaxDropout(Blocks):
+    dropout_layer: Layer = FlaxDropout
+
+
+FORMS: dict[str, type[Blocks]] = {
+    "experts": OneByOne,
+    "batch_norm": WithFlaxBatchNorm,
+    "dropout": WithFlaxDropout,
 }
 
 
-@contextmanager
-def plain_form(name: str) -> Iterator[None]:
-    """One of PLACES, or "" for our own forms alone."""
-    with ExitStack() as stack:
-        if name:
-            part, places = PLACES[name]
-            for place in places:
-                stack.enter_context(patch(f"pwiser_jax.{place}", part))
-        yield
+def plain_model(model: str, form: str) -> str:
+    """Registers a model with one of FORMS and returns its name."""
+    name = f"{model} with plain {form}"
+    if name not in MODELS:
+        cls = MODELS[model]
+        register_model(name, type(cls.__name__, (cls,), {"blocks": FORMS[form]}))
+    return name

@@ -50,7 +50,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "without tables projected": {"changes": PLAIN},
     "experts and towers one by one": {"plain": "experts"},
-    "moments of what is normalised": {"plain": "moments"},
     "batch norm by Flax": {"plain": "batch_norm"},
     "dropout by jax.random": {"plain": "dropout"},
     MEMORY: {"plain": "memory"},

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.bench.plain_forms import plain_form
+from experiments.bench.plain_forms import FORMS, plain_model
 from experiments.lib.measure import median_seconds, on_accelerator, product_operations
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
 from pwiser_jax.data.batches.batches import Batch
@@ -97,7 +97,9 @@ class Cell:
         return 16 * rows * self.dim * tables * self.runs + 2**30
 
     def model_config(self) -> ModelConfig:
-        config = ModelConfig(name=self.model, embedding_dim=self.dim)
+        form = self.plain if self.plain in FORMS else ""
+        name = plain_model(self.model, form) if form else self.model
+        config = ModelConfig(name=name, embedding_dim=self.dim)
         return replace(config, **json.loads(self.changes))
 
 
@@ -138,11 +140,6 @@ class Parts(NamedTuple):
 
 def compiled(cell: Cell) -> Parts:
     """A cell of ours with its programs compiled."""
-    with plain_form(cell.plain):
-        return _compiled(cell)
-
-
-def _compiled(cell: Cell) -> Parts:
     import jax
 
     from pwiser_jax.training import objective as objectives
@@ -225,7 +222,12 @@ def jax_step(
 
     from pwiser_jax import host
 
-    host.prepare_host()
+    if cell.plain == "threads":
+        host.keep_freed_memory()
+    elif cell.plain == "memory":
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    else:
+        host.prepare_host()
     parts = made or compiled(cell)
     state, turn = parts.place(parts.draw(0)), cycle(parts.batches)
 
@@ -341,10 +343,9 @@ ENGINES = {
 def prepared(cell: Cell, *made: Parts) -> tuple[Callable[[], float], dict[str, float]]:
     """A function that measures the median seconds of a step, and the work in a step;
     `made` as by `compiled`."""
-    with plain_form(cell.plain):
-        step, work = ENGINES[cell.engine](cell, *made)
-        for _ in range(WARM_UP):
-            step()
+    step, work = ENGINES[cell.engine](cell, *made)
+    for _ in range(WARM_UP):
+        step()
     budget = SHORT_BUDGET if on_accelerator() else BUDGET
     return lambda: median_seconds(step, budget=budget) / cell.steps, work
 

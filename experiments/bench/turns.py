@@ -148,11 +148,8 @@ def of_here(cells: Sequence[Cell]) -> dict[Cell, Measurer]:
     """In this process: on an accelerator little depends on what the host did before.
     The compiler works on several programs at a time."""
     ours = [cell for cell in cells if cell.engine == "jax"]
-    # A plain form lasts for the whole process.
-    made = {cell: compiled(cell) for cell in ours if cell.plain}
-    rest = [cell for cell in ours if not cell.plain]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        made |= dict(zip(rest, threads.map(compiled, rest), strict=True))
+        made = dict(zip(ours, threads.map(compiled, ours), strict=True))
     found: dict[Cell, Measurer] = {}
     for cell in cells:
         try:

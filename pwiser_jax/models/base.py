@@ -1,6 +1,7 @@
 """The base class of models: from a batch of inputs to logits by name."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import chex
 import jax
@@ -10,10 +11,10 @@ from flax import linen as nn
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.embedding import Embedding
+from pwiser_jax.models.features import Features
 from pwiser_jax.models.heads import both_logits, joint_logits
-from pwiser_jax.models.layers import Towers
+from pwiser_jax.models.layers import Blocks, Towers
 from pwiser_jax.models.layout import layout
-from pwiser_jax.models.product import Features
 from pwiser_jax.schema import Schema
 from pwiser_jax.tasks import heads
 
@@ -25,11 +26,13 @@ class MultiTaskModel(nn.Module):
         config: the sizes.
         schema: the fields and labels.
         axis_name: the mapped axis over whose devices a batch is split.
+        blocks: what hidden layers are made of; a benchmark's subclass has others.
     """
 
     config: ModelConfig
     schema: Schema
     axis_name: str | None = None
+    blocks: ClassVar[type[Blocks]] = Blocks
 
     @nn.compact
     def __call__(
@@ -73,6 +76,7 @@ class MultiTaskModel(nn.Module):
             sizes.tower,
             sizes.dropout,
             outputs=2 if sizes.two_logits else 1,
+            blocks=self.blocks,
             name="towers",
         )(features, context)
         logits = outputs[..., 0]

@@ -1,4 +1,4 @@
-"""What every layer needs to know of one forward pass, besides its own input."""
+"""What every layer of a forward pass needs besides its input."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from jax.typing import DTypeLike
 
 
 class Context(NamedTuple):
-    """One forward pass over a batch of B rows, or over one device's share of it.
+    """A forward pass over a batch of B rows, or over one device's share of them.
 
     Attributes:
         train: use batch statistics and dropout, rather than running statistics.
         mask: bool[B], False for padding rows; None where every row is real.
         rows: uint32[B], the position of each row in the batch of all devices.
         axis_name: the axis over which devices share the batch.
-        dtype: what the factors of matrix products are rounded to; all else is float32.
+        dtype: of the factors of matrix products; everything else is float32.
     """
 
     train: bool
@@ -25,31 +25,24 @@ class Context(NamedTuple):
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
 
-    def real_rows(self, batch: int, ndim: int, axis: int) -> jax.Array:
-        """1 for a real row and 0 for padding, on this of so many axes; batch is B."""
-        shape = [1] * ndim
-        shape[axis] = batch
+    def zero_padding(self, x: jax.Array, axis: int) -> jax.Array:
+        """x with 0 in padding rows, whatever they hold; the rows are on this axis."""
         if self.mask is None:
-            return jnp.ones(shape)
-        return self.mask.astype(jnp.float32).reshape(shape)
+            return x
+        return jnp.where(jnp.expand_dims(self.mask, _all_but(axis, x.ndim)), x, 0)
 
     def over_devices(self, x: jax.Array) -> jax.Array:
-        """The sum of x over the devices."""
+        """Sums x over the devices."""
         return x if self.axis_name is None else lax.psum(x, self.axis_name)
 
-    def varying(self, x: jax.Array, like: jax.Array) -> jax.Array:
-        """x, the same on all devices, typed as differing between them, as `like` does.
-
-        shard_map's types ask for it where a custom gradient differs by device.
-        """
-        if self.axis_name is None:
-            return x
-        return x + 0 * lax.stop_gradient(like.ravel()[0])
-
     def count_rows(self, batch: int) -> jax.Array:
-        """Number of real rows on all devices, a float32 scalar; batch is B."""
+        """Counts the real rows on all devices, as a float32 scalar; batch is B."""
         if self.mask is None:
             count = jnp.float32(batch)
         else:
             count = jnp.sum(self.mask, dtype=jnp.float32)
         return self.over_devices(count)
+
+
+def _all_but(axis: int, ndim: int) -> tuple[int, ...]:
+    return tuple(k for k in range(ndim) if k != axis % ndim)

@@ -9,9 +9,9 @@ import numpy as np
 from flax import linen as nn
 
 from pwiser_jax.models.context import Context
+from pwiser_jax.models.features import Feature, Features, product
 from pwiser_jax.models.layers import Linear
 from pwiser_jax.models.layout import Layout, own_rows
-from pwiser_jax.models.product import Features, Part, product
 from pwiser_jax.schema import Pool
 
 
@@ -44,19 +44,19 @@ class Embedding(nn.Module):
         for i, field in enumerate(schema.categorical):
             if field.name in small:
                 hot = jax.nn.one_hot(inputs["categorical"][:, i], field.rows)
-                parts.append(Part(hot, small[field.name]))
+                parts.append(Feature(hot, small[field.name]))
             else:
-                parts.append(Part(singles[field.name]))
-        parts += [Part(singles[field.name]) for field in schema.multi_valued]
+                parts.append(Feature(singles[field.name]))
+        parts += [Feature(singles[field.name]) for field in schema.multi_valued]
         if schema.numerical:
-            x = _of_real_rows(inputs["numerical"], context)
+            x = context.zero_padding(inputs["numerical"], 0)
             linear = Linear(self.dim, name="numerical")(x.shape[1])
             if layout.factored:
                 ones = jnp.ones((x.shape[0], 1))
                 vectors = jnp.concatenate([linear.kernel, linear.bias[None]])
-                parts.append(Part(jnp.concatenate([x, ones], axis=1), vectors))
+                parts.append(Feature(jnp.concatenate([x, ones], axis=1), vectors))
             else:
-                parts.append(Part(product(x, linear, context.dtype)))
+                parts.append(Feature(product(x, linear, context.dtype)))
         return Features(parts)
 
     def _small(self) -> dict[str, jax.Array]:
@@ -89,7 +89,7 @@ class Embedding(nn.Module):
         start = 0
         for field, several in zip(multi_valued, own[len(singles) :], strict=True):
             columns = slice(start, start + field.width)
-            weights = _of_real_rows(inputs["multi_weights"][:, columns], context)
+            weights = context.zero_padding(inputs["multi_weights"][:, columns], 0)
             fields[field.name] = pool(several, weights, field.pool)
             start += field.width
         return fields
@@ -112,11 +112,6 @@ def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
         return total
     weight = jnp.sum(weights, axis=1, keepdims=True)
     return total / jnp.where(weight == 0, 1, weight)
-
-
-def _of_real_rows(x: jax.Array, context: Context) -> jax.Array:
-    """x [B, ...] with 0 in padding: a NaN there would reach gradients as 0 * NaN."""
-    return x if context.mask is None else jnp.where(context.mask[:, None], x, 0)
 
 
 def _xavier(own: np.ndarray, bound: float) -> nn.initializers.Initializer:

@@ -1,6 +1,7 @@
-"""Layers, alone or in stacks."""
+"""Layers, alone or stacked side by side."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,31 +10,34 @@ from flax import linen as nn
 from pwiser_jax.models.batch_norm import BatchNorm
 from pwiser_jax.models.context import Context
 from pwiser_jax.models.dropout import Dropout
-from pwiser_jax.models.product import (
+from pwiser_jax.models.features import (
     Features,
-    Weights,
+    LinearWeights,
+    concatenated,
     is_shared,
     product,
-    unmade_if_wide,
-    vector,
     width,
 )
 
+# Makes a module that maps (x, context) to an array of x's shape.
+Layer = Callable[..., Callable[[jax.Array, Context], jax.Array]]
+
 
 class Linear(nn.Module):
-    """Kernel [I, O] and bias [O] of a layer; with `stack`, E of them side by side.
+    """The kernel [I, O] and bias [O] of a layer; with `stack`, of E layers.
 
-    Both start uniform in ±1/sqrt(I), as PyTorch's Linear does. `product` applies them.
+    Both are initialised uniformly in ±1/sqrt(I), as PyTorch's Linear. `product` applies
+    them.
     """
 
     features: int
     stack: int | None = None
 
     @nn.compact
-    def __call__(self, inputs: int) -> Weights:
+    def __call__(self, inputs: int) -> LinearWeights:
         stack = () if self.stack is None else (self.stack,)
         start = _uniform(1 / math.sqrt(inputs))
-        return Weights(
+        return LinearWeights(
             self.param("kernel", start, (*stack, inputs, self.features)),
             self.param("bias", start, (*stack, self.features)),
         )
@@ -49,13 +53,21 @@ def _uniform(bound: float) -> nn.initializers.Initializer:
 class Blocks(nn.Module):
     """Hidden layers: (Linear, BatchNorm, ReLU, Dropout) for each width in `hidden`.
 
-    [B, I] -> [B, D]; with `stack`, that many side by side, which read the same input
+    [B, I] -> [B, D]. With `stack`, E networks side by side, which read the same input
     [B, I] or each its own, [E, B, I]: [E, B, D]. Without a hidden layer, the input.
+
+    Attributes:
+        hidden: widths of the layers.
+        dropout: rate of the dropout.
+        stack: E, or None for one network.
+        batch_norm, dropout_layer: the modules; a subclass may have others.
     """
 
     hidden: tuple[int, ...]
     dropout: float
     stack: int | None = None
+    batch_norm: Layer = BatchNorm
+    dropout_layer: Layer = Dropout
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
@@ -63,12 +75,12 @@ class Blocks(nn.Module):
             layer = Linear(units, self.stack, name=f"layer_{i}")(width(x))
             shared = self.stack is not None and is_shared(x)
             rows = 0 if shared else -2
-            y = unmade_if_wide(x, layer, context.dtype)
-            y = nn.relu(BatchNorm(rows, name=f"norm_{i}")(y, context))
-            y = Dropout(self.dropout, rows, name=f"dropout_{i}")(y, context)
-            # Expert-major after the first layer: each has its own input.
+            y = product(x, layer, context.dtype)
+            y = nn.relu(self.batch_norm(rows, name=f"norm_{i}")(y, context))
+            y = self.dropout_layer(self.dropout, rows, name=f"dropout_{i}")(y, context)
+            # [B, E, D] after the first layer, [E, B, D] from then on.
             x = jnp.swapaxes(y, 0, 1) if shared else y
-        return vector(x)
+        return concatenated(x)
 
 
 class Towers(nn.Module):
@@ -81,10 +93,12 @@ class Towers(nn.Module):
     hidden: tuple[int, ...]
     dropout: float
     outputs: int = 1
+    blocks: type[Blocks] = Blocks
 
     @nn.compact
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
-        x = Blocks(self.hidden, self.dropout, self.tasks, name="hidden")(x, context)
+        hidden = self.blocks(self.hidden, self.dropout, self.tasks, name="hidden")
+        x = hidden(x, context)
         out = Linear(self.outputs, self.tasks, name="out")(width(x))
         y = product(x, out, context.dtype)
         return jnp.swapaxes(y, 0, 1) if is_shared(x) else y

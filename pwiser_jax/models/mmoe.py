@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 
 from pwiser_jax.models.base import MultiTaskModel
+from pwiser_jax.models.features import product, width
 from pwiser_jax.models.gates import mixtures, softmax_gate
-from pwiser_jax.models.layers import Blocks, Linear
-from pwiser_jax.models.product import product, width
+from pwiser_jax.models.layers import Linear
 
 
 class MMoE(MultiTaskModel):
@@ -18,7 +18,9 @@ class MMoE(MultiTaskModel):
     def features(self, inputs, context):
         sizes = self.config
         z = self.embed("embedding", inputs, context)
-        experts = Blocks(sizes.expert, sizes.dropout, sizes.experts, name="experts")
+        experts = self.blocks(
+            sizes.expert, sizes.dropout, sizes.experts, name="experts"
+        )
         outputs = experts(z, context)
         layer = Linear(sizes.experts, len(self.heads), name="gates")(width(z))
         scores = product(z, layer, context.dtype)

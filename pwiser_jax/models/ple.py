@@ -10,9 +10,9 @@ from flax import linen as nn
 
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.context import Context
+from pwiser_jax.models.features import Features, product, width
 from pwiser_jax.models.gates import mix, softmax_gate
 from pwiser_jax.models.layers import Blocks, Linear
-from pwiser_jax.models.product import Features, product, width
 
 ALL = ""  # the name of the shared group and of its gate: no task has it
 
@@ -44,6 +44,7 @@ class PLE(MultiTaskModel):
                 shared_experts=sizes.shared_experts,
                 dropout=sizes.dropout,
                 last=i == len(sizes.levels) - 1,
+                blocks=self.blocks,
                 name=f"level_{i}",
             )
             tasks, shared = level(tasks, shared, context)
@@ -61,6 +62,7 @@ class ExtractionLevel(nn.Module):
     shared_experts: int
     dropout: float
     last: bool
+    blocks: type[Blocks] = Blocks
 
     @nn.compact
     def __call__(
@@ -70,7 +72,7 @@ class ExtractionLevel(nn.Module):
         context: Context,
     ) -> tuple[dict[str, jax.Array], jax.Array | Features]:
         def experts(name: str, count: int, x: jax.Array | Features) -> jax.Array:
-            return Blocks(self.hidden, self.dropout, count, name=name)(x, context)
+            return self.blocks(self.hidden, self.dropout, count, name=name)(x, context)
 
         groups = {
             task: experts(f"experts_{task}", self.task_experts, x)

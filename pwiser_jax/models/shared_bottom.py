@@ -1,7 +1,6 @@
-"""SharedBottom: all tasks read one representation."""
+"""SharedBottom: the towers of all tasks read one shared representation."""
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.layers import Blocks
 
 
 class SharedBottom(MultiTaskModel):
@@ -13,4 +12,4 @@ class SharedBottom(MultiTaskModel):
     def features(self, inputs, context):
         sizes = self.config
         z = self.embed("embedding", inputs, context)
-        return Blocks(sizes.bottom, sizes.dropout, name="bottom")(z, context)
+        return self.blocks(sizes.bottom, sizes.dropout, name="bottom")(z, context)

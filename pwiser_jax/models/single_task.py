@@ -1,9 +1,8 @@
-"""SingleTask: one network a task, nothing shared."""
+"""SingleTask: a network for each task, with nothing shared."""
 
 import jax.numpy as jnp
 
 from pwiser_jax.models.base import MultiTaskModel
-from pwiser_jax.models.layers import Blocks
 
 
 class SingleTask(MultiTaskModel):
@@ -14,6 +13,6 @@ class SingleTask(MultiTaskModel):
         features = []
         for head in self.heads:
             z = self.embed(f"embedding_{head}", inputs, context)
-            bottom = Blocks(sizes.bottom, sizes.dropout, name=f"bottom_{head}")
+            bottom = self.blocks(sizes.bottom, sizes.dropout, name=f"bottom_{head}")
             features.append(bottom(z, context))
         return jnp.stack(features)

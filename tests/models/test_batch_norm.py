@@ -1,8 +1,5 @@
 """Batch normalisation over real rows: its gradient, and where statistics are hard."""
 
-import math
-
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +7,6 @@ import pytest
 
 from pwiser_jax.models.batch_norm import BatchNorm
 from pwiser_jax.models.context import Context
-from pwiser_jax.models.product import Product
 
 
 def make(shape, seed=0):
@@ -57,43 +53,6 @@ def test_gradient_is_that_of_the_definition(shape):
         gradients,
         expected[1],
     )
-
-
-def as_product(units):
-    """Factors, numbers among them that are far from zero, and a kernel."""
-    factors = np.concatenate([5 + make((8, 4)), make((8, 2), 1), np.ones((8, 1))], 1)
-    return np.float32(factors), make((7, math.prod(units)), 2)
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_a_product_that_is_not_made_is_normalised_as_when_it_is(train):
-    """The same outputs, gradients of factors and kernel, and running statistics."""
-    units = (3, 2)
-    variables, mask = random_variables(units), np.array([1, 0, 1, 1, 0, 1, 1, 1], bool)
-    variables["batch_stats"]["var"] += 9  # such that sin is not steep in rounding
-
-    def total(made, arguments):
-        factors, kernel, params = arguments
-        x = Product(factors, kernel, units, jnp.float32)
-        both = {**variables, "params": params}
-        y, state = BatchNorm(0).apply(
-            both,
-            x.made() if made else x,
-            Context(train=train, mask=mask),
-            mutable=["batch_stats"],
-        )
-        return jnp.where(mask[:, None, None], jnp.sin(y), 0).sum(), (y[mask], state)
-
-    arguments = (*as_product(units), variables["params"])
-    measured = jax.jit(
-        jax.value_and_grad(total, argnums=1, has_aux=True), static_argnums=0
-    )
-    found, expected = measured(False, arguments), measured(True, arguments)
-    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
-    # No pass over the outputs to centre them.
-    for made in (False, True):
-        text = str(jax.make_jaxpr(total, static_argnums=0)(made, arguments))
-        assert ("f32[8,3,2] = sub" in text) == made
 
 
 @pytest.mark.parametrize("real", [0, 1])

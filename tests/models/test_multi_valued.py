@@ -31,7 +31,7 @@ def embed(table, ids, weights, mask=None):
     }
     context = Context(train=True, mask=mask)
     z = E.apply({"params": {"large": table}}, inputs, context)
-    return z.vector()[:, 2:]
+    return z.concatenated()[:, 2:]
 
 
 def test_a_sum_and_a_mean_by_hand():

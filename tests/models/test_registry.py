@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pwiser_jax.models import MODELS, ModelConfig, MultiTaskModel, build, register_model
+from pwiser_jax.models.features import product, width
 from pwiser_jax.models.layers import Linear
-from pwiser_jax.models.product import product, width
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.progress import Silent
 from tests.data.multi_valued import write_folder

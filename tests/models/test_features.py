@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from pwiser_jax.models import MODELS, build
-from pwiser_jax.models.layout import layout
-from pwiser_jax.models.product import (
+from pwiser_jax.models.features import (
     ALIGNED,
+    Feature,
     Features,
-    Part,
-    Weights,
+    LinearWeights,
     matmuls,
     product,
 )
+from pwiser_jax.models.layout import layout
 from tests.models.data import (
     BRANDS,
     make_inputs,
@@ -34,8 +34,8 @@ def random(seed, *shape):
 
 def test_a_stack_over_one_input_is_one_product():
     x = random(0, 7, 5)
-    alone = Weights(random(1, 5, 3), random(2, 3))
-    stack = Weights(random(3, 4, 5, 2), random(4, 4, 2))
+    alone = LinearWeights(random(1, 5, 3), random(2, 3))
+    stack = LinearWeights(random(3, 4, 5, 2), random(4, 4, 2))
     first, second = product(x, alone), product(x, stack)
     np.testing.assert_allclose(first, x @ alone.kernel + alone.bias, rtol=1e-5)
     for e in range(4):
@@ -48,24 +48,24 @@ def test_a_stack_over_one_input_is_one_product():
 
 def test_factors_give_the_product_of_what_they_stand_for():
     parts = [
-        Part(random(0, 7, 2)),
-        Part(random(1, 7, 3), random(2, 3, 4)),
-        Part(random(3, 7, 1), random(4, 1, 2)),
+        Feature(random(0, 7, 2)),
+        Feature(random(1, 7, 3), random(2, 3, 4)),
+        Feature(random(3, 7, 1), random(4, 1, 2)),
     ]
     z = Features(parts)
     assert z.width == 8
     layers = (
-        Weights(random(5, 3, 8, 2), random(6, 3, 2)),
-        Weights(random(7, 8, 5), random(8, 5)),
+        LinearWeights(random(5, 3, 8, 2), random(6, 3, 2)),
+        LinearWeights(random(7, 8, 5), random(8, 5)),
     )
     for layer in layers:
-        found, plain = product(z, layer), product(z.vector(), layer)
+        found, plain = product(z, layer), product(z.concatenated(), layer)
         np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("columns", [1, 6, 7, 8, 17])
 def test_factors_fill_whole_rows_of_a_fast_kernel(columns):
-    z = Features([Part(random(0, 5, columns))])
+    z = Features([Feature(random(0, 5, columns))])
     factors = z.factors()
     assert factors.shape[1] % ALIGNED == 0
     assert 0 < factors.shape[1] - columns <= ALIGNED
