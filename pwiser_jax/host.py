@@ -1,10 +1,25 @@
 """The host process: its memory allocator and the thread that runs CPU programs."""
 
 import ctypes
+import hashlib
+import os
+import platform
+import re
 import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 # Parameters of glibc's mallopt.
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
+
+# jax's warnings about its persistent cache.
+CACHE_ERROR = re.compile(
+    r"Error (?P<action>reading|writing) persistent compilation cache entry for "
+    r"'(?P<program>.*?)': (?P<reason>.*)",
+    re.DOTALL,
+)
 
 
 def keep_freed_memory() -> None:
@@ -36,3 +51,85 @@ def prepare_host() -> None:
 
     keep_freed_memory()
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def use_compilation_cache() -> Path | None:
+    """Keeps compiled programs on disk, so that later processes need not compile them.
+
+    For commands only: importing the package, or calling `train` from Python, leaves
+    jax's configuration as it is. `PWISER_COMPILATION_CACHE` names another folder than
+    `~/.cache/pwiser_jax/compiled` (`XDG_CACHE_HOME`); "off" keeps nothing. Where
+    `JAX_COMPILATION_CACHE_DIR` is set, jax's own choice stays.
+
+    The folder's name holds the versions, flags and CPU features that a program depends
+    on: a home folder that two kinds of machine share never runs the other's code.
+    Numbers do not depend on it. A damaged entry is removed and compiled again, with one
+    warning; so is a folder that cannot be written.
+
+    Returns:
+        The folder, or None where nothing is kept by this function.
+    """
+    choice = os.environ.get("PWISER_COMPILATION_CACHE", "")
+    if choice == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return None
+    import jax
+
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = Path(choice) if choice else Path(cache) / "pwiser_jax" / "compiled"
+    folder = base / _program_fingerprint()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    warnings.showwarning = _cache_warnings(warnings.showwarning, folder)
+    return folder
+
+
+def _program_fingerprint() -> str:
+    """What compiled programs depend on, beside the computation itself."""
+    import jax
+    import jaxlib.version
+
+    features = platform.processor()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        named = [x for x in lines if x.lower().startswith(("flags", "features"))]
+        features = " ".join(sorted(named[0].split())) if named else features
+    parts = (
+        jax.__version__,
+        jaxlib.version.__version__,
+        platform.machine(),
+        features,
+        os.environ.get("XLA_FLAGS", ""),
+    )
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    return f"jax-{jax.__version__}-{platform.machine()}-{digest}"
+
+
+def _cache_warnings(default: Callable[..., None], folder: Path) -> Callable[..., None]:
+    """Shows jax's warnings about cache entries as one sentence, and only once."""
+    shown = False
+
+    def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        nonlocal shown
+        error = CACHE_ERROR.match(str(message))
+        if not error:
+            default(message, category, *rest, **more)
+            return
+        if error["action"] == "reading":  # jax does not replace an entry
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if entry.name.startswith(f"{error['program']}-"):
+                    entry.unlink(missing_ok=True)
+        if not shown:
+            shown = True
+            verb = {"reading": "read", "writing": "written"}[error["action"]]
+            print(
+                f"pwiser: warning: an entry of the compilation cache {folder} cannot "
+                f"be {verb} ({_first_line(error['reason'])}); its program is compiled",
+                file=sys.stderr,
+            )
+
+    return show
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0][:200]

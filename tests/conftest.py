@@ -15,6 +15,14 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 
 from pathlib import Path
 
+# Programs are compiled once for all workers, processes and runs of the tests.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(__file__).resolve().parents[1] / "build" / "compiled_for_tests"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings

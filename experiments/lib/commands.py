@@ -4,11 +4,13 @@ import sys
 from collections.abc import Callable
 
 from pwiser_jax.errors import UserError
+from pwiser_jax.host import use_compilation_cache
 from pwiser_jax.training.devices.signals import Interrupted
 
 
 def ended(name: str, work: Callable[[], None]) -> int:
     """Does the work; returns the exit code: 0, 2 for a user's mistake, 130 stopped."""
+    use_compilation_cache()
     try:
         work()
     except UserError as error:

@@ -2,7 +2,8 @@
 
 A command's module has a docstring whose first line is its help, `add_options(parser)`
 and `run(options)`, which returns the exit code; with a `--config` option `run` also
-gets the options that were given, without defaults. Commands import what they need when
+gets the options that were given, without defaults. `COMPILES = True` says that it runs
+compiled programs, which are then kept on disk. Commands import what they need when
 they run, so that help and mistakes are quick and `prepare` does not load jax.
 
 Exit codes: 0 success; 2 a mistake of the user, in one sentence; 130 and 143 a run that
@@ -42,10 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             parsing = parser(given)
             options = parsing.parse(given)
             chosen = options[options.command]
+            command = _command(options.command)
+            if getattr(command, "COMPILES", False):
+                from pwiser_jax.host import use_compilation_cache
+
+                use_compilation_cache()
             if "config" in chosen:  # a YAML file, over which only given options go
                 explicit = parsing.parse(given, defaults=False)[options.command]
-                return _command(options.command).run(chosen, explicit)
-            return _command(options.command).run(chosen)
+                return command.run(chosen, explicit)
+            return command.run(chosen)
     except UserError as error:
         print(f"pwiser: error: {error}", file=sys.stderr)
         return 2

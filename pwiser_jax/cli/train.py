@@ -14,6 +14,8 @@ from pwiser_jax.options import Parser
 if TYPE_CHECKING:
     from pwiser_jax.config import Config
 
+COMPILES = True
+
 
 def add_options(parser: Parser, argv: Sequence[str]) -> None:
     from pwiser_jax.config import add_options
