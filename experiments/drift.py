@@ -28,15 +28,17 @@ from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.inference.evaluate import evaluate_run, run_config
+from pwiser_jax.inference.load import load_best
 from pwiser_jax.metrics import Interval, mean_interval
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines
 from pwiser_jax.tasks import measured
-from pwiser_jax.training.inference import load_best, predict_logits
-from pwiser_jax.training.loop import Progress, train
+from pwiser_jax.training.logits import predict_logits
+from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.checkpoint import Checkpoints
-from pwiser_jax.training.run.folder import RESULT, config_hash, open_run
+from pwiser_jax.training.run.folder import RESULT, config_hash, make_run
 from pwiser_jax.training.run.progress import Silent
+from pwiser_jax.training.run.record import Progress
 
 NAME = "drift"
 MODEL = "mmoe"
@@ -120,13 +122,13 @@ def _train(cell: Cell, run: Path, before: Path | None) -> None:
     """A run of one day; with `before`, it starts from that run's best weights."""
     config = cell.config
     if before is not None and not (run / RESULT).exists():
-        open_run(run, config, Path(config.data.path))
+        make_run(run, config, Path(config.data.path))
         schema = Prepared(Path(config.data.path)).schema
         state = load_best(before, run_config(before), schema)
         state = state._replace(step=jnp.zeros_like(state.step))
         last = Checkpoints(run, "last")
         if not any((run / "checkpoints" / "last").glob("[0-9]*")):
-            last.save(0, state, asdict(Progress()))
+            last.save(0, state, {"runs": [asdict(Progress())]})
         last.close()
     train(config, run, Silent())
 

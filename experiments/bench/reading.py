@@ -101,7 +101,7 @@ def train(folder: Path, model: str, batch_size: int, steps: int) -> dict[str, fl
 
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training.devices.programs import replicated, stacked, train_program
-    from pwiser_jax.training.inference import new_state
+    from pwiser_jax.training.state import new_state
     from pwiser_jax.training.step import Hyper, step_spec
 
     config = Config(
@@ -112,9 +112,10 @@ def train(folder: Path, model: str, batch_size: int, steps: int) -> dict[str, fl
     prepared = Prepared(folder)
     rows, schema = prepared.load("train"), prepared.schema
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
-    program = train_program(step_spec(config, schema, objective))
+    spec = step_spec(config, schema, objective)
+    program = train_program(spec)
     hyper = Hyper(0, 1e-3, 1e-6, weights)
-    state = replicated(new_state(config, schema))
+    state = replicated(new_state(spec, 0))
     batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
     waited = total = 0.0
     with prefetched(stacked([batch], 1) for batch in batches) as ahead:

@@ -144,6 +144,7 @@ def compiled(cell: Cell) -> Parts:
 
     from pwiser_jax.training import objective as objectives
     from pwiser_jax.training.devices import programs as parallel
+    from pwiser_jax.training.devices import stacked
     from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
     from pwiser_jax.training.step import hyper as step_numbers
     from pwiser_jax.training.step import step_spec
@@ -172,12 +173,12 @@ def compiled(cell: Cell) -> Parts:
         rest = (parallel.replicated(hyper),)
         cut = [parallel.stacked(call, k) for call in calls]
     else:
-        size = parallel.stack_size(cell.runs)
-        at_once = parallel.runs_at_once(cell.runs)
-        program = parallel.sweep_program.__wrapped__(spec, at_once)
+        size = stacked.stack_size(cell.runs)
+        at_once = stacked.runs_at_once(cell.runs)
+        program = stacked.sweep_program.__wrapped__(spec, at_once)
 
         def of_all(state: Any) -> Any:
-            return parallel.dealt(stack([jax.device_get(state)] * size))
+            return stacked.dealt(stack([jax.device_get(state)] * size))
 
         place = of_all
         orders, active = np.zeros(size, np.int32), np.ones(size, bool)
@@ -203,7 +204,7 @@ def _drawing(spec: Any, plain: str) -> tuple[Any, Any]:
     """The compiled program that draws a state from a seed, and the state's shapes."""
     import jax
 
-    from pwiser_jax.training.inference import draw_program
+    from pwiser_jax.training.state import draw_program
 
     del plain  # a form of the parts is traced anew
     make: Any = draw_program.__wrapped__

@@ -9,14 +9,14 @@ from pwiser_jax.training.devices.signals import Interrupted
 
 
 def ended(name: str, work: Callable[[], None]) -> int:
-    """Does the work; returns the exit code: 0, 2 for a user's mistake, 130 stopped."""
+    """Does the work; returns the exit code: 0, 2 for a user's mistake, a signal's."""
     use_compilation_cache()
     try:
         work()
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, Interrupted) as stop:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
     return 0

@@ -19,10 +19,11 @@ from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import Prediction, predict_task
 from pwiser_jax.inference.evaluate import run_config
+from pwiser_jax.inference.load import load_best
 from pwiser_jax.models import MODELS
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.tasks import measured
-from pwiser_jax.training.inference import load_best, predict_logits
+from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.run.protocol import note
 
 TUNING_SEED = 1000  # and on: seeds of choices, which no final run has

@@ -55,7 +55,7 @@ def run(options: Namespace, given: Namespace) -> int:
     from pwiser_jax.config import config_of
     from pwiser_jax.host import prepare_host
     from pwiser_jax.training.devices import processes
-    from pwiser_jax.training.devices.signals import Interrupted
+    from pwiser_jax.training.devices.signals import Interrupted, answered
 
     prepare_host()
     config = config_of(given)
@@ -67,11 +67,11 @@ def run(options: Namespace, given: Namespace) -> int:
     several = options.distributed or options.coordinator is not None
     joined = processes.joined(*explicit) if several else nullcontext()
     try:
-        with joined:
+        with answered(), joined:
             _train(config, options.output, options.profile)
     except Interrupted as stop:
         print(f"pwiser: {stop}", file=sys.stderr)
-        return 128 + stop.signum
+        return stop.exit_code
     return 0
 
 
@@ -91,5 +91,7 @@ def _train(config: "Config", output: Path, profile: bool) -> None:
     split = CHOSEN[config.protocol]
     report = evaluate_run(output, split)
     if processes.first():
-        print(f"best epoch {result['best']['epoch'] + 1}, on {NAMES[split]}:")
+        print(f"best epoch {result.best.epoch + 1}, on {NAMES[split]}:")
         print(summary(report))
+        if result.warning:
+            print(f"pwiser: warning: {result.warning}")

@@ -8,8 +8,9 @@ from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import refuse_other_data
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import evaluate
+from pwiser_jax.inference.load import load_best
 from pwiser_jax.training.devices import processes
-from pwiser_jax.training.inference import load_best, predict_logits
+from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.run import protocol
 from pwiser_jax.training.run.folder import CONFIG, write_json
 

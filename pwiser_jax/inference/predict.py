@@ -20,8 +20,9 @@ from pwiser_jax.data.raw.frames import frames_of, scan_parquet
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import probabilities
 from pwiser_jax.inference.evaluate import run_config
+from pwiser_jax.inference.load import load_best
 from pwiser_jax.schema import Schema
-from pwiser_jax.training.inference import load_best, predict_logits
+from pwiser_jax.training.logits import predict_logits
 
 CHUNK = 65_536
 

@@ -1,19 +1,13 @@
-"""The training loop, from top to bottom."""
+"""The training loop: one for a solo run and for a sweep, from top to bottom."""
 
-import json
-import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches.batches import Batch, epoch_order, steps_per_epoch
+from pwiser_jax.data.batches.batches import steps_per_epoch
 from pwiser_jax.data.batches.prefetch import prefetched
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
@@ -21,283 +15,218 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.host import prepare_host
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices import processes
-from pwiser_jax.training.devices.programs import (
-    largest,
-    replicated,
-    shard,
-    train_program,
-    unshard,
-)
-from pwiser_jax.training.devices.several import MOST_STEPS, pace
+from pwiser_jax.training.devices.several import MOST_STEPS, Pace
 from pwiser_jax.training.devices.signals import Interrupted, StopSignals
-from pwiser_jax.training.devices.source import Source, source
-from pwiser_jax.training.inference import (
-    new_state,
-    predict_logits,
-    state_template,
-    table_rows,
-)
+from pwiser_jax.training.devices.solo import Solo
 from pwiser_jax.training.run import protocol
-from pwiser_jax.training.run import record as records
-from pwiser_jax.training.run.checkpoint import BackgroundSaves, Checkpoints
-from pwiser_jax.training.run.folder import RESULT, open_run, write_json
-from pwiser_jax.training.run.metrics import MetricsWriter
-from pwiser_jax.training.run.progress import Reporter
-from pwiser_jax.training.run.record import Progress, Record
+from pwiser_jax.training.run.checkpoint import BackgroundSaves
+from pwiser_jax.training.run.folder import check_run, opened
+from pwiser_jax.training.run.progress import Reporter, Silent
+from pwiser_jax.training.run.record import TrainResult, result
 from pwiser_jax.training.run.stopwatch import Stopwatch
+from pwiser_jax.training.run.store import RunStore
 from pwiser_jax.training.run.trace import Trace
-from pwiser_jax.training.step import Hyper, TrainState, step_spec
-from pwiser_jax.training.step import hyper as step_numbers
+from pwiser_jax.training.runs import Runs
+from pwiser_jax.training.schedule import Schedule
 
 
 def train(
     config: Config,
     output: Path,
-    reporter: Reporter,
+    reporter: Reporter | None = None,
     *,
     stop_after: int | None = None,
     profile: bool = False,
-) -> dict[str, Any]:
-    """Trains a run, or goes on with it, and returns its result.
+) -> TrainResult:
+    """Trains a run, or resumes it, and returns its result.
 
     Args:
         config: the configuration; `data.path` is a prepared folder.
-        output: the run's folder; a run that stands there already is gone on with.
-        reporter: hears of steps and epochs.
-        stop_after: ends this call after so many steps of its own, with a checkpoint.
-        profile: writes a trace of a few steps into the folder `profile` of the run.
+        output: the run's folder; a run in it resumes from its last checkpoint.
+        reporter: receives steps, epochs and lines to show; None: nothing is shown.
+        stop_after: stops this call after so many steps, with a checkpoint.
+        profile: writes a trace of a few steps into the run's folder `profile`.
     Returns:
-        The tree of result.json.
+        What result.json holds.
     Raises:
-        UserError: the data, the configuration or the folder do not fit, or the loss is
-            not finite.
+        UserError: the data, the configuration or the folder do not fit, another process
+            trains in the folder, or the loss is not finite.
         Interrupted: stopped by a signal or `stop_after`, after saving.
     """
-    # 1. Data, objective, folder.
+    reporter = reporter or Silent()
     prepare_host()
-    if not config.data.path:
-        raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
-    prepared = Prepared(Path(config.data.path))
-    schema = prepared.schema
-    objective, weights = objectives.build(
-        config.loss, schema.labels, config.model.cvr_space
-    )
+    prepared = open_data(config)
     if config.data.batch_size % processes.count():
         raise UserError(
             f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
             f"{processes.count()} processes"
         )
-    if processes.first():
-        open_run(output, config, Path(config.data.path))
-    finished = processes.from_first(_result(output))
-    if finished is not None:
+    labels, space = prepared.schema.labels, config.model.cvr_space
+    objective, weights = objectives.build(config.loss, labels, space)
+    # Process 0 writes the folder; the others only train.
+    first, data = processes.first(), Path(config.data.path)
+    finished = processes.from_first(check_run(output, config, data) if first else None)
+    if finished:
         reporter.line(f"{output} is finished already")
-        return finished
-    train_rows, valid_rows = protocol.rows_of(config.protocol, prepared)
-    for text in (*protocol.lines(config), *objectives.notes(config.loss, objective)):
-        reporter.line(text)
-    epoch_steps = steps_per_epoch(
-        train_rows,
-        config.data.batch_size,
-        min_conversions=config.data.min_conversions,
-    )
-
-    # 2. State: from the last checkpoint, or from the seed.
-    last, best = Checkpoints(output, "last"), Checkpoints(output, "best")
-    found = last.restore(state_template(config, schema), reporter.line)
-    if found is None:
-        state = processes.state_from_first(new_state(config, schema))
-        progress = Progress()
-    else:
-        state, progress = found[0], Progress(**found[1])
-        reporter.line(f"going on from the checkpoint at step {progress.step}")
-    metrics = MetricsWriter(output, progress.step)
-    saves = BackgroundSaves(progress.step)
-
-    # 3. Epochs.
-    trace = Trace(output / "profile" if profile and processes.first() else None)
-    state = shard(state, config.optimizer.shard_tables)
-    watch = Stopwatch()
-    record = Record(config, schema, metrics, progress, watch)
-    loop = _Loop(record, reporter, watch, last, best, saves, trace, state)
-    program = train_program(step_spec(config, schema, objective))
-    total_steps = config.train.epochs * epoch_steps
-    hyper = replicated(step_numbers(config, weights, total_steps))
-    made = source(train_rows, config.data.rows_from)
-    budget = None if stop_after is None else progress.step + stop_after
-    try:
-        with StopSignals() as signals, trace:
-            while not progress.stopped:
-                loop.train_epoch(
-                    program, hyper, train_rows, made, epoch_steps, signals, budget
-                )
-                loop.end_epoch(valid_rows)
-            saves.wait()
-    finally:
-        metrics.close()
-        saves.close()
-        last.close()
-        best.close()
-
-    # 4. Result.
-    result = records.result(config, progress)
-    if processes.first():
-        write_json(output / RESULT, result)
-    return result
-
-
-def _result(output: Path) -> dict[str, Any] | None:
-    """The tree of a finished run's result.json."""
-    path = output / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-@dataclass
-class _Loop:
-    record: Record
-    reporter: Reporter
-    watch: Stopwatch
-    last: Checkpoints
-    best: Checkpoints
-    saves: BackgroundSaves
-    trace: Trace
-    state: TrainState
-    _pace: int = 1
-    _signal: int = 0
-    _clock: float = field(default_factory=time.perf_counter)
-
-    @property
-    def config(self) -> Config:
-        return self.record.config
-
-    @property
-    def progress(self) -> Progress:
-        return self.record.progress
-
-    def save(self, *series: Checkpoints) -> None:
-        tree = asdict(self.progress)
-        state = self.state
-        if self.config.optimizer.shard_tables:
-            state = unshard(state, table_rows(self.config, self.record.schema))
-        self.saves.save(self.progress.step, state, tree, *series)
-
-    def checkpoint(self, stop: bool) -> None:
-        """Begins a checkpoint where one is due; see `TrainConfig`."""
-        train, step, saves = self.config.train, self.progress.step, self.saves
-        with self.watch.measured("checkpoint"):
-            if step - saves.finished >= train.most_steps_lost:
-                saves.wait()
-            due = step % train.checkpoint_interval == 0
-            # All processes or none, for each may have a part of the state.
-            due = due and not processes.from_first(saves.in_flight())
-            if due or stop:
-                self.save(self.last)
-            if stop or step - saves.finished >= train.most_steps_lost:
-                saves.wait()
-
-    def train_epoch(
-        self,
-        program: Any,
-        hyper: Hyper,
-        rows: Rows,
-        made: Source,
-        epoch_steps: int,
-        signals: StopSignals,
-        budget: int | None,
-    ) -> None:
-        """The rest of an epoch, from the position on.
-
-        While a call computes, the one before it is read and the next is made ready.
-        """
-        progress, watch = self.progress, self.watch
-        end = (progress.epoch + 1) * epoch_steps
-        done = progress.step + epoch_steps - end
-        self.reporter.epoch(progress.epoch, epoch_steps, done)
-        begun = progress.step
-        running: deque[tuple[int, Any, Any]] = deque()
-        self._clock = time.perf_counter()
-        ahead = self._calls(rows, made, done, end, budget)
-        with prefetched(ahead) as calls, watch.running():
-            for batches, count, pause in watch.waited_for(calls):
-                self.state, values = program(
-                    self.state, batches, np.int32(count), hyper
-                )
-                signal = largest(signals.received or 0)
-                running.append((count, values, signal))
-                begun += count
-                self.trace.at(count, self.state)
-                # The newest call alone is not waited for. More of them in flight gain
-                # nothing, and deadlock on a CPU backend of several devices.
-                while len(running) > 1:
-                    self._read(*running.popleft())
-                # A signal is heeded when its call is read, by all processes alike.
-                stop = bool(self._signal) or begun == budget
-                if stop or pause:
-                    self._read(*running.popleft())
-                    self.checkpoint(stop)
-                if stop:
-                    raise Interrupted(progress.step, self._signal)
-            while running:
-                self._read(*running.popleft())
-
-    def _calls(
-        self, rows: Rows, made: Source, done: int, end: int, budget: int | None
-    ) -> Iterator[tuple[Batch, int, bool]]:
-        """The rest of an epoch's batches, call by call.
-
-        Each comes with its number of steps, and whether a checkpoint begins or is
-        waited for after them.
-
-        Args:
-            rows: the split.
-            made: makes batches of its rows.
-            done: steps of the epoch that are behind.
-            end: the run's steps when the epoch is over.
-            budget: the run's steps when this process stops, or None.
-        """
-        data, train = self.config.data, self.config.train
-        order = epoch_order(
-            rows,
-            data.batch_size,
-            seed=train.seed,
-            epoch=self.progress.epoch,
-            start_step=done,
-            min_conversions=data.min_conversions,
-            process_index=processes.index(),
-            process_count=processes.count(),
+        return TrainResult.from_dict(finished)
+    with opened(output, config, data) if first else nullcontext():
+        train_rows, valid_rows = protocol.rows_of(config.protocol, prepared)
+        steps = epoch_steps(config, train_rows)
+        total = config.train.epochs * steps
+        runs = Runs(
+            [config],
+            [output],
+            [objective],
+            Solo(config, prepared.schema, objective, weights, train_rows, total),
+            RunStore(output),
+            steps,
+            valid_rows,
+            reporter,
         )
-        step = start = self.progress.step
-        every, lost = train.checkpoint_interval, train.most_steps_lost
-        most = train.steps_per_call or MOST_STEPS
-        # Several processes cannot each go by a clock of their own.
-        paced = not train.steps_per_call and processes.count() == 1
-        while step < end:
-            stops = [end, step + every - step % every]
-            stops += [step + every - (step - lost) % every, start + lost]
-            stops += [] if budget is None else [budget]
-            stop = min(stop for stop in stops if stop > step)
-            count = min(self._pace if paced else most, stop - step)
-            step += count
-            yield made(list(islice(order, count)), most), count, step == stop
+        trace = Trace(output / "profile" if profile and first else None)
+        train_runs(runs, stop_after, trace)
+    (progress,) = runs.progress
+    return result(config, progress)
 
-    def _read(self, count: int, metrics: Any, signal: Any) -> None:
-        """Waits for a call of so many steps; its metrics go into the record."""
-        self._signal = int(signal)
-        read = jax.device_get(metrics)
-        self.watch.count(count, count * self.config.data.batch_size)
-        self.record.read(read[0], read[1], count)
-        now = time.perf_counter()
-        seconds = max(now - self._clock, 1e-9) / count
-        self._clock = now
-        self._pace = pace(seconds)
-        loss = float(np.mean(read[0]["loss"][:count]))
-        self.reporter.steps(count, loss, self.config.data.batch_size / seconds)
 
-    def end_epoch(self, valid: Rows) -> None:
-        """Validation, early stopping, checkpoints."""
-        record = self.record
-        logits = predict_logits(record.config, record.schema, self.state, valid)
-        better = record.end_epoch(logits, valid)
-        # The best first: the loop's state in the last names it.
-        self.save(*((self.best, self.last) if better else (self.last,)))
-        self.reporter.line(record.epoch_line())
+def open_data(config: Config) -> Prepared:
+    """The prepared folder of a configuration."""
+    if not config.data.path:
+        raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
+    return Prepared(Path(config.data.path))
+
+
+def epoch_steps(config: Config, rows: Rows) -> int:
+    """Steps of an epoch."""
+    data = config.data
+    return steps_per_epoch(rows, data.batch_size, min_conversions=data.min_conversions)
+
+
+def train_runs(runs: Runs, stop_after: int | None, trace: Trace) -> None:
+    """Trains a group of runs from its last checkpoint, or its seeds, to results."""
+    reporter, config = runs.reporter, runs.config
+    notes = objectives.notes(config.loss, runs.objectives[0])
+    for text in (*protocol.lines(config), *notes):
+        reporter.line(text)
+    try:
+        runs.restore()
+        start, train = runs.step, config.train
+        schedule = Schedule(
+            epoch_steps=runs.epoch_steps,
+            log_every=train.log_every,
+            checkpoint_every=train.checkpoint_interval,
+            most_steps_lost=train.most_steps_lost,
+            start=start,
+            stop_at=None if stop_after is None else start + stop_after,
+        )
+        saves, watch = BackgroundSaves(start), Stopwatch()
+        try:
+            runs.open_records(schedule, watch)
+            with StopSignals(reporter.line) as signals, trace:
+                run_loop(runs, schedule, saves, watch, signals, trace)
+            saves.wait()
+        finally:
+            runs.close_records()
+            saves.close()
+        runs.finish()
+    finally:
+        runs.store.close()
+
+
+def run_loop(
+    runs: Runs,
+    schedule: Schedule,
+    saves: BackgroundSaves,
+    watch: Stopwatch,
+    signals: StopSignals,
+    trace: Trace,
+) -> None:
+    """Trains until every run has stopped.
+
+    Raises:
+        Interrupted: a signal arrived or `schedule` says to stop; a checkpoint is saved.
+    """
+    reporter, train = runs.reporter, runs.config.train
+    # Processes must take calls of one length, so their clocks cannot choose it.
+    fixed = train.steps_per_call or (MOST_STEPS if processes.count() > 1 else 0)
+    pace, step, signum = Pace(fixed), runs.step, 0
+
+    def read(call: Any) -> int:
+        """Waits for a call; its metrics go into the records. Returns the signal."""
+        begun, count, values, signal = call
+        loss = runs.read(values, count)
+        rows = runs.config.data.batch_size * max(len(runs.active), 1)
+        watch.count(count, count * runs.config.data.batch_size)
+        reporter.steps(count, loss, rows / pace.note(begun, count))
+        signals.stepped = True
+        return int(signal)
+
+    while runs.active:
+        reporter.epoch(runs.epoch, schedule.epoch_steps, step % schedule.epoch_steps)
+        pace.restart()
+        pending: deque[Any] = deque()
+        with prefetched(_calls(runs, schedule, pace)) as calls, watch.running():
+            for batches, count in watch.waited_for(calls):
+                # Dispatch call k, and read call k - 1 while it computes. More calls in
+                # flight gain nothing, and deadlock several devices of a CPU.
+                pending.append(runs.dispatch(batches, count, signals.received))
+                step += count
+                trace.at(count, runs.states)
+                while len(pending) > 1:
+                    signum = read(pending.popleft())
+                # A signal counts when its call is read: then all processes know it.
+                stop = bool(signum) or schedule.stops(step)
+                if stop or schedule.due(step):
+                    read(pending.popleft())
+                if not runs.active:
+                    break
+                # Evaluate if an epoch ends; save if that is due; stop if asked to.
+                better: Sequence[int] = ()
+                if schedule.ends_epoch(step):
+                    with watch.paused():
+                        better = runs.validate()
+                    if runs.failed:
+                        break
+                    reporter.line(runs.epoch_line(better))
+                if stop or schedule.due(step):
+                    with watch.measured("checkpoint"):
+                        _checkpoint(runs, schedule, saves, step, stop, better)
+                if stop and runs.active:
+                    raise Interrupted(step, signum)
+
+
+def _calls(runs: Runs, schedule: Schedule, pace: Pace) -> Iterator[tuple[Any, int]]:
+    """The batches of the rest of an epoch, call by call, each with its steps."""
+    step = runs.step
+    end = step + schedule.epoch_steps - step % schedule.epoch_steps
+    batches = runs.programs.batches(runs.epoch, step % schedule.epoch_steps)
+    while step < end:
+        count = min(pace.steps, schedule.next_stop(step) - step)
+        step += count
+        yield batches(count), count
+
+
+def _checkpoint(
+    runs: Runs,
+    schedule: Schedule,
+    saves: BackgroundSaves,
+    step: int,
+    stop: bool,
+    better: Sequence[int],
+) -> None:
+    """Begins a checkpoint if one is due, and waits for it where it must be on disk."""
+    if schedule.must_wait(step, saves.finished):
+        saves.wait()
+    due = stop or schedule.ends_epoch(step)
+    if not due and schedule.saves(step):
+        # All processes or none: each may hold a part of the state.
+        due = not processes.from_first(saves.in_flight())
+    if due:
+        tree = runs.tree()
+
+        def write(state: Any) -> None:
+            runs.store.save(step, state, tree, better)
+
+        saves.begin(step, runs.programs.whole(runs.states), write)
+    if stop or schedule.must_wait(step, saves.finished):
+        saves.wait()

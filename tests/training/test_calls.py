@@ -14,12 +14,12 @@ from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.training.devices.programs import eval_program, train_program
 from pwiser_jax.training.devices.several import several_steps
 from pwiser_jax.training.devices.signals import Interrupted
-from pwiser_jax.training.inference import state_template
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.run.folder import config_hash
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
+from pwiser_jax.training.state import state_template
 from tests.training.helpers import compilations, small_config
 
 
@@ -103,7 +103,7 @@ def test_a_run_compiles_one_program_to_train_and_one_to_evaluate(
 
 def test_steps_that_are_not_taken_change_nothing() -> None:
     def step(state, batch, hyper):
-        return state * hyper + batch, {"loss": jnp.sum(state)}
+        return state * hyper + batch, {"loss": jnp.sum(state)}, {}
 
     program = jax.jit(several_steps(step))
     batches = jnp.arange(12.0).reshape(4, 3)
@@ -113,11 +113,11 @@ def test_steps_that_are_not_taken_change_nothing() -> None:
     for count in range(5):
         given = batches.at[count:].set(jnp.nan)
         with compilations() as new:
-            got, metrics = program(start, given, count, 1.1)
+            got, (metrics, _) = program(start, given, count, 1.1)
         names += new
         np.testing.assert_array_equal(got, state)
         np.testing.assert_array_equal(metrics["loss"], [*expected, *[0] * (4 - count)])
         if count < 4:
-            state, values = jax.jit(step)(state, batches[count], 1.1)
+            state, values, _ = jax.jit(step)(state, batches[count], 1.1)
             expected.append(values["loss"])
     assert names == ["jit(steps)"]

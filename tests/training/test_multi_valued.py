@@ -10,9 +10,10 @@ import pytest
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.inference.evaluate import evaluate_run
+from pwiser_jax.inference.load import load_best
 from pwiser_jax.inference.predict import predict_file
 from pwiser_jax.training.devices.signals import Interrupted
-from pwiser_jax.training.inference import load_best, predict_logits
+from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent

@@ -18,11 +18,11 @@ import pytest
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.training.devices.signals import Interrupted
-from pwiser_jax.training.inference import state_template
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
+from pwiser_jax.training.state import state_template
 from tests.training.processes_worker import worker_config
 
 TESTS = Path(__file__).parent

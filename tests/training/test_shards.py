@@ -12,6 +12,7 @@ import pytest
 from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
+from pwiser_jax.inference.load import load_best
 from pwiser_jax.training.devices.programs import (
     shard,
     split_rows,
@@ -26,16 +27,12 @@ from pwiser_jax.training.devices.shards import (
     unshard_rows,
 )
 from pwiser_jax.training.devices.signals import Interrupted
-from pwiser_jax.training.inference import (
-    load_best,
-    predict_logits,
-    state_template,
-    table_rows,
-)
+from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
+from pwiser_jax.training.state import state_template, table_rows
 from pwiser_jax.training.sweep import train_sweep
 from tests.data.multi_valued import write_folder
 from tests.training.helpers import small_config

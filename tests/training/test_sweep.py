@@ -15,13 +15,13 @@ from pwiser_jax.config import Config
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.inference.evaluate import evaluate_run
 from pwiser_jax.training import objective as objectives
-from pwiser_jax.training.devices.programs import (
+from pwiser_jax.training.devices.signals import Interrupted
+from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
+from pwiser_jax.training.devices.stacked import (
     dealt,
     sweep_eval_program,
     sweep_program,
 )
-from pwiser_jax.training.devices.signals import Interrupted
-from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
@@ -154,7 +154,7 @@ def swept(
         results = train_sweep(configs(data), folders(parent), Silent())
     compiled += names
     for folder, result in zip(folders(parent), results, strict=True):
-        assert json.loads((folder / "result.json").read_text()) == result
+        assert json.loads((folder / "result.json").read_text()) == result.to_dict()
     return parent
 
 
@@ -175,10 +175,10 @@ def test_each_run_equals_its_solo_run(data: Path, swept: Path, tmp_path: Path) -
                     assert line[name] == pytest.approx(value, rel=1e-4), name
         result = json.loads((folder / "result.json").read_text())
         # An epoch is as good as another that differs in the last digits.
-        for task, auc in expected["best"]["auc"].items():
+        for task, auc in expected.best.auc.items():
             assert result["best"]["auc"][task] == pytest.approx(auc, abs=1e-3)
-        assert result["stopped"] == expected["stopped"]
-        assert result["steps"] == expected["steps"]
+        assert result["stopped"] == expected.stopped
+        assert result["steps"] == expected.steps
         ours, theirs = evaluate_run(folder, "valid"), evaluate_run(solo, "valid")
         assert ours["ctr"]["auc"]["value"] == pytest.approx(
             theirs["ctr"]["auc"]["value"], abs=1e-3
@@ -258,7 +258,7 @@ def test_a_run_that_stops_early_is_frozen_and_the_others_go_on(
         whole = read_metrics(folders(swept)[i])
         lines = [line for line in whole if i < 4 or line["epoch"] == 0]
         assert read_metrics(folder) == lines
-        assert results[i]["steps"] == lines[-1]["step"]
+        assert results[i].steps == lines[-1]["step"]
 
 
 def test_what_cannot_be_traced_is_another_sweep(data: Path) -> None:

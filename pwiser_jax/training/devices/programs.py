@@ -1,9 +1,9 @@
-"""Devices: the only module that knows how many there are.
+"""A run on all devices, by `jax.pmap`: its programs, and what they take.
 
-`jax.pmap` over the local devices: the state is given whole to each of them (no device
-axis, `in_axes=None`), but for large tables that are to be spread over them (see
-`shards`), a batch is cut into one part a device. With several processes the
-mapped axis spans the devices of all of them, and each process gives its own share.
+The state is replicated without a device axis (`in_axes=None`), except for large tables
+that are sharded (see `shards`); a batch is split evenly over the devices. With several
+processes the mapped axis spans the devices of all of them, and each process passes its
+own share of the batch.
 """
 
 import dataclasses
@@ -25,9 +25,7 @@ from pwiser_jax.training.devices.shards import (
     table_axes,
     unshard_rows,
 )
-from pwiser_jax.training.devices.stack import VARIED, stacked_eval, stacked_steps
 from pwiser_jax.training.step import (
-    Hyper,
     ModelSpec,
     StepSpec,
     TrainState,
@@ -207,53 +205,3 @@ def unshard(state: TrainState, rows: int) -> TrainState:
 def _sharding(*axes: str) -> NamedSharding:
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return NamedSharding(mesh, PartitionSpec(*axes))
-
-
-# A stack of runs (see `stack`) is dealt to the devices whole run by whole run, so they
-# need not meet.
-
-
-def runs_at_once(runs: int) -> int:
-    """How many of a device's runs are computed side by side."""
-    return 1 if jax.default_backend() == "cpu" else -(-runs // device_count())
-
-
-def stack_size(runs: int) -> int:
-    """The next number of runs that devices share evenly."""
-    at_once = runs_at_once(runs)
-    return -(-runs // (at_once * device_count())) * at_once * device_count()
-
-
-@functools.lru_cache(maxsize=16)
-def sweep_program(spec: StepSpec, at_once: int) -> Any:
-    """`stacked_steps` over the devices; the old states are donated."""
-    steps = stacked_steps(functools.partial(train_step, spec), at_once)
-    shared, own = PartitionSpec(), PartitionSpec(AXIS)
-    hypers = Hyper(
-        **{name: own if name in VARIED else shared for name in Hyper._fields}  # pyright: ignore[reportArgumentType]
-    )
-    specs = (own, shared, shared, hypers, own, own)
-    return jax.jit(_over_devices(steps, specs, own), donate_argnums=0)
-
-
-@functools.lru_cache(maxsize=16)
-def sweep_eval_program(spec: ModelSpec, at_once: int) -> Any:
-    """`stacked_eval` over the devices."""
-    logits = stacked_eval(functools.partial(eval_step, spec), at_once)
-    shared, own = PartitionSpec(), PartitionSpec(AXIS)
-    return jax.jit(_over_devices(logits, (own, own, shared, own), own))
-
-
-def dealt(tree: Any) -> Any:
-    """A stack on the devices, each of them with its share of the runs."""
-    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
-
-
-def _over_devices(function: Any, in_specs: Any, out_specs: Any) -> Any:
-    return jax.shard_map(
-        function, mesh=_mesh(), in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
-
-
-def _mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), (AXIS,))

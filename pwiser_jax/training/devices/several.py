@@ -1,37 +1,67 @@
-"""Several training steps in one program, so that Python is met once for all of them."""
+"""k training steps per dispatch, in one fori_loop."""
 
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# Steps in one call, where the configuration leaves it open: as many as take about so
-# long, so that signals and the bar are looked at in time, and at most so many. On an
-# H200, where a step of 2,048 rows is mostly the starting of kernels, eight steps in a
-# call take 0.45 to 0.65 of the time of single calls; on 2 CPU cores they take the same
+# Steps of a call where the configuration leaves it open: as many as take CALL_SECONDS,
+# so that signals and progress are handled in time, and at most MOST_STEPS. On an H200,
+# where a step of 2,048 rows is mostly kernel launches, eight steps in a call take 0.45
+# to 0.65 of the time of single calls; on 2 CPU cores they take the same
 # (experiments.bench.training).
 CALL_SECONDS = 2.0
 MOST_STEPS = 8
+# Calls that the speed is averaged over.
+RECENT = 4
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any, Any]]
 
 
-def pace(seconds: float) -> int:
-    """Steps for the next call, after steps that took so long each."""
-    return min(max(int(CALL_SECONDS / seconds), 1), MOST_STEPS)
+class Pace:
+    """The speed of recent steps, and from it the number of steps of the next call.
+
+    Args:
+        fixed: the number of steps of every call; 0: by the speed.
+    """
+
+    def __init__(self, fixed: int = 0) -> None:
+        self._fixed, self.steps = fixed, fixed or 1
+        self._calls: deque[tuple[float, int]] = deque(maxlen=RECENT)
+
+    def restart(self) -> None:
+        """Forgets the calls so far: a pause comes before the next."""
+        self._calls.clear()
+
+    def note(self, begun: float, steps: int) -> float:
+        """Takes a call that is done; returns the seconds of a recent step.
+
+        The time counts from the dispatch of the oldest recent call. From one reading to
+        the next it would be too short: the last calls of an epoch are read at once.
+
+        Args:
+            begun: `time.perf_counter()` when the call was dispatched.
+            steps: the steps of the call.
+        """
+        self._calls.append((begun, steps))
+        spent = time.perf_counter() - self._calls[0][0]
+        seconds = max(spent, 1e-9) / sum(count for _, count in self._calls)
+        if not self._fixed:
+            self.steps = min(max(int(CALL_SECONDS / seconds), 1), MOST_STEPS)
+        return seconds
 
 
 def several_steps(step: Step) -> Callable[..., tuple[Any, Any]]:
     """(state, batches, count, hyper) -> (state, metrics): `count` steps in turn.
 
-    The metrics are [losses, diagnostics].
-
-    Batches and metrics have a first axis of k steps, of which the first `count`, a
-    traced number, are taken; the metrics behind them are 0. So calls of any number of
-    steps share one program. A loop whose length is traced, where a scan over k steps
-    would need a condition in each: steps that are not taken cost nothing, and the
-    compiler cannot unroll a single step and round it otherwise.
+    The metrics are [losses, diagnostics]. Batches and metrics have a first axis of k
+    steps. The first `count`, a traced number, are taken; the metrics after them are 0.
+    So calls of any number of steps share one program. A `scan` over k steps would need
+    a condition in each; in a loop of traced length, steps not taken cost nothing, and
+    the compiler cannot unroll a single step and round it differently.
     """
 
     def steps(

@@ -1,9 +1,17 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the step in progress."""
+"""Ctrl-C and SIGTERM stop a run after the step in progress, with a checkpoint."""
 
+import os
 import signal
+import socket
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, ClassVar, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = "stopping after the step in progress, with a checkpoint; once more ends now"
 
 
 class Interrupted(Exception):
@@ -16,31 +24,52 @@ class Interrupted(Exception):
         )
         self.signum = signum
 
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal: 130 of Ctrl-C, 143 of SIGTERM, as shells have it."""
+        return 128 + (self.signum or signal.SIGINT)
+
 
 class StopSignals:
     """Within the context, the first signal is only noted, in `received`.
 
     A second one ends the program at once, as usual.
+
+    Args:
+        say: is called with a line for the user at the first signal.
     """
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, object] = {}
+    # The context that is active, and whether `answered` handles signals for it.
+    current: ClassVar["StopSignals | None"] = None
+    answered: ClassVar[bool] = False
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.received: int | None = None
+        self.stepped = False  # the loop sets it: there is work that a checkpoint saves
+        self._say = say
+        self._previous: dict[int, Any] = {}
+
+    def note(self, signum: int) -> None:
+        """Notes a signal, and says so."""
         self.received = signum
+        self._say(STOPPING)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._restore()
+        self.note(signum)
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():
-            signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
+            signal.signal(signum, handler)
         self._previous = {}
 
     def __enter__(self) -> Self:
+        StopSignals.current = self
         # Python delivers signals to the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
+        main = threading.current_thread() is threading.main_thread()
+        if main and not StopSignals.answered:
+            for signum in SIGNALS:
+                self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(
@@ -49,4 +78,43 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        StopSignals.current = None
         self._restore()
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Answers signals at once, whatever the main thread does: for a command.
+
+    Python's handlers wait until the main thread returns from compiled code, which may
+    compile for minutes. But the number of each signal is written to a socket as it
+    arrives, and a thread reads it: before the first step it ends the process, then the
+    first signal is for `StopSignals`, and the second ends the process.
+    """
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+    previous = {n: signal.signal(n, lambda *_: None) for n in SIGNALS}
+    before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+    StopSignals.answered = True
+    threading.Thread(target=_answer, args=(ours,), name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        StopSignals.answered = False
+        signal.set_wakeup_fd(before)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        pythons.close()
+
+
+def _answer(signals: socket.socket) -> None:
+    while number := signals.recv(1):
+        context = StopSignals.current
+        if context is not None and context.stepped and context.received is None:
+            context.note(number[0])
+        elif number[0] in SIGNALS:
+            # The last line of a bar stays, and its cursor is shown again.
+            show = "\x1b[?25h" if sys.stderr.isatty() else ""
+            print(f"{show}\npwiser: interrupted", file=sys.stderr, flush=True)
+            os._exit(128 + number[0])
+    signals.close()

@@ -1,14 +1,16 @@
-"""Checkpoints through orbax; no other module knows it.
+"""Checkpoints through orbax; no other module imports it.
 
-A run folder holds two series: `checkpoints/last`, the newest two, to go on from, and
-`checkpoints/best`, the one with the best validation AUC. A checkpoint is the train
-state (parameters, batch statistics, optimizer, bank, step) and a small JSON tree of the
-loop's own state (position, early stopping). There is no random state: what is random
-in a step depends on the seed and the step alone. Orbax writes into a temporary folder
-and renames it: a kill leaves whole checkpoints only.
+A run folder holds two series: `checkpoints/last`, the newest two, to resume from, and
+`checkpoints/best`, the newest two of those with the best validation AUC so far. A
+checkpoint is the train state (parameters, batch statistics, optimizer, bank, step), a
+small JSON tree of the loop (position, early stopping), and a checksum of both. There is
+no random state: what is random in a step depends on the seed and the step alone. Orbax
+writes into a temporary folder and renames it: a kill leaves whole checkpoints only.
 """
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,14 +23,15 @@ import orbax.checkpoint as ocp
 from pwiser_jax.errors import UserError
 from pwiser_jax.training.devices import processes
 
-KEPT = {"last": 2, "best": 1}
+# Two of each: where one is damaged, the one before it is used.
+KEPT = {"last": 2, "best": 2}
 
 
 class Checkpoints:
     """One series of checkpoints of a run: "last" or "best".
 
-    Of several processes the first alone reads and writes. (orbax's newer interface, v1,
-    wants all of them in every save, even of arrays that one process has.)
+    Of several processes the first reads and writes alone. (orbax's newer interface, v1,
+    needs all of them in every save, even of arrays that one process holds.)
     """
 
     def __init__(self, run: Path, series: str) -> None:
@@ -62,13 +65,14 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, loop: dict[str, Any]) -> None:
-        """Writes `state` and the loop's state; returns when both are on disk.
+        """Writes `state` and the loop's tree; returns when both are on disk.
 
         Raises:
             UserError: they cannot be written.
         """
         if not processes.first():
             return
+        loop = {"loop": loop, "sha256": checksum(state, loop)}
         parts = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),  # pyright: ignore[reportCallIssue]
             loop=ocp.args.JsonSave(loop),  # pyright: ignore[reportCallIssue]
@@ -86,30 +90,35 @@ class Checkpoints:
     def restore(
         self, template: Any, warn: Callable[[str], None]
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest whole checkpoint as (state, loop's state); None if there is none.
+        """The newest whole checkpoint as (state, loop's tree); None if there is none.
 
-        A checkpoint that cannot be read is skipped for the one before it, with a
-        warning. All processes get what the first has read.
+        A damaged checkpoint is skipped for the one before it, with a warning. All
+        processes return what the first has read.
 
         Raises:
             UserError: there are checkpoints, and none can be read.
         """
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        found = self._read(zeros, warn) if processes.first() else None
-        loop = processes.from_first(found and found[1])
+        restored = self._read(zeros, warn) if processes.first() else None
+        loop = processes.from_first(restored and restored[1])
         if loop is None:
             return None
-        return processes.state_from_first(found[0] if found else zeros), loop
+        return processes.state_from_first(restored[0] if restored else zeros), loop
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, damaged or not."""
+        steps = self._steps() if processes.first() else []
+        return processes.from_first(max(steps, default=None))
+
+    def _steps(self) -> list[int]:
+        # From the folder's names, not from orbax's list: that opens each checkpoint's
+        # metadata, and one damaged file would hide the good ones.
+        return [int(p.name) for p in self._folder.iterdir() if p.name.isdigit()]
 
     def _read(
         self, template: Any, warn: Callable[[str], None]
     ) -> tuple[Any, dict[str, Any]] | None:
-        # From the folder's names, not from orbax's list: reading that list opens each
-        # checkpoint's metadata, and one damaged file would hide the good ones.
-        steps = sorted(
-            (int(path.name) for path in self._folder.iterdir() if path.name.isdigit()),
-            reverse=True,
-        )
+        steps = sorted(self._steps(), reverse=True)
         parts = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
                 template,
@@ -119,10 +128,12 @@ class Checkpoints:
         )
         for step in steps:
             try:
-                found = self._manager.restore(step, args=parts)
-                state, loop = found["state"], found["loop"]
-                if not isinstance(loop, dict):
+                restored = self._manager.restore(step, args=parts)
+                state, loop = restored["state"], restored["loop"]
+                if not isinstance(loop, dict) or "sha256" not in loop:
                     raise ValueError("its metadata is missing")
+                if loop["sha256"] != checksum(state, loop["loop"]):
+                    raise ValueError("its checksum does not match")
             except Exception as error:  # orbax raises many kinds on damage
                 path = self._folder / str(step)
                 warn(
@@ -130,7 +141,7 @@ class Checkpoints:
                     f"{_reason(error)}"
                 )
                 continue
-            return state, loop
+            return state, loop["loop"]
         if steps:
             raise UserError(f"no checkpoint in {self._folder} can be read")
         return None
@@ -140,8 +151,23 @@ class Checkpoints:
             self._manager.close()
 
 
+def checksum(state: Any, loop: dict[str, Any]) -> str:
+    """A hash of all arrays of a state and of the loop's tree."""
+    digest = hashlib.sha256(json.dumps(loop, sort_keys=True).encode())
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = np.ascontiguousarray(leaf)
+        name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        digest.update(name.encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 class BackgroundSaves:
     """Saves in a thread, one at a time, while training goes on.
+
+    Orbax's asynchronous saves do not replace it: each of its managers has a queue of
+    its own, and the best checkpoint has to be on disk before the last one that names
+    it; and its threads give no step up to which work is on disk.
 
     Args:
         finished: the step up to which work is on disk.
@@ -152,37 +178,30 @@ class BackgroundSaves:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: tuple[int, Future[None]] | None = None
 
-    def save(
-        self, step: int, state: Any, loop: dict[str, Any], *series: Checkpoints
-    ) -> None:
-        """Begins a save into each series in turn; returns once `state` is copied.
+    def begin(self, step: int, state: Any, write: Callable[[Any], None]) -> None:
+        """Begins write(state) in the thread; returns once `state` is copied.
 
         Raises:
             UserError: the save before this one failed.
         """
         self.wait()
-        # A copy: the next step gives the buffers of `state` away. Arrays in host memory
-        # are the caller's word that nothing changes them.
+        # A copy: the next step takes the buffers of `state`. Arrays in host memory must
+        # be such that nothing changes them.
         host = jax.tree.map(
             lambda leaf, got: np.array(got) if isinstance(leaf, jax.Array) else got,
             state,
             jax.device_get(state),
         )
-
-        def write() -> None:
-            for checkpoints in series:
-                checkpoints.save(step, host, loop)
-
-        self._job = step, self._pool.submit(write)
+        self._job = step, self._pool.submit(write, host)
 
     def in_flight(self) -> bool:
-        """Whether a save has still to be waited for. Raises as `wait`."""
+        """Whether a save is being written. Raises as `wait`."""
         if self._job is not None and self._job[1].done():
             self.wait()
         return self._job is not None
 
     def wait(self) -> None:
-        """Until the save in flight, if any, is on disk.
+        """Waits until the save in flight, if any, is on disk.
 
         Raises:
             UserError: it cannot be written.
@@ -193,15 +212,15 @@ class BackgroundSaves:
             self.finished = step
 
     def close(self) -> None:
-        """As `wait`, without a word of how it went: for the end after an error."""
+        """Waits and ignores errors; for cleanup."""
         self._pool.shutdown()
 
 
 class _WaitsForEach(ocp.type_handlers.NumpyHandler):
-    """Reads every array to its end, then raises the first error.
+    """Waits for every array's read, then raises the first error.
 
-    Left alone, orbax gives up with the first array that cannot be read, and what the
-    others' reads then tell, to an event loop that is closed, Python prints.
+    Orbax stops at the first array that cannot be read; the other reads then fail on a
+    closed event loop, and Python prints each of these errors.
     """
 
     async def deserialize(

@@ -1,26 +1,31 @@
-"""A run's folder: everything that its numbers can be traced to.
+"""A run's folder: all that its numbers can be traced to.
 
 config.yaml             the resolved configuration
 data/                   manifest.json and vocabulary.parquet of the prepared data
 checkpoints/            see `checkpoint`
-metrics.jsonl           one line every few steps, one an evaluation, and timings
+metrics.jsonl           a line every few steps, one for each evaluation, and timings
 tensorboard/            the same numbers as event files
 profile/                the trace of `train --profile`
 result.json             written at the end: the best epoch and the AUCs that chose it
-evaluation_SPLIT.json   what `evaluate` found
+evaluation_SPLIT.json   written by `evaluate`
+.lock                   while a process trains here: its id and host
 """
 
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pwiser_jax.atomic import write_whole
+from pwiser_jax.atomic import LOCK, locked, write_whole
 from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
+from pwiser_jax.training.run.record import TrainResult
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -45,7 +50,7 @@ def config_tree(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits that name a configuration, but for its `FREE` options."""
+    """Twelve hex digits that name a configuration without its `FREE` options."""
     tree = config_tree(config)
     for section, name in FREE:
         tree[section].pop(name)
@@ -53,42 +58,104 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def open_run(output: Path, config: Config, data: Path) -> None:
-    """Makes the folder of a new run, or checks that it is the same run again.
+def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None:
+    """Checks that a run can start or resume in `output`; changes nothing.
 
+    Returns:
+        The tree of result.json where the run is finished, else None.
     Raises:
-        UserError: the folder holds other things, a run of another configuration, or a
-            run on other data.
+        UserError: the folder holds other things, a damaged run, a run of another
+            configuration, or a run on other data.
     """
-    tree = config_tree(config)
     if (output / CONFIG).is_file():
-        _same_config(output / CONFIG, tree)
+        _same_config(output / CONFIG, config_tree(config))
         for name in DATA_FILES:
-            if (output / "data" / name).read_bytes() != (data / name).read_bytes():
+            if _bytes(output / "data" / name) != _bytes(data / name):
                 raise UserError(
                     f"{output} holds a run on other data than {data} ({name} differs); "
                     "name another --output"
                 )
-        return
-    # The config comes last: a folder with data/ alone is a run that was cut off there.
-    if output.exists() and not (
-        output.is_dir()
-        and all(p.name in ("data", f".{CONFIG}.partial") for p in output.iterdir())
+        return read_result(output).to_dict() if (output / RESULT).exists() else None
+    # The config comes last: a folder with data/ alone is a run cut short there.
+    begun = ("data", f".{CONFIG}.partial", LOCK)
+    if os.path.lexists(output) and not (
+        output.is_dir() and all(path.name in begun for path in output.iterdir())
     ):
         raise UserError(f"{output} exists and holds no run; name another --output")
-    folder = output / "data"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+@contextmanager
+def opened(output: Path, config: Config, data: Path) -> Iterator[None]:
+    """Makes or reopens a run's folder, and holds its lock.
+
+    Raises:
+        UserError: as `check_run`; another process trains there; the folder cannot be
+            written, or the disk is full.
+    """
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with locked(output, "training"):
+            make_run(output, config, data)
+            yield
+
+
+def make_run(output: Path, config: Config, data: Path) -> None:
+    """Writes the first files of a run's folder where they are missing."""
+    check_run(output, config, data)
+    if (output / CONFIG).is_file():
+        return
+    with writing(output):
+        (output / "data").mkdir(parents=True, exist_ok=True)
         for name in DATA_FILES:
-            shutil.copyfile(data / name, folder / name)
-        write_whole(output / CONFIG, yaml.safe_dump(tree, sort_keys=False))
+            shutil.copyfile(data / name, output / "data" / name)
+        text = yaml.safe_dump(config_tree(config), sort_keys=False)
+        write_whole(output / CONFIG, text)
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """An error of the system within the context becomes one sentence."""
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(output, ignore_errors=True)
-        raise UserError(f"cannot write the run folder {output}: {error}") from None
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{error.filename or output} cannot be used: {reason}"
+        ) from error
+
+
+def read_result(output: Path) -> TrainResult:
+    """The result of a finished run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = output / RESULT
+    try:
+        return TrainResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: remove it, and `train` writes it again from the last "
+            "checkpoint"
+        ) from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _same_config(path: Path, tree: dict[str, Any]) -> None:
-    old, new = _flatten(yaml.safe_load(path.read_text())), _flatten(tree)
+    try:
+        old = _flatten(yaml.safe_load(_bytes(path)))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: it is no YAML of a configuration"
+        ) from error
+    new = _flatten(tree)
     free = {".".join(path) for path in FREE}
     for name in sorted((old.keys() | new.keys()) - free):
         if old.get(name) != new.get(name):

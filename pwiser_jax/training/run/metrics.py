@@ -1,25 +1,34 @@
 """Where a run's numbers go: metrics.jsonl and TensorBoard event files."""
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
+from pwiser_jax.atomic import write_whole
 from pwiser_jax.training.devices import processes
 
 TIMING = "timing"
+EVENTS: Any = event_pb2  # its classes are made when it is imported
 
 
 class MetricsWriter:
     """Appends lines to metrics.jsonl and scalars to event files.
 
-    Lines of the kind "timing" hold what depends on the machine and its moment; all
-    other lines are the same for every run of one configuration.
+    Lines of the kind "timing" depend on the machine; all other lines are the same for
+    every run of one configuration.
 
-    A run that goes on from step `start` first cuts off the lines after it: they will be
-    written again, so the file ends up as if nothing had happened. Of several processes
-    the first alone writes.
+    A run that resumes at step `start` removes the lines after it, since it writes them
+    again: so the file ends up as that of an uninterrupted run. Of several processes the
+    first writes.
+
+    Event files are written here and now, not by the thread of tensorboardX's
+    SummaryWriter: on a full disk that prints tracebacks of its own.
     """
 
     def __init__(self, run: Path, start: int) -> None:
@@ -28,15 +37,21 @@ class MetricsWriter:
             return
         path = run / "metrics.jsonl"
         kept = read_metrics(run, upto=start, timing=True)
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(run / "tensorboard"), purge_step=start + 1 if start else None
-        )
+        board = run / "tensorboard"
+        board.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(board / "events"))
+        if start:  # TensorBoard drops what it has of later steps
+            log = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
+            self._events.write_event(EVENTS.Event(step=start + 1, session_log=log))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line, {"kind", "step", **values}; event files join names with "/"."""
+        """One line, {"kind", "step", **values}; event files join names with "/".
+
+        Raises:
+            OSError: it cannot be written.
+        """
         if not self._writes:
             return
         line = {"kind": kind, "step": step, **values}
@@ -47,21 +62,27 @@ class MetricsWriter:
             for key, number in scalars.items():
                 tag = "/".join(part for part in (kind, name, key) if part)
                 if number is not None:
-                    self._board.add_scalar(tag, number, step)
+                    summary = scalar(tag, number)
+                    self._events.write_event(
+                        EVENTS.Event(step=step, wall_time=time.time(), summary=summary)
+                    )
+        self._events.flush()
 
     def close(self) -> None:
+        """Closes the files; what cannot be written any more is dropped."""
         if not self._writes:
             return
-        self._file.close()
-        self._board.close()
+        for file in (self._file, self._events):
+            with suppress(OSError):
+                file.close()
 
 
 def read_metrics(
     run: Path, upto: int | None = None, *, timing: bool = False
 ) -> list[dict[str, Any]]:
-    """A run's lines of metrics.jsonl, to step `upto`; a line cut off is left out.
+    """A run's lines of metrics.jsonl, to step `upto`, without a last line cut short.
 
-    Lines of the kind "timing" are among them only if asked for.
+    Lines of the kind "timing" are left out unless asked for.
     """
     path = run / "metrics.jsonl"
     lines = []

@@ -1,9 +1,9 @@
-"""What is kept of a run while it trains: its window of metrics and early stopping."""
+"""What is kept of a run while it trains: its metrics, early stopping and result."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,31 +11,39 @@ from pwiser_jax.config import Config
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
+from pwiser_jax.metrics import log_loss_from_logits
 from pwiser_jax.schema import Schema
+from pwiser_jax.tasks import trained
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.run import protocol
 from pwiser_jax.training.run.metrics import TIMING, MetricsWriter
 from pwiser_jax.training.run.stopwatch import Stopwatch
+from pwiser_jax.training.schedule import Schedule
+
+Aucs = dict[str, float | None]
 
 
 @dataclass
 class Progress:
     """The state of a run besides its weights.
 
-    It is kept in each checkpoint, so that a resumed run is the same.
+    Each checkpoint holds it, so that a resumed run equals an uninterrupted one.
 
-    The position in the data is the number of steps done; `epoch` counts the epochs that
-    have been evaluated too.
+    `step` counts the steps done, which is the position in the data; `epoch` the epochs
+    done and evaluated. `poor` names the heads whose validation loss at the best epoch
+    is above that of a constant: (their loss, the constant's).
     """
 
     step: int = 0
     epoch: int = 0
     best_step: int = -1
     best_epoch: int = -1
-    best_auc: float = -1.0
-    best_aucs: dict[str, float] = field(default_factory=dict)
+    best_auc: float | None = None
+    best_aucs: Aucs = field(default_factory=dict)
+    poor: dict[str, list[float]] = field(default_factory=dict)
     without_gain: int = 0
     stopped: str = ""
+    failure: str = ""
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
 
@@ -46,25 +54,90 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float | int | None]:
     return {name: value if math.isfinite(value) else None for name, value in items}
 
 
-def result(config: Config, progress: Progress) -> dict[str, Any]:
-    """The tree of result.json."""
-    return {
-        "best": {
-            "epoch": progress.best_epoch,
-            "step": progress.best_step,
-            "mean_auc": progress.best_auc,
-            "auc": progress.best_aucs,
-        },
-        "steps": progress.step,
-        "stopped": progress.stopped,
+@dataclass(frozen=True)
+class Best:
+    """The epoch that a run keeps, and its AUCs on the rows that chose it.
+
+    An AUC is None where those rows lack a class.
+    """
+
+    epoch: int
+    step: int
+    mean_auc: float | None
+    auc: Aucs
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The result of a run.
+
+    Args:
+        best: the epoch that was chosen.
+        steps: steps taken in all.
+        stopped: "early" or "epochs".
+        protocol: None for the default one.
+        note: what must stand beside figures of the protocol.
+        other: options that differ from the protocol's.
+        warning: what is wrong with the run, in a sentence.
+    """
+
+    best: Best
+    steps: int
+    stopped: str
+    protocol: str | None = None
+    note: str | None = None
+    other: list[str] | None = None
+    warning: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree of result.json; what is None is left out."""
+        return {name: each for name, each in asdict(self).items() if each is not None}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Self:
+        return cls(**{**tree, "best": Best(**tree["best"])})
+
+
+def result(config: Config, progress: Progress) -> TrainResult:
+    """The result of a run that has stopped."""
+    return TrainResult(
+        Best(
+            epoch=progress.best_epoch,
+            step=progress.best_step,
+            mean_auc=progress.best_auc,
+            auc=progress.best_aucs,
+        ),
+        steps=progress.step,
+        stopped=progress.stopped,
+        warning=_warning(config, progress),
         **protocol.label(config),
-    }
+    )
+
+
+def _warning(config: Config, progress: Progress) -> str | None:
+    if not progress.poor:
+        return None
+    heads = ", ".join(
+        f"{name} {loss:.4g} (the constant's: {constant:.4g})"
+        for name, (loss, constant) in progress.poor.items()
+    )
+    rows = protocol.NAMES[protocol.CHOSEN[config.protocol]]
+    return (
+        f"worse than a constant prediction on the {rows} rows, by log loss: {heads}; "
+        "such probabilities are of no use (train longer, or lower the learning rate)"
+    )
 
 
 class Record:
-    """The progress of one run, and the lines of metrics that come of it.
+    """The progress of one run, and its lines of metrics.
 
-    With a stopwatch, a line of timings follows each of metrics.
+    Args:
+        config: of the run.
+        schema: of the data.
+        metrics: where the lines go.
+        progress: of the run, which this changes.
+        schedule: says which steps are logged.
+        stopwatch: adds a line of timings after each line of metrics.
     """
 
     def __init__(
@@ -73,12 +146,13 @@ class Record:
         schema: Schema,
         metrics: MetricsWriter,
         progress: Progress,
+        schedule: Schedule,
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self.config, self.schema = config, schema
         self.metrics, self.progress = metrics, progress
-        self._stopwatch = stopwatch
-        self.aucs: dict[str, float] = {}
+        self._schedule, self._stopwatch = schedule, stopwatch
+        self.aucs: Aucs = {}
 
     def read(
         self,
@@ -86,7 +160,7 @@ class Record:
         diagnostics: Mapping[str, np.ndarray],
         count: int,
     ) -> None:
-        """Takes the metrics of the next `count` steps: those up to a line are averaged.
+        """Adds the metrics of `count` steps; a line has means since the line before.
 
         Raises:
             UserError: one of them is not finite.
@@ -94,22 +168,22 @@ class Record:
         progress = self.progress
         for at in range(count):
             progress.step += 1
-            # The parts first: a part says more than the whole.
+            # The parts first: a part says more than the total.
             for name in sorted(losses, key="loss".__eq__):
                 value = losses[name][at]
                 if not np.isfinite(value):
                     raise UserError(
                         f"the loss is not finite: {name} is {value} at step "
-                        f"{progress.step}; the last good checkpoint stays"
+                        f"{progress.step}"
                     )
                 total = progress.window.get(name, 0.0)
                 progress.window[name] = total + float(value)
             progress.window_steps += 1
-            if progress.step % self.config.train.log_every == 0:
+            if self._schedule.logs(progress.step):
                 self._log(numbers({k: v[at] for k, v in diagnostics.items()}))
 
     def _log(self, observed: Mapping[str, float | int | None]) -> None:
-        """A line of metrics: means since the line before, and what was observed."""
+        """Writes a line: means since the last line, and diagnostics of this step."""
         progress = self.progress
         means = {k: v / progress.window_steps for k, v in progress.window.items()}
         line = {"epoch": progress.epoch, **means, **observed}
@@ -119,7 +193,7 @@ class Record:
         progress.window, progress.window_steps = {}, 0
 
     def end_epoch(self, logits: Mapping[str, np.ndarray], valid: Rows) -> bool:
-        """Takes the validation logits; whether they are better than those before.
+        """Evaluates the validation logits; returns whether they are the best so far.
 
         Raises:
             UserError: they are not finite.
@@ -128,25 +202,30 @@ class Record:
         for name, values in logits.items():
             if not np.all(np.isfinite(values)):
                 raise UserError(
-                    f"the logits of {name} are not finite after step {progress.step}; "
-                    "the last good checkpoint stays"
+                    f"the logits of {name} are not finite after step {progress.step}"
                 )
         mean, aucs = processes.from_first(
             mean_auc(logits, valid.labels, self.schema.labels, config.model.cvr_space)
         )
-        self.aucs = aucs
+        mean = _defined(mean)
+        self.aucs = {name: _defined(auc) for name, auc in aucs.items()}
         if progress.window_steps:
             self._log({})
         epoch = progress.epoch
         self.metrics.write(
             protocol.CHOSEN[config.protocol],
             progress.step,
-            {"epoch": epoch, "auc": aucs, "mean_auc": mean},
+            {"epoch": epoch, "auc": self.aucs, "mean_auc": mean},
         )
-        better = mean > progress.best_auc
+        # Where no AUC is defined, the first epoch stays the best.
+        best = progress.best_auc
+        better = progress.best_step < 0 or (
+            mean is not None and (best is None or mean > best)
+        )
         if better:
-            progress.best_auc, progress.best_aucs = mean, aucs
+            progress.best_auc, progress.best_aucs = mean, self.aucs
             progress.best_step, progress.best_epoch = progress.step, epoch
+            progress.poor = self._poor(logits, valid)
             progress.without_gain = 0
         else:
             progress.without_gain += 1
@@ -157,10 +236,34 @@ class Record:
         progress.epoch = epoch + 1
         return better
 
+    def _poor(
+        self, logits: Mapping[str, np.ndarray], valid: Rows
+    ) -> dict[str, list[float]]:
+        """Heads whose log loss is above that of the best constant: both losses."""
+        level, poor = valid.labels.sum(axis=1), {}
+        for task in trained(self.schema.labels, self.config.model.cvr_space):
+            rows = level >= task.given
+            label = level[rows] >= task.rung
+            rate = float(np.mean(label)) if len(label) else 0.0
+            if 0 < rate < 1:
+                loss = log_loss_from_logits(label, logits[task.name][rows])
+                odds = math.log(rate) - math.log1p(-rate)
+                constant = log_loss_from_logits(label, np.full(len(label), odds))
+                if loss > constant:
+                    poor[task.name] = [float(loss), float(constant)]
+        return poor
+
     def epoch_line(self) -> str:
-        """The last epoch's AUCs, a star for the best so far, for people to read."""
+        """The last epoch's AUCs for people to read; a star marks the best so far."""
         progress = self.progress
         chosen = protocol.CHOSEN[self.config.protocol]
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in self.aucs.items())
+        shown = "  ".join(
+            f"{name} {'not defined' if auc is None else f'{auc:.4f}'}"
+            for name, auc in self.aucs.items()
+        )
         mark = " *" if progress.without_gain == 0 else ""
         return f"epoch {progress.epoch}: {protocol.NAMES[chosen]} AUC {shown}{mark}"
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -42,6 +42,16 @@ class Stopwatch:
             self._since = now
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No time counts within the context."""
+        self._pass()
+        self._since = None
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    @contextmanager
     def measured(self, part: Part) -> Iterator[None]:
         """Time within the context is that of a part."""
         started = time.perf_counter()

@@ -30,7 +30,7 @@ def test_the_default_never_opens_the_test_split(data: Path, tmp_path: Path) -> N
     blind = tmp_path / "data"
     shutil.copytree(data, blind, ignore=shutil.ignore_patterns("test-*", "cache"))
     result = train(small_config(blind, train={"epochs": 1}), tmp_path / "run", Silent())
-    assert "note" not in result
+    assert result.note is None
     assert "note" not in evaluate_run(tmp_path / "run", "valid")
 
 
@@ -41,10 +41,10 @@ def test_mtreclib_learns_from_all_but_test_and_chooses_on_test(
     config = replace(small_config(data), protocol="mtreclib")
     result = train(config, run, Silent())
     rows = sum(prepared.manifest.splits[name].rows for name in ("train", "valid"))
-    assert result["steps"] == 2 * -(-rows // config.data.batch_size)
-    assert result["note"] == OPTIMISTIC
-    assert "data.batch_size is 256, theirs 2048" in result["other"]
-    assert json.loads((run / "result.json").read_text()) == result
+    assert result.steps == 2 * -(-rows // config.data.batch_size)
+    assert result.note == OPTIMISTIC
+    assert "data.batch_size is 256, theirs 2048" in (result.other or [])
+    assert json.loads((run / "result.json").read_text()) == result.to_dict()
     kinds = [line["kind"] for line in read_metrics(run)]
     assert kinds.count("test") == 2
     assert "valid" not in kinds
@@ -52,7 +52,7 @@ def test_mtreclib_learns_from_all_but_test_and_chooses_on_test(
     assert report["note"] == OPTIMISTIC
     assert summary(report).endswith(OPTIMISTIC)
     aucs = [report[task]["auc"]["value"] for task in ("ctr", "ctcvr")]
-    assert np.mean(aucs) == pytest.approx(result["best"]["mean_auc"], abs=1e-6)
+    assert np.mean(aucs) == pytest.approx(result.best.mean_auc, abs=1e-6)
     assert evaluate_run(run, "valid")["note"] == TRAINED_ON
 
 

@@ -14,8 +14,9 @@ from pwiser_jax.data.prepared.folder import DataWarning, Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import mean_auc
 from pwiser_jax.inference.evaluate import evaluate_run
+from pwiser_jax.inference.load import load_best
 from pwiser_jax.training.devices.signals import Interrupted
-from pwiser_jax.training.inference import load_best, predict_logits
+from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
@@ -96,7 +97,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
             continue
     assert any("going on from the checkpoint" in line for line in reporter.lines)
     assert read_metrics(run) == read_metrics(finished)
-    assert result == json.loads((finished / "result.json").read_text())
+    assert result.to_dict() == json.loads((finished / "result.json").read_text())
     assert evaluate_run(run, "valid") == evaluate_run(finished, "valid")
 
 
@@ -173,13 +174,13 @@ def test_training_learns_the_synthetic_funnel(tmp_path: Path) -> None:
         train={"epochs": 5},
     )
     result = train(config, tmp_path / "run", Silent())
-    assert result["best"]["auc"]["ctr"] > 0.65
-    assert result["best"]["auc"]["ctcvr"] > 0.65
+    assert result.best.auc["ctr"] > 0.65
+    assert result.best.auc["ctcvr"] > 0.65
     # Products in bfloat16 learn it too, and rank as those of float32 do.
     rounded = replace(config, model=replace(config.model, compute="bfloat16"))
     result = train(rounded, tmp_path / "bfloat16", Silent())
-    assert result["best"]["auc"]["ctr"] > 0.65
-    assert result["best"]["auc"]["ctcvr"] > 0.65
+    assert result.best.auc["ctr"] > 0.65
+    assert result.best.auc["ctcvr"] > 0.65
     prepared = Prepared(tmp_path / "data")
     valid, labels = prepared.load("valid"), prepared.schema.labels
     state = load_best(tmp_path / "run", config, prepared.schema)
