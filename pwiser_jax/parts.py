@@ -11,8 +11,8 @@ A name is written in its table only: checks, help, metrics and tests read the ta
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax
 from jax import Array
@@ -23,6 +23,7 @@ from pwiser_jax.losses import (
     ConversionBank,
     bce_loss,
     focal_bce_loss,
+    jrc_ranking_loss,
     label_constraint_loss,
     ladder_loss,
     ranknet_loss,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pwiser_jax.config import LossConfig
 
 Entry = TypeVar("Entry")
-Numbers = Mapping[str, ArrayLike | None]
+Numbers = Mapping[str, Any]
 Term = tuple[int, int]
 
 NONE = "none"
@@ -66,7 +67,7 @@ class RankedHead(NamedTuple):
         both: f[B, 2], logits of no and yes, where the loss asks for `two_logits`.
         labels: bool[B], the head's own label.
         defined: bool[B], valid rows that have that label.
-        levels: int[B], the highest label reached; 0 for none.
+        levels: int[B], the highest label reached, 0 .. `level_count` - 1; 0 for none.
         where: bool[B], valid rows whose level is in a pair of `margins`.
         weights: f[B], row weights, or None for 1.
         segments: int[B], or None; pairs are formed within a segment.
@@ -84,6 +85,7 @@ class RankedHead(NamedTuple):
     labels: Array
     defined: Array
     levels: Array
+    level_count: int
     where: Array
     weights: Array | None
     segments: Array | None
@@ -125,6 +127,7 @@ class Ranking:
         loss: `RankedHead` -> f[].
         numbers: traced numbers, from the configuration.
         options: options of `LossConfig` that it reads, besides those of all rankings.
+        excluded: values of these options that it does not have.
         surrogate: the default of loss.surrogate.
         by_levels: whether pairs are those of loss.margins.
         two_logits: whether heads have two logits; the head's logit is their difference.
@@ -133,6 +136,7 @@ class Ranking:
     loss: Callable[[RankedHead], Array]
     numbers: Callable[["LossConfig"], Numbers] = no_numbers
     options: frozenset[str] = frozenset()
+    excluded: Mapping[str, str] = field(default_factory=dict)
     surrogate: Surrogate = "squared_hinge"
     by_levels: bool = False
     two_logits: bool = False
@@ -173,6 +177,7 @@ def register_ranking(
     loss: Callable[[RankedHead], Array],
     numbers: Callable[["LossConfig"], Numbers] = no_numbers,
     options: Collection[str] = (),
+    excluded: Mapping[str, str] | None = None,
     surrogate: Surrogate = "squared_hinge",
     by_levels: bool = False,
     two_logits: bool = False,
@@ -183,7 +188,9 @@ def register_ranking(
         ValueError: the name is taken.
     """
     reads = RANKED | frozenset(options)
-    entry = Ranking(loss, numbers, reads, surrogate, by_levels, two_logits)
+    entry = Ranking(
+        loss, numbers, reads, excluded or {}, surrogate, by_levels, two_logits
+    )
     _register(RANKINGS, name, entry)
 
 
@@ -241,6 +248,9 @@ def check(loss: "LossConfig") -> None:
                     f"loss.{option} has no effect with loss.{kind} "
                     f"{getattr(loss, kind)}; it is an option of {', '.join(names)}"
                 )
+    for option, value in ranking.excluded.items() if ranking else ():
+        if getattr(loss, option) == value:
+            raise ValueError(f"loss.ranking {loss.ranking} has no {option} {value}")
     if constraint is None and "constraint_weight" in changed:
         raise ValueError("loss.constraint_weight needs loss.constraint aitm")
     form = pair_form(loss)
@@ -292,17 +302,37 @@ def _pwiser(head: RankedHead) -> Array:
         where=head.where,
         weights=head.weights,
         segments=head.segments,
+        pair_values=head.values,
         axis_name=head.axis_name,
         bank=head.bank,
     )
 
 
 def _ranknet(head: RankedHead) -> Array:
-    levels = head.form.labels == "levels"
+    form, by_level = head.form, head.form.labels == "levels"
+    assert form.normalize != "negatives"  # see `excluded`
     return ranknet_loss(
         head.logits,
-        head.levels if levels else head.labels,
-        where=head.where if levels else head.defined,
+        head.levels if by_level else head.labels,
+        surrogate=form.surrogate,
+        margin=head.numbers["margin"],
+        normalize=form.normalize,
+        pairs=form.pairs,
+        levels=head.level_count if by_level else None,
+        where=head.where if by_level else head.defined,
+        weights=head.weights,
+        segments=head.segments,
+        pair_values=head.values,
+        axis_name=head.axis_name,
+    )
+
+
+def _jrc(head: RankedHead) -> Array:
+    assert head.both is not None
+    return jrc_ranking_loss(
+        head.both,
+        head.labels,
+        where=head.defined,
         weights=head.weights,
         segments=head.segments,
         axis_name=head.axis_name,
@@ -328,6 +358,8 @@ register_ranking(
     _ranknet,
     numbers=lambda loss: {"margin": loss.ranknet_margin},
     options=(*PAIRS, "ranknet_labels", "ranknet_margin"),
+    excluded={"normalize": "negatives"},
     surrogate="logistic",
 )
+register_ranking("jrc", _jrc, two_logits=True)
 register_constraint("aitm", label_constraint_loss)

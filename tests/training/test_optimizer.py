@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,16 +14,24 @@ from pwiser_jax.config import LossConfig
 from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.schema import MultiValuedField
 from pwiser_jax.training import objective as objectives
-from pwiser_jax.training.devices.programs import AXIS, split_rows
+from pwiser_jax.training.devices.programs import (
+    AXIS,
+    shard,
+    split_rows,
+    stack,
+    train_program,
+    unshard,
+)
 from pwiser_jax.training.devices.signals import Interrupted
 from pwiser_jax.training.loop import train
+from pwiser_jax.training.optimizer import Rates, TableState
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
 from pwiser_jax.training.step import Hyper, StepSpec, initial_state, train_step
 from tests.data.multi_valued import write_folder
 from tests.training.helpers import SMALL, small_config
-from tests.training.test_step import SCHEMA as PLAIN
-from tests.training.test_step import make_batch
+from tests.training.steps import SCHEMA as PLAIN
+from tests.training.steps import make_batch
 
 SCHEMA = replace(PLAIN, multi_valued=(MultiValuedField("tags", 30, width=3),))
 OBJECTIVE, WEIGHTS = objectives.build(
@@ -160,3 +169,71 @@ def test_the_norm_of_the_update_is_that_of_what_was_added(embedding: Any) -> Non
         ]
         expected = np.sqrt(np.sum(squares))
         np.testing.assert_allclose(metrics["norm/update"], expected, rtol=1e-4)
+
+
+def rates(**numbers: float) -> list[float]:
+    at = Rates(0.5, 0.0, **numbers).at
+    return [float(at(jnp.int32(step))) for step in range(8)]
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    assert rates() == [0.5] * 8
+    warm = [0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5]
+    np.testing.assert_allclose(rates(warmup_steps=4), warm, rtol=1e-6)
+    # 4 steps of warmup, then half a cosine over the 4 that remain.
+    cosine = [0.25 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
+    got = rates(warmup_steps=4, total_steps=8)
+    np.testing.assert_allclose(got, [*warm[:4], *cosine], rtol=1e-6)
+    cosine = [0.25 * (1 + np.cos(np.pi * k / 8)) for k in range(8)]
+    np.testing.assert_allclose(rates(warmup_steps=0, total_steps=8), cosine, rtol=1e-6)
+
+
+@pytest.mark.parametrize("embedding", ["adam", "lazy_adam"])
+def test_clipping_scales_the_gradient_of_all_parameters(embedding: Any) -> None:
+    batch, _ = tagged(40, padding=8)
+    model = replace(MODEL, name="shared_bottom")
+    step, state = jax.jit(step_of(model, embedding)), start(model, embedding)
+    hyper = HYPER._replace(l2=0.0)
+    plain, _, diagnostics = step(state, batch, hyper)
+    norm = float(diagnostics["norm/gradient"])
+    for share in (0.25, 2.0):
+        clipped, _, after = step(state, batch, hyper._replace(clip_norm=share * norm))
+        # The norm that is logged is that before clipping.
+        np.testing.assert_allclose(after["norm/gradient"], norm, rtol=1e-6)
+        # After one step Adam's first moment is 0.1 g.
+        jax.tree.map(
+            lambda a, b, share=share: np.testing.assert_allclose(
+                b, min(share, 1) * a, rtol=1e-5, atol=1e-9
+            ),
+            first_moments(plain.optimizer),
+            first_moments(clipped.optimizer),
+        )
+
+
+def test_clipping_of_sharded_tables_is_that_of_one_device() -> None:
+    batch, _ = tagged(53, padding=3)
+    model = replace(MODEL, name="shared_bottom")
+    spec = spec_of(model, "lazy_adam")
+    hyper = HYPER._replace(l2=0.0, clip_norm=0.01)
+    state = jax.device_get(start(model, "lazy_adam"))
+    expected, _, diagnostics = jax.jit(partial(train_step, spec))(state, batch, hyper)
+    assert float(diagnostics["norm/gradient"]) > 0.02
+    for sharded in (False, True):
+        program = train_program(replace(spec, sharded=sharded))
+        calls = stack([split_rows(batch, 4)], 1)
+        got, _ = program(shard(state, sharded), calls, 1, hyper)
+        if sharded:
+            got = unshard(got, USERS + TAGS)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-8),
+            first_moments(expected.optimizer),
+            first_moments(got.optimizer),
+        )
+
+
+def first_moments(state: Any) -> Any:
+    """Adam's first moments, of tables too."""
+    if isinstance(state, TableState):
+        tables = {name: table.mu for name, table in state.tables.items()}
+        return state.others[1].mu, tables
+    return state[1].mu

@@ -9,49 +9,18 @@ import numpy as np
 import pytest
 
 from pwiser_jax.config import LossConfig
-from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.errors import UserError
 from pwiser_jax.losses import ConversionBank
-from pwiser_jax.schema import CategoricalField, NumericalField, Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import AXIS, split_rows
 from pwiser_jax.training.step import Hyper, StepSpec, initial_state, train_step
 from tests.training.helpers import SMALL
-
-SCHEMA = Schema(
-    categorical=(CategoricalField("user", 9), CategoricalField("item", 5)),
-    numerical=(NumericalField("price"), NumericalField("age")),
-)
-
-
-PWISER = LossConfig(ranking="pwiser", lambdas=0.0)
+from tests.training.steps import PWISER, SCHEMA, make_batch
 
 # Two conversions of the steps before, four places free.
 REMEMBERED = ConversionBank(
     np.float32([0.3, 0.2, 0, 0, 0, 0]), np.float32([1, 1, 0, 0, 0, 0])
 )
-
-
-def make_batch(rows: int, seed: int = 0, padding: int = 0) -> Batch:
-    rng = np.random.default_rng(seed)
-    click = rng.random(rows) < 0.4
-    conversion = click & (rng.random(rows) < 0.4)
-    inputs = {
-        "categorical": np.stack(
-            [rng.integers(0, 12, rows), rng.integers(0, 8, rows)], axis=1
-        ).astype(np.int32),
-        "numerical": rng.normal(size=(rows, 2)).astype(np.float32),
-    }
-    labels = np.stack([click, conversion], axis=1).astype(np.int8)
-    mask = np.ones(rows, bool)
-
-    def pad(array: np.ndarray) -> np.ndarray:
-        filler = np.zeros((padding, *array.shape[1:]), array.dtype)
-        return np.concatenate([array, filler])
-
-    inputs, labels, mask = jax.tree.map(pad, (inputs, labels, mask))
-    places = np.arange(rows + padding, dtype=np.uint32)
-    return Batch(inputs, labels, mask, places, mask.astype(np.float32))
 
 
 def setup(name: str, space: str, lambdas: float = 0.5) -> tuple[Any, Any, Hyper]:
