@@ -1,24 +1,28 @@
-"""The experiments, one report: what was asked, what came out, how to make it again.
+"""Runs the experiments and writes one report: questions, answers, how to remake them.
 
     python -m experiments.all --output runs/experiments            (half an hour)
     python -m experiments.all --quick --output runs/quick          (minutes; to look)
     python -m experiments.all --full --kuairand DIR --output runs/full
     python -m experiments.all --only noise terms --output runs/experiments
 
-The same command goes on where it was stopped: runs that exist are not run again, and
-report.html is written anew after each experiment. findings.md holds the answers alone,
-results/ each number with its run folder, seed and config hash.
+The same command resumes where it stopped: runs that exist are not made again, and
+report.html is rewritten after each experiment. findings.md holds the answers only,
+results/ each number with its run folder, seed and config hash. Commands may share
+--runs; a run is never made twice. --tables DIR writes the report from such result
+tables, without training.
 """
 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 from jsonargparse import Namespace
 from rich.console import Console
+from rich.text import Text
 
 from experiments.calibration import CALIBRATION
 from experiments.drift import DRIFT
@@ -26,17 +30,18 @@ from experiments.ladders import LADDER_LEVELS
 from experiments.lib.commands import ended
 from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.lib.measure import machine
-from experiments.lib.study import MODELS, SCALES, Experiment, Scale, Study
+from experiments.lib.study import MODELS, SCALES, Experiment, Finding, Scale, Study
 from experiments.noise import NOISE
 from experiments.paper_table import PAPER_TABLE
 from experiments.significance import SIGNIFICANCE
 from experiments.terms import TERMS
 from experiments.tuning import TUNING
-from pwiser_jax.atomic import write_whole
+from pwiser_jax.atomic import locked, write_whole
 from pwiser_jax.config import Protocol
 from pwiser_jax.errors import UserError
 from pwiser_jax.options import Parser
-from pwiser_jax.reports.html import Report, Section
+from pwiser_jax.reports.html import Picture, Report, Section, Verdict
+from pwiser_jax.reports.plots import differences
 from pwiser_jax.reports.tables import to_markdown, to_rich
 from pwiser_jax.training.run.protocol import CHOSEN, NAMES, TRAINED_ON, note
 
@@ -54,6 +59,8 @@ EXPERIMENTS = {
     )
 }
 
+VERDICT = ("paper_table", "tuning", "significance")
+
 UNOPTIMISED = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
@@ -64,14 +71,29 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--output", type=Path, required=True, help="the folder of report and tables")
     add("--runs", type=Path | None, help="the folder of runs; default: OUTPUT/cells")
+    add("--tables", type=Path | None, help="a folder of result tables: no training")
     add("--only", nargs="+", choices=list(EXPERIMENTS), help="these experiments")
-    add("--quick", type=bool, default=False, help="tiny runs: does everything work?")
+    add(
+        "--quick",
+        type=bool,
+        default=False,
+        help="tiny runs, to check that everything works",
+    )
     add("--full", type=bool, default=False, help="more rows, seeds and datasets")
-    add("--data", type=Path, nargs="+", help="prepared folders, not the built-in data")
-    add("--configs", type=Path | None, help="of --data: MODEL.yaml for each model")
-    add("--kuairand", type=Path | None, help="KuaiRand-Pure's files, as data too")
-    add("--seeds", type=int | None, help="of every experiment; default: by size")
-    add("--models", nargs="+", choices=list(MODELS), help="of the paper's table")
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        help="prepared folders, in place of our data",
+    )
+    add(
+        "--configs",
+        type=Path | None,
+        help="a folder with configs for --data",
+    )
+    add("--kuairand", type=Path | None, help="KuaiRand-Pure's files, as further data")
+    add("--seeds", type=int | None, help="seeds of each experiment; default: by size")
+    add("--models", nargs="+", choices=list(MODELS), help="models of the paper's table")
     add("--split", choices=["valid", "test"], default="test", help="to measure on")
     add("--protocol", type=Protocol, default="default", help="see pwiser train --help")
     add("--set", type=str, nargs="+", help="options of every run: train.epochs=3 ...")
@@ -89,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         study = _study(options)
         chosen = [EXPERIMENTS[name] for name in options.only or EXPERIMENTS]
-        report(study, chosen, _command(arguments))
+        study.output.mkdir(parents=True, exist_ok=True)
+        with locked(study.output, "writing a report"):
+            report(study, chosen, _command(arguments))
 
     return ended(parser.prog, work)
 
@@ -109,63 +133,84 @@ def _study(options: Namespace) -> Study:
         raise UserError("protocol mtreclib trains on valid; measure --split test")
     if (options.data is None) != (options.configs is None):
         raise UserError("--data and --configs belong together; give both or none")
+    datasets = _datasets(options, scale)
+    if options.tables is not None:
+        datasets = _recorded(options.tables, datasets)
     return Study(
         output=options.output,
         runs=options.runs or options.output / "cells",
         scale=scale,
-        datasets=_datasets(options, scale),
+        datasets=datasets,
         split=options.split,
         protocol=options.protocol,
         kuairand=options.kuairand,
         overrides=tuple(f"--{item}" for item in options.set or ()),
+        tables=options.tables,
     )
+
+
+def _recorded(tables: Path, datasets: list[Dataset]) -> list[Dataset]:
+    """The datasets that the result tables hold."""
+    files = sorted(tables.glob("*.parquet"))
+    if not files:
+        raise UserError(f"{tables} holds no result tables (--tables)")
+    names = set(
+        pl.concat(pl.read_parquet(f, columns=["dataset"]) for f in files)["dataset"]
+    )
+    return [dataset for dataset in datasets if dataset.name in names]
 
 
 def _datasets(options: Namespace, scale: Scale) -> list[Dataset]:
     if options.data:
-        found = [given(folder, options.configs) for folder in options.data]
+        datasets = [given(folder, options.configs) for folder in options.data]
     else:
         place = options.output / "data"
-        found = [synthetic(place, scale.rows), industrial(place, scale.rows)]
-    if options.kuairand is not None:
-        if not options.kuairand.exists():
-            raise UserError(f"{options.kuairand}: no such folder or zip (--kuairand)")
-        found += [
+        datasets = [synthetic(place, scale.rows), industrial(place, scale.rows)]
+    source = options.kuairand
+    if source is not None and not source.exists():
+        raise UserError(f"{source}: no such folder or zip (--kuairand)")
+    if options.tables is not None:
+        source = source or Path("KUAIRAND_DIR")  # is not read
+    if source is not None:
+        datasets += [
             replace(
-                kuairand(options.output / "data", options.kuairand, conversion),
+                kuairand(options.output / "data", source, conversion),
                 overrides=scale.kuairand,
             )
             for conversion in ("like", "long_view")
         ]
-    return found
+    return datasets
 
 
 def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
-    """Runs the experiments one by one; the report and the findings after each."""
-    console = Console(stderr=True, highlight=False)
+    """Runs the experiments in turn; writes report and findings after each."""
+    console = Console(stderr=True, highlight=False, markup=False)
     chosen_on = NAMES[CHOSEN[study.protocol]]
+    source = "Numbers from recorded result tables; the page" if study.tables else "Made"
     introduction = (
         f"Data: {', '.join(dataset.name for dataset in study.datasets)}; AUC on "
         f"{study.split}, of the epoch with the best mean AUC on {chosen_on}. Runs of "
         "one seed share initial weights and batches; differences are paired by seed. "
-        f"Each number is in results/EXPERIMENT.parquet beside its run folder, seed and "
-        f"config hash. Made on {machine()}."
+        "Each number is in results/EXPERIMENT.parquet with its run folder, seed and "
+        f"config hash. {source} on {machine()}."
     )
     page = Report("When does PWiseR help?", introduction)
-    answers = []
+    findings: dict[str, Finding] = {}
     for experiment in chosen:
-        console.rule(experiment.title)
-        finding = experiment.find(study)
+        console.rule(Text(experiment.title))
+        finding = findings[experiment.name] = experiment.find(study)
+        title = study.titled(experiment.title)
         console.print(finding.answer)
         if finding.table is not None:
-            Console().print(to_rich(finding.table, study.titled(experiment.title)))
+            terminal = Console()
+            terminal.print(to_rich(finding.table, title, terminal.width))
             path = study.output / "results" / f"{experiment.name}.md"
             said = note(study.protocol, study.split)
             head = "" if said is None else f"{said}\n\n"
             write_whole(path, head + to_markdown(finding.table))
         page.sections.append(
             Section(
-                title=study.titled(experiment.title),
+                title=title,
                 asked=experiment.asked,
                 answer=finding.answer,
                 blocks=finding.blocks,
@@ -173,11 +218,37 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
                 configuration=_configuration(study),
             )
         )
-        title = study.titled(experiment.title).rstrip("?")
-        answers.append(f"- **{title}.** {finding.answer}\n")
+        page.verdict = verdict(findings)
         page.write(study.output / "report.html")
-        write_whole(study.output / "findings.md", "".join(answers))
+        lines = [
+            f"- **{study.titled(EXPERIMENTS[name].title).rstrip('?')}.** {own.answer}\n"
+            for name, own in findings.items()
+        ]
+        write_whole(study.output / "findings.md", "".join(lines))
     print(study.output / "report.html")
+
+
+def verdict(findings: Mapping[str, Finding]) -> Verdict:
+    """Three answers, the paper's table first, and their effects in one picture."""
+    order = [*(name for name in VERDICT if name in findings), *findings]
+    first = list(dict.fromkeys(order))[:3]
+    effects = [
+        own.effects.filter(pl.col("low").is_not_null())
+        for own in findings.values()
+        if own.effects is not None
+    ]
+    pictures = []
+    if effects and (table := pl.concat(effects)).height:
+        baseline = "BCE" if len(effects) == 1 else "BCE (of tuned PWiseR: tuned BCE)"
+        pictures.append(
+            Picture(
+                differences(table, baseline=baseline, rows=("dataset",)),
+                "Effect of PWiseR on AUC, with intervals, by head, dataset and loss.",
+                "The effect on each head's AUC by dataset: mean over models, 95% "
+                "intervals over paired seeds. Right of 0 PWiseR is better.",
+            )
+        )
+    return Verdict([findings[name].answer for name in first], pictures)
 
 
 def _configuration(study: Study) -> str:

@@ -3,8 +3,8 @@
     python -m experiments.all --only calibration --output runs/experiments
 
 Log loss and calibration error of each head, as trained and after a refit of slope and
-shift on validation; the share of pairs of two levels in the wrong order; and how alike
-the orders by CTR and by CTCVR are. The runs are those of the other experiments.
+shift on validation; the share of discordant pairs of levels; and the agreement of the
+orders by CTR and by CTCVR. The runs are those of the other experiments.
 """
 
 from itertools import chain
@@ -14,7 +14,7 @@ import polars as pl
 from scipy import special
 
 from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.lib.words import average_difference, listed, text_of
+from experiments.lib.words import average_difference, change, text_of
 from pwiser_jax import metrics
 from pwiser_jax.evaluation import Prediction
 from pwiser_jax.reports.html import Picture, TableBlock
@@ -34,23 +34,22 @@ METRICS = tuple(chain.from_iterable(TABLES.values()))
 
 
 def find(study: Study) -> Finding:
-    parts, blocks = [], []
+    parts = []
     for dataset in study.core:
-        cells = study.cells(dataset, [MODEL], LOSSES, study.scale.seeds)
-        results = study.run(NAME, cells, dataset)
+        planned = study.grid(dataset, [MODEL], LOSSES, study.scale.seeds)
+        results = study.run(NAME, planned, dataset)
         parts.append(
             study.measure(
                 NAME, results, dataset, METRICS, lambda run: measures(run, study.split)
             )
         )
-    found = pl.concat(parts)
-    wide = found.pivot(
+    wide = pl.concat(parts).pivot(
         "metric",
         index=["dataset", "model", "loss", "seed", "task"],
         values="value",
         maintain_order=True,
     )
-    blocks += [
+    blocks: list[TableBlock | Picture] = [
         TableBlock(_table(wide, study, names), f"{title} on {_caption(study)}")
         for title, names in TABLES.items()
     ]
@@ -60,21 +59,22 @@ def find(study: Study) -> Finding:
         if table["low"].is_not_null().any():
             blocks.append(
                 Picture(
-                    differences(table, metric="log loss"),
+                    differences(table, metric="log loss", rows=("dataset",)),
                     f"Paired differences of log loss to BCE, {text}.",
                     f"Log loss {text}: below 0 is better than BCE.",
                 )
             )
-    blocks.append(_reliability(study))
+    if study.tables is None:
+        blocks.append(_reliability(study))
     return Finding(_answer(wide), blocks)
 
 
 def measures(outcome: Outcome, split: str) -> Measures:
-    """All measures of a run by (task, metric); the refit is made on validation."""
+    """All measures of a run by (task, metric); the refit uses validation rows."""
     schema = outcome.prepared.schema
     level, own = outcome.level(split), outcome.predictions(split)
     valid_level, valid = outcome.level("valid"), outcome.predictions("valid")
-    found: dict[tuple[str, str], float] = {}
+    by_task: dict[tuple[str, str], float] = {}
     first = measured(schema.labels)[0].name
     for task in measured(schema.labels):
         name = task.name
@@ -92,11 +92,11 @@ def measures(outcome: Outcome, split: str) -> Measures:
             metrics.discordance(level, own[name].scores).share,
             metrics.order_agreement(own[name].scores, own[first].scores),
         )
-        found |= {
+        by_task |= {
             (name, metric): number
             for metric, number in zip(METRICS, numbers, strict=True)
         }
-    return found
+    return by_task
 
 
 def _rows(
@@ -104,8 +104,8 @@ def _rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels, logits and probabilities on the rows where a task is defined.
 
-    A conditional probability that is a ratio of two has its logit made from it, held
-    below 1.
+    The logit of a conditional probability that is a ratio is computed from the ratio,
+    clipped below 1.
     """
     rows = level >= task.given
     p = prediction.probabilities[rows]
@@ -117,7 +117,7 @@ def _rows(
 
 
 def _table(wide: pl.DataFrame, study: Study, names: tuple[str, ...]) -> pl.DataFrame:
-    """A row a dataset, task and loss: the mean of BCE, or the difference to it."""
+    """A row a dataset, task and loss: the mean of BCE, or the difference to BCE."""
     keys = ["dataset", "task", "loss"]
     columns: dict[str, list[str]] = {}
     for metric in names:
@@ -139,16 +139,15 @@ def _table(wide: pl.DataFrame, study: Study, names: tuple[str, ...]) -> pl.DataF
 
 def _caption(study: Study) -> str:
     return (
-        f"{study.split}: BCE's means, and what the others add to them with 95% "
-        f"intervals over {study.scale.seeds} paired seeds"
+        f"{study.split}: BCE's means, and differences to BCE with 95% intervals over "
+        f"{study.scale.seeds} paired seeds"
     )
 
 
 def _reliability(study: Study) -> Picture:
     """Curves of seed 0 on the main dataset."""
     dataset = study.datasets[0]
-    cells = study.cells(dataset, [MODEL], LOSSES, 1)
-    results = study.run(NAME, cells, dataset)
+    results = study.run(NAME, study.grid(dataset, [MODEL], LOSSES, 1), dataset)
     runs = dict(results.select("loss", "run").unique(maintain_order=True).rows())
     curves: dict[str, dict[str, metrics.Reliability]] = {}
     for loss, run in runs.items():
@@ -161,24 +160,23 @@ def _reliability(study: Study) -> Picture:
     return Picture(
         reliability_curves(curves),
         "Share of positives by predicted probability, by task and loss.",
-        f"{dataset.name}, MMoE, seed 0, {study.split}, as trained; on the line is "
-        "calibrated.",
+        f"{dataset.name}, MMoE, seed 0, {study.split}, as trained; the line is perfect "
+        "calibration.",
     )
 
 
 def _answer(wide: pl.DataFrame) -> str:
     texts = []
     for task in ("ctr", "ctcvr"):
-        for metric in ("log loss", "log loss after refit"):
-            gap = average_difference(wide, task, metric=metric)
-            texts.append(f"{task.upper()} {metric} {text_of(gap, '.5f')}")
+        gap = average_difference(wide, task, metric="log loss")
+        refit = average_difference(wide, task, metric="log loss after refit")
+        texts.append(
+            f"{change(f'{task.upper()} log loss', gap, '.5f')}, after a refit "
+            f"{text_of(refit, '.5f')}"
+        )
     wrong = average_difference(wide, "ctcvr", metric="discordant")
-    alike = average_difference(wide, "ctcvr", metric="agreement with CTR")
-    return (
-        f"PWiseR less BCE, MMoE, mean over datasets: {listed(texts)}; share of "
-        f"discordant pairs of levels by the CTCVR score {text_of(wrong)}; Kendall's "
-        f"tau of the CTR and CTCVR orders {text_of(alike)}."
-    )
+    texts.append(change("the share of discordant pairs of levels", wrong))
+    return f"Against BCE, PWiseR {'; it '.join(texts)} (MMoE, mean over datasets)."
 
 
 CALIBRATION = Experiment(

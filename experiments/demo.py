@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output",
         type=Path,
         default=Path("runs/demo"),
-        help="a run begun there goes on",
+        help="the folder of the report; a run that stopped there resumes",
     )
     output = parser.parse(argv).output
     study = Study(
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scale=replace(SCALES["standard"], seeds=3),
         datasets=[Dataset("synthetic", output / "data", CONFIGS / "synthetic", _make)],
     )
-    work = partial(report, study, [PAPER_TABLE], "make demo")
-    return ended(parser.prog, work)
+    return ended(parser.prog, partial(report, study, [PAPER_TABLE], "make demo"))
 
 
 if __name__ == "__main__":

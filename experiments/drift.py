@@ -1,16 +1,16 @@
-"""Drift and live use: day by day, warm or from scratch, and how long a request takes.
+"""Drift and serving: warm starts or retraining, day by day, and the time of a request.
 
     python -m experiments.all --only drift --output runs/experiments
 
-Prequential: up to day d is trained (four fifths of day d's groups; the rest chooses the
-epoch), day d + 1 is tested. "retrained" starts from new weights on all days so far,
-"warm" from yesterday's best weights on day d alone. The stream is synthetic, with other
-rates from its eighth day on, and KuaiRand's days where its files are given.
+Prequential: train on days up to d (a fifth of day d's groups chooses the epoch), then
+test on day d + 1. "retrained" starts from new weights on all days so far, "warm" from
+the best weights of the day before on day d alone. The streams: a synthetic one whose
+rates change on its eighth day, and KuaiRand's days where its files are given.
 """
 
-import json
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ import jax.numpy as jnp
 import polars as pl
 
 from experiments.lib.datasets import CONFIGS, Dataset
-from experiments.lib.grid import Cell
+from experiments.lib.grid import Run, evaluation, in_turn
 from experiments.lib.measure import median_seconds
+from experiments.lib.result_table import tag_text
 from experiments.lib.streams import days_of, deal, prepare_days, prepare_shift
-from experiments.lib.study import Experiment, Finding, Study
-from experiments.lib.words import listed, text_of
+from experiments.lib.study import Experiment, Finding, Study, with_tags
+from experiments.lib.words import change, line_rows, text_of
+from pwiser_jax.config import Config
 from pwiser_jax.data.batches.rows import feature_rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.data.raw.frames import scan_parquet
-from pwiser_jax.inference.evaluate import evaluate_run, run_config
+from pwiser_jax.inference.evaluate import run_config
 from pwiser_jax.inference.load import load_best
 from pwiser_jax.metrics import Interval, mean_interval
 from pwiser_jax.reports.html import Picture, TableBlock
@@ -49,22 +51,31 @@ SIZES = (1, 100, 10_000)
 
 
 def find(study: Study) -> Finding:
-    blocks: list[TableBlock | Picture] = []
-    parts, run = [], Path()
+    if study.tables is not None:
+        return _finding(with_tags(study.table(NAME).frame), None)
+    tables, run = [], Path()
     for dataset in _streams(study):
-        found, run = _stream(study, dataset)
-        parts.append(found)
-        blocks += _blocks(found, dataset.name)
-    results = pl.concat(parts)
-    latency = latencies(run)
-    blocks.append(TableBlock(latency, "A call of the compiled model"))
-    return Finding(_answer(results, latency), blocks)
+        table, run = _stream(study, dataset)
+        tables.append(table)
+    return _finding(pl.concat(tables), latencies(run))
+
+
+def _finding(results: pl.DataFrame, latency: pl.DataFrame | None) -> Finding:
+    results = results.with_columns(pl.col("day").cast(pl.Int64))
+    blocks: list[TableBlock | Picture] = [
+        TableBlock(_gaps(results), "CTCVR AUC on the next day, mean over days")
+    ]
+    for (name,), part in results.group_by("dataset", maintain_order=True):
+        blocks += _blocks(part, str(name))
+    if latency is not None:
+        blocks.append(TableBlock(latency, "A call of the compiled model"))
+    return Finding(_answer(results), blocks)
 
 
 def _streams(study: Study) -> list[Dataset]:
     # A day's validation rows must hold conversions.
     rows, place = max(study.scale.rows, 30_000), study.place
-    found = [
+    streams = [
         Dataset(
             "synthetic shift",
             place / f"shift_{rows}",
@@ -73,7 +84,7 @@ def _streams(study: Study) -> list[Dataset]:
         )
     ]
     if study.kuairand is not None:
-        found.append(
+        streams.append(
             Dataset(
                 "kuairand, like",
                 place / "kuairand_days",
@@ -82,45 +93,45 @@ def _streams(study: Study) -> list[Dataset]:
                 overrides=study.scale.kuairand,
             )
         )
-    return found
+    return streams
 
 
 def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
-    """All days of all cells; the table is written after each stream.
+    """All days of a stream; the result table is written at its end.
 
     Returns:
-        A row a day, task and metric of every stream, and the last run's folder.
+        A row a day, task and metric, and the last run's folder.
     """
     base = dataset.ready()
     days = days_of(base)[: BEGIN + study.scale.days]
     rows: list[dict[str, Any]] = []
     run = Path()
-    cells = study.cells(dataset, [MODEL], LOSSES, min(study.scale.seeds, 3))
-    for cell in cells:
-        for mode in MODES:
+    planned = study.grid(dataset, [MODEL], LOSSES, min(study.scale.seeds, 3))
+    with in_turn(study.runs / dataset.folder.name):
+        for first, mode in product(planned, MODES):
             before = None
             for index in range(BEGIN - 1, len(days) - 1):
                 day = days[index]
-                first = day if mode == "warm" and before else days[0]
-                folder = study.place / f"{dataset.folder.name}_{first}_{day}"
-                deal(base, folder, first, day)
-                config = replace(
-                    cell.config, data=replace(cell.config.data, path=str(folder))
-                )
-                cell_run = f"{dataset.folder.name}/{cell.name}-{mode}-day{index}"
-                run = study.runs / cell_run
-                started = before if mode == "warm" else None
-                _train(replace(cell, config=config), run, started)
+                begin = day if mode == "warm" and before else days[0]
+                folder = study.place / f"{dataset.folder.name}_{begin}_{day}"
+                deal(base, folder, begin, day)
+                data = replace(first.config.data, path=str(folder))
+                config = replace(first.config, data=data)
+                name = f"{dataset.folder.name}/{first.name}-{mode}-day{index}"
+                run = study.runs / name
+                _train(config, run, before if mode == "warm" else None)
                 before = run
-                rows += _measures(study, cell, dataset, mode, index + 1, cell_run)
-    table = pl.DataFrame(rows)
-    study.table(NAME).add(table.drop("mode", "day"))
-    return table, run
+                tags = {"day": index + 1, "mode": mode}
+                rows += _measures(replace(first, config=config, tags=tags), run, name)
+    types = {"value": pl.Float64, "reason": pl.String}
+    table = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
+    table = table.with_columns(pl.lit(dataset.name).alias("dataset"))
+    study.table(NAME).add(table)
+    return with_tags(table), run
 
 
-def _train(cell: Cell, run: Path, before: Path | None) -> None:
-    """A run of one day; with `before`, it starts from that run's best weights."""
-    config = cell.config
+def _train(config: Config, run: Path, before: Path | None) -> None:
+    """Trains a run of one day; with `before`, from that run's best weights."""
     if before is not None and not (run / RESULT).exists():
         make_run(run, config, Path(config.data.path))
         schema = Prepared(Path(config.data.path)).schema
@@ -133,65 +144,53 @@ def _train(cell: Cell, run: Path, before: Path | None) -> None:
     train(config, run, Silent())
 
 
-def _measures(
-    study: Study, cell: Cell, dataset: Dataset, mode: str, day: int, run: str
-) -> list[dict[str, Any]]:
-    path = study.runs / run / "evaluation_test.json"
-    if path.exists():
-        report = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        report = evaluate_run(path.parent, "test")
-    labels = read_manifest(dataset.folder).schema.labels
+def _measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
+    report = evaluation(folder, "test")
+    labels = read_manifest(Path(planned.config.data.path)).schema.labels
     rows = []
     for task in measured(labels):
-        found = report[task.name]
-        calibration = found["calibration"]["predicted_over_observed"]
+        measures = report[task.name]
         numbers = {
-            "auc": found["auc"]["value"],
-            "log_loss": found["log_loss"],
-            "predicted_over_observed": calibration,
+            "auc": measures["auc"]["value"],
+            "log_loss": measures["log_loss"],
+            "predicted_over_observed": measures["calibration"][
+                "predicted_over_observed"
+            ],
         }
         rows += [
             {
-                "dataset": dataset.name,
-                "model": cell.model,
-                "loss": cell.loss,
-                "tags": f'{{"day": {day}, "mode": "{mode}"}}',
-                "seed": cell.seed,
+                "model": planned.model,
+                "loss": planned.loss,
+                "tags": tag_text(planned.tags),
+                "seed": planned.seed,
                 "split": "test",
                 "task": task.name,
                 "metric": metric,
                 "value": value,
-                "run": run,
-                "config_hash": config_hash(cell.config),
-                "mode": mode,
-                "day": day,
+                "reason": measures["auc"].get("reason") if metric == "auc" else None,
+                "run": name,
+                "config_hash": config_hash(planned.config),
             }
             for metric, value in numbers.items()
         ]
     return rows
 
 
-def _blocks(found: pl.DataFrame, name: str) -> list[TableBlock | Picture]:
+def _blocks(results: pl.DataFrame, name: str) -> list[TableBlock | Picture]:
     texts = {
         "auc": "AUC on the next day",
-        "predicted_over_observed": "predicted over observed, 1 is calibrated",
+        "predicted_over_observed": "predicted / observed (calibrated: 1)",
     }
     blocks: list[TableBlock | Picture] = []
+    keys = ["task", "loss", "mode", "day"]
     for metric, text in texts.items():
-        rows = []
-        own = found.filter((pl.col("metric") == metric) & pl.col("value").is_finite())
-        keys = ["task", "loss", "mode", "day"]
-        for (task, loss, mode, day), part in own.group_by(keys, maintain_order=True):
-            mean = mean_interval(part["value"].to_numpy())
-            line = f"{loss}, {mode}"
-            rows.append((task, line, day, mean.value, mean.low, mean.high))
-        names = ["panel", "line", "x", "value", "low", "high"]
-        # Intervals of a few seeds would hide the days' own ups and downs.
-        lines = pl.DataFrame(rows, schema=names, orient="row").with_columns(
-            pl.lit(None, pl.Float64).alias("low"),
-            pl.lit(None, pl.Float64).alias("high"),
-        )
+        own = results.filter((pl.col("metric") == metric) & pl.col("value").is_finite())
+        # Means without intervals, which few seeds make wider than the days' changes.
+        rows = [
+            (task, f"{loss}, {mode}", day, part["value"].mean(), None, None)
+            for (task, loss, mode, day), part in own.group_by(keys, maintain_order=True)
+        ]
+        lines = line_rows(rows)
         figure = interval_lines(lines, "test day", text, baseline="bce, retrained")
         caption = f"{name}: means over seeds, each day tested once."
         blocks.append(Picture(figure, f"{text} by day, {name}.", caption))
@@ -209,18 +208,25 @@ def latencies(run: Path) -> pl.DataFrame:
     frame = scan_parquet(files).head(max(SIZES)).collect()
     rows = []
     for size in SIZES:
-        taken = frame.head(size)
-        own = replace(config, data=replace(config.data, eval_batch_size=taken.height))
-        inputs = feature_rows(taken, schema, None)
-        call = partial(predict_logits, own, schema, state, inputs)
+        batch = frame.head(size)
+        data = replace(config.data, eval_batch_size=batch.height)
+        inputs = feature_rows(batch, schema, None)
+        call = partial(
+            predict_logits, replace(config, data=data), schema, state, inputs
+        )
         milliseconds = 1e3 * median_seconds(call)
-        rows.append((taken.height, milliseconds, 1e3 * milliseconds / taken.height))
-    names = ["rows", "milliseconds", "microseconds a row"]
+        rows.append((batch.height, milliseconds, 1e3 * milliseconds / batch.height))
+    names = ["Rows", "Time [ms]", "Time of a row [µs]"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
-def _gap(own: pl.DataFrame, a: tuple[str, str], b: tuple[str, str]) -> Interval:
-    """Mean over days of (loss, mode) a less b, with its interval over seeds."""
+def _gap(results: pl.DataFrame, a: tuple[str, str], b: tuple[str, str]) -> Interval:
+    """Mean over days of (loss, mode) a minus b, with its interval over seeds."""
+    own = results.filter(
+        (pl.col("metric") == "auc")
+        & (pl.col("task") == "ctcvr")
+        & pl.col("value").is_finite()
+    )
     parts = [
         own.filter((pl.col("loss") == loss) & (pl.col("mode") == mode))
         for loss, mode in (a, b)
@@ -232,30 +238,42 @@ def _gap(own: pl.DataFrame, a: tuple[str, str], b: tuple[str, str]) -> Interval:
     return mean_interval(means.sort("seed")["gap"].to_numpy())
 
 
-def _answer(results: pl.DataFrame, latency: pl.DataFrame) -> str:
-    own = results.filter(
-        (pl.col("metric") == "auc")
-        & (pl.col("task") == "ctcvr")
-        & pl.col("value").is_finite()
+COMPARISONS = {
+    "warm start minus retraining, BCE": (("bce", "warm"), ("bce", "retrained")),
+    "PWiseR minus BCE, warm start": (("pwiser", "warm"), ("bce", "warm")),
+    "PWiseR minus BCE, retrained": (("pwiser", "retrained"), ("bce", "retrained")),
+}
+
+
+def _gaps(results: pl.DataFrame) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {
+                "Dataset": dataset,
+                "Comparison": name,
+                "Difference": text_of(_gap(own, *pair)),
+            }
+            for (dataset,), own in results.group_by("dataset", maintain_order=True)
+            for name, pair in COMPARISONS.items()
+        ]
     )
-    texts = []
-    for (dataset,), part in own.group_by("dataset", maintain_order=True):
-        warm = _gap(part, ("bce", "warm"), ("bce", "retrained"))
-        texts.append(f"{dataset}: warm start less retraining, BCE, {text_of(warm)}")
-        for mode in MODES:
-            gap = _gap(part, ("pwiser", mode), ("bce", mode))
-            texts.append(f"PWiseR less BCE, {mode}, {text_of(gap)}")
-    times = ", ".join(
-        f"{rows:,} {'row' if rows == 1 else 'rows'} {milliseconds:.1f} ms"
-        for rows, milliseconds, _ in latency.rows()
+
+
+def _answer(results: pl.DataFrame) -> str:
+    warm, on_warm, on_retrained = (
+        _gap(results, *pair) for pair in COMPARISONS.values()
     )
-    return f"CTCVR AUC on the next day: {listed(texts)}. A call of the model: {times}."
+    return (
+        f"On the next day a warm start {change('CTCVR AUC', warm)} against retraining "
+        f"(BCE), and PWiseR {change('CTCVR AUC', on_warm)} with a warm start and "
+        f"{change('it', on_retrained)} retrained, against BCE (mean over streams)."
+    )
 
 
 DRIFT = Experiment(
     NAME,
-    "Drift and live use",
-    "Day by day, is a warm start as good as training anew, does PWiseR's effect last, "
-    "what becomes of calibration, and how long does a request take?",
+    "Drift and serving",
+    "Day by day: is a warm start as good as retraining, does PWiseR's effect last, how "
+    "does calibration change, and how long does a request take?",
     find,
 )

@@ -5,8 +5,8 @@
         --output runs/grid_search
 
 Every point is run with tuning seeds, which no final run shares, and measured on
-validation; test is not looked at. Points that a configuration refuses, such as a
-negative lambda, are told and left out. grid.csv holds the points, best first.
+validation; test is never read. Invalid points, such as a negative lambda, are reported
+and skipped. grid.csv holds the points, best first.
 """
 
 import shlex
@@ -21,24 +21,24 @@ from jsonargparse import Namespace
 
 from experiments.lib.commands import ended
 from experiments.lib.datasets import Dataset, given
-from experiments.lib.grid import Cell
+from experiments.lib.grid import Run
 from experiments.lib.study import MODELS, SCALES, TUNING_SEED, Study
+from experiments.lib.words import joined
 from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Picture, Report, Section, TableBlock
-from pwiser_jax.reports.plots import surfaces
+from pwiser_jax.reports.plots import grid_cells
 from pwiser_jax.reports.tables import write_csv
 
 Point = Mapping[str, float]
-PWISER = ("lambda", "m1", "m2")
 
 
 def at(config: Config, point: Point) -> Config:
     """The configuration of a point.
 
-    lambda, m1 (over click-only rows), m2 (over rows without a click) are PWiseR's;
-    learning_rate and l2 those of any loss. What a point does not name stays.
+    lambda, m1 (over click-only rows) and m2 (over rows without a click) are options of
+    PWiseR, learning_rate and l2 of any loss. Other options stay as they are.
 
     Raises:
         ValueError: the configuration refuses a number.
@@ -79,36 +79,36 @@ def grid_search(
     """Runs every point on validation.
 
     Args:
-        study: where results go.
-        experiment: whose table.
-        dataset: what is run.
+        study: data, size and folders.
+        experiment: name of the result table.
+        dataset: the dataset.
         grid: the points.
-        model, loss: as in `grid`; a point's numbers replace those of the loss.
-        seeds: tuning seeds of each point.
+        model, loss: as in `lib.grid`; a point's numbers replace those of the loss.
+        seeds: number of tuning seeds of each point.
 
     Returns:
         A row a point, in the grid's order: its numbers, and `auc`, the mean over seeds
         and over CTR and CTCVR of the AUC on validation.
 
     Raises:
-        UserError: no point is one that a configuration takes.
+        UserError: no point is valid.
     """
-    cells: list[Cell] = []
+    planned: list[Run] = []
     kept: list[Point] = []
     for point in grid:
         try:
-            own = [
-                replace(cell, config=at(cell.config, point), tags=dict(point))
-                for cell in study.cells(dataset, [model], [loss], seeds, TUNING_SEED)
+            runs = [
+                replace(run, config=at(run.config, point), tags=dict(point))
+                for run in study.grid(dataset, [model], [loss], seeds, TUNING_SEED)
             ]
         except ValueError as error:
-            print(f"left out {_text(point)}: {error}", file=sys.stderr)
+            print(f"skipped {point_text(point)}: {error}", file=sys.stderr)
             continue
         kept.append(point)
-        cells += own
-    if not cells:
+        planned += runs
+    if not planned:
         raise UserError("the grid has no valid point")
-    results = study.run(experiment, cells, dataset, "valid")
+    results = study.run(experiment, planned, dataset, "valid")
     heads = results.filter(pl.col("task").is_in(["ctr", "ctcvr"]))
     means = heads.group_by(list(kept[0]), maintain_order=True).agg(pl.col("auc").mean())
     return pl.DataFrame(kept).join(means, on=list(kept[0]), maintain_order="left")
@@ -127,27 +127,54 @@ def best_point(table: pl.DataFrame) -> Point:
     return {name: value for name, value in row.items() if name != "auc"}
 
 
-def contours(table: pl.DataFrame) -> Picture | None:
-    """Mean AUC over lambda and m2, a panel a value of m1; None without a surface."""
+def on_edge(table: pl.DataFrame) -> list[str]:
+    """The settings in which the best point lies on the edge of the grid."""
+    return [
+        name
+        for name, value in best_point(table).items()
+        if table[name].n_unique() > 1
+        and value in (table[name].min(), table[name].max())
+    ]
+
+
+def edge_text(table: pl.DataFrame) -> str:
+    """A sentence on the place of the best point."""
+    if edges := on_edge(table):
+        return (
+            f"The best point lies on the edge of the grid in {joined(edges)}: a wider "
+            "grid may hold a better one."
+        )
+    return "The best point lies inside the grid."
+
+
+def cells_picture(table: pl.DataFrame) -> Picture | None:
+    """Mean AUC over lambda and m2, a panel a value of m1; None for a line of points."""
     if min(table[name].n_unique() for name in ("lambda", "m2")) < 2:
         return None
-    drawn = table.select(
+    shown = table.select(
         pl.format("m1 = {}", "m1").alias("panel"),
         pl.col("lambda").alias("x"),
         pl.col("m2").alias("y"),
         pl.col("auc").alias("value"),
     )
-    figure = surfaces(
-        drawn, "lambda", "margin m2", "mean AUC on validation", "best on validation"
-    )
     return Picture(
-        figure,
+        grid_cells(shown, "lambda", "margin m2", "mean validation AUC", "best"),
         "Mean validation AUC over lambda and m2, a panel a value of m1.",
-        "Mean of the AUC of CTR and CTCVR; settings are spaced evenly.",
+        f"Mean of the AUC of CTR and CTCVR on validation. {edge_text(table)}",
     )
 
 
-def _text(point: Point) -> str:
+def ranked_points(table: pl.DataFrame) -> pl.DataFrame:
+    """The points, best first, their settings as written."""
+    ranked = table.sort("auc", descending=True, nulls_last=True, maintain_order=True)
+    settings = [name for name in table.columns if name != "auc"]
+    return ranked.select(
+        *(pl.Series(name, [f"{x:g}" for x in ranked[name]]) for name in settings),
+        pl.col("auc").alias("mean validation AUC"),
+    )
+
+
+def point_text(point: Point) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in point.items())
 
 
@@ -170,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _search(options: Namespace, command: str) -> None:
-    """The command: runs the grid, writes grid.csv and report.html, says the best."""
+    """Runs the grid, writes grid.csv and report.html, prints the best point."""
     if options.seeds < 1:
         raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
     dataset = given(options.data, options.configs)
@@ -187,17 +214,20 @@ def _search(options: Namespace, command: str) -> None:
     best = best_point(table)
     ranked = table.sort("auc", descending=True, maintain_order=True)
     write_csv(ranked, options.output / "grid.csv")
-    answer = f"Best of {table.height} points on validation: {_text(best)}."
-    picture = contours(table)
+    answer = f"The best of {table.height} points on validation is {point_text(best)}."
+    picture = cells_picture(table)
     section = Section(
         "Grid search",
         "Which lambda, m1 and m2 are the best on validation?",
         answer,
-        [*([picture] if picture else []), TableBlock(ranked, "The points")],
+        [
+            *([picture] if picture else []),
+            TableBlock(ranked_points(table), f"The points. {edge_text(table)}"),
+        ],
         command=command,
     )
     Report("Grid search", "", [section]).write(options.output / "report.html")
-    print(answer)
+    print(answer, edge_text(table))
 
 
 if __name__ == "__main__":

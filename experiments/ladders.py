@@ -2,10 +2,10 @@
 
     python -m experiments.all --only ladders --output runs/experiments
 
-The synthetic funnel with 2 to 5 labels, MMoE: BCE alone, PWiseR with the top level over
-every lower one, and the ladder loss, every level over every lower one, a tenth a rung.
-The AUC of the top label's score between all pairs of levels, and what the loss alone
-costs, in time and memory, by the number of levels.
+The synthetic funnel with 2 to 5 labels, MMoE: BCE alone, PWiseR (the highest level over
+every lower one), and the ladder loss (every level over every lower one, 0.1 a rung).
+Measures: the AUC of the highest label's score between all pairs of levels, and the time
+and memory of the loss alone, by the number of levels.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ import numpy as np
 import polars as pl
 
 from experiments.lib.datasets import Dataset, synthetic
-from experiments.lib.grid import Cell
+from experiments.lib.grid import Run
 from experiments.lib.measure import median_seconds
 from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.lib.words import average_difference, listed, text_of
+from experiments.lib.words import average_difference, change, joined, line_rows, text_of
 from pwiser_jax import metrics
 from pwiser_jax.data.datasets.funnel import LADDERS
 from pwiser_jax.losses import ladder_loss
@@ -40,20 +40,20 @@ def find(study: Study) -> Finding:
     parts = []
     for labels in study.scale.labels:
         dataset = synthetic(study.place, study.scale.rows, labels)
-        cells = _cells(study, dataset, labels)
-        results = study.run(NAME, cells, dataset)
+        results = study.run(NAME, _runs(study, dataset, labels), dataset)
         names = _pair_names(labels)
-        found = study.measure(
+        measures = study.measure(
             NAME, results, dataset, names, lambda run: _pairs(run, study.split)
         )
-        parts.append(found.with_columns(pl.lit(labels + 1).alias("levels")))
+        parts.append(measures.with_columns(pl.lit(labels + 1).alias("levels")))
     pairs = pl.concat(parts)
     means = _pooled(pairs)
     blocks: list[TableBlock | Picture] = [
+        TableBlock(_effects(means), "AUC minus that of BCE, by the top label's score"),
         Picture(
             interval_lines(
                 _lines(means),
-                "levels of the ladder, with the exposure",
+                "levels of the ladder, the exposure included",
                 "AUC minus that of BCE",
                 zero="as BCE",
             ),
@@ -67,25 +67,38 @@ def find(study: Study) -> Finding:
     return Finding(_answer(means, study), blocks)
 
 
-def _cells(study: Study, dataset: Dataset, labels: int) -> list[Cell]:
-    cells = study.cells(dataset, [MODEL], ["bce", "pwiser"], study.scale.seeds)
+def _runs(study: Study, dataset: Dataset, labels: int) -> list[Run]:
+    planned = study.grid(dataset, [MODEL], ["bce", "pwiser"], study.scale.seeds)
     margins = every_margin(LADDERS[labels])
     ladder = [
         replace(
-            cell,
+            run,
             loss="ladder",
-            config=replace(
-                cell.config, loss=replace(cell.config.loss, margins=margins)
-            ),
+            config=replace(run.config, loss=replace(run.config.loss, margins=margins)),
         )
-        for cell in cells
-        if cell.loss == "pwiser"
+        for run in planned
+        if run.loss == "pwiser"
     ]
-    return [*cells, *ladder]
+    return [*planned, *ladder]
+
+
+def _effects(means: pl.DataFrame) -> pl.DataFrame:
+    """A row a number of levels and loss."""
+    return pl.DataFrame(
+        [
+            {"Levels": str(levels), "Loss": loss}
+            | {
+                name.capitalize(): text_of(average_difference(own, name, loss))
+                for name in ("all pairs", "top pair")
+            }
+            for (levels,), own in means.group_by("levels", maintain_order=True)
+            for loss in ("pwiser", "ladder")
+        ]
+    )
 
 
 def every_margin(labels: tuple[str, ...]) -> dict[str, float | None]:
-    """Every level above every lower one, a tenth a rung."""
+    """Every level over every lower one, 0.1 a rung."""
     names = ("exposure", *labels)
     return {
         f"{names[high]}>{names[low]}": STEP * (high - low)
@@ -105,10 +118,10 @@ def _pairs(outcome: Outcome, split: str) -> Measures:
     labels = outcome.prepared.schema.labels
     task = joint_task(labels, len(labels)).name
     level = outcome.level(split)
-    found = metrics.discordance(level, outcome.predictions(split)[task].scores)
+    discordance = metrics.discordance(level, outcome.predictions(split)[task].scores)
     measures = {
         (task, f"auc {high}>{low}"): 1 - share
-        for (high, low), share in found.by_levels.items()
+        for (high, low), share in discordance.by_levels.items()
     }
     missing = {(task, name): np.nan for name in _pair_names(len(labels))}
     return missing | measures
@@ -134,9 +147,7 @@ def _lines(means: pl.DataFrame) -> pl.DataFrame:
         for loss in ("pwiser", "ladder"):
             gap = average_difference(own, str(task), loss)
             rows.append((task, loss, levels, gap.value, gap.low, gap.high))
-    names = ["panel", "line", "x", "value", "low", "high"]
-    lines = pl.DataFrame(rows, schema=names, orient="row").sort("panel", "x")
-    return lines.with_columns(pl.col("low", "high").fill_nan(None))
+    return line_rows(rows).sort("panel", "x")
 
 
 def _pair_table(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -145,6 +156,8 @@ def _pair_table(pairs: pl.DataFrame) -> pl.DataFrame:
         pairs.group_by("levels", "metric", "loss", maintain_order=True)
         .agg(pl.col("value").mean())
         .pivot("loss", index=["levels", "metric"], values="value")
+        .rename({"levels": "Levels", "metric": "Pair of levels"})
+        .with_columns(pl.col("Pair of levels").str.strip_prefix("auc "))
     )
 
 
@@ -167,7 +180,7 @@ def loss_costs(labels: tuple[int, ...]) -> pl.DataFrame:
             seconds = median_seconds(partial(_wait, compiled, scores), budget=0.3)
             kib = memory.temp_size_in_bytes / 2**10 if memory else None
             rows.append((count, number + 1, len(margins), 1e3 * seconds, kib))
-    names = ["rows", "levels", "terms", "milliseconds", "temporary KiB"]
+    names = ["Rows", "Levels", "Terms", "Time [ms]", "Temporary memory [KiB]"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
@@ -180,25 +193,22 @@ def _wait(program: Any, scores: jax.Array) -> None:
 
 
 def _answer(means: pl.DataFrame, study: Study) -> str:
-    texts = []
-    for labels in (study.scale.labels[0], study.scale.labels[-1]):
-        own = means.filter(pl.col("levels") == labels + 1)
-        for loss in ("pwiser", "ladder"):
-            every, top = (
-                text_of(average_difference(own, task, loss))
-                for task in ("all pairs", "top pair")
-            )
-            texts.append(f"{loss}, {labels + 1} levels: {every}, top pair {top}")
-    return (
-        "AUC by the top score less that of BCE, mean over all pairs of levels, and of "
-        f"the two highest levels, MMoE on the synthetic funnel: {listed(texts)}."
-    )
+    levels = study.scale.labels[-1] + 1
+    own = means.filter(pl.col("levels") == levels)
+    texts = [
+        f"{name} {change('the mean AUC over pairs of levels', gap)}"
+        for name, gap in (
+            ("the ladder loss", average_difference(own, "all pairs", "ladder")),
+            ("PWiseR", average_difference(own, "all pairs")),
+        )
+    ]
+    return f"On a ladder of {levels} levels, {joined(texts)}, against BCE (MMoE)."
 
 
 LADDER_LEVELS = Experiment(
     NAME,
     "More than two tasks",
-    "On ladders of 3 to 6 levels: does ranking every level over every lower one do "
-    "more than ranking the top one, and what does it cost?",
+    "On ladders of 3 to 6 levels: does ranking every level over every lower one gain "
+    "more than ranking the highest one only, and what does it cost?",
     find,
 )

@@ -2,9 +2,9 @@
 
     python -m experiments.all --only noise --output runs/experiments
 
-From none to half of the clicks that a model is trained on are accidents: train rows
-without a click, taken at random, get one. Validation and test stay clean. On the
-synthetic funnel the scores are compared with the true probabilities too.
+Up to half of the clicks in train are accidental: random train rows without a click get
+one. Validation and test stay clean. On the synthetic funnel, scores are also compared
+with the true probabilities.
 """
 
 from functools import partial
@@ -15,7 +15,13 @@ import polars as pl
 from experiments.lib.datasets import Dataset
 from experiments.lib.relabel import accidental_clicks
 from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.lib.words import average_difference, listed, text_of
+from experiments.lib.words import (
+    average_difference,
+    changes,
+    joined,
+    line_rows,
+    text_of,
+)
 from pwiser_jax.metrics import mean_interval, order_agreement
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines
@@ -32,21 +38,36 @@ def find(study: Study) -> Finding:
     for dataset in study.core:
         for share in study.scale.shares:
             noisy = _noisy(study, dataset, share)
-            cells = study.cells(
+            planned = study.grid(
                 noisy, [MODEL], LOSSES, study.scale.seeds, tags={"noise": share}
             )
-            results = study.run(NAME, cells, noisy)
+            results = study.run(NAME, planned, noisy)
             runs.append(results)
             if dataset.truth:
                 truths.append(study.measure(NAME, results, noisy, TRUTH, _truth))
     results = pl.concat(runs)
-    blocks: list[TableBlock | Picture] = []
+    blocks: list[TableBlock | Picture] = [
+        TableBlock(_shares_table(results), "AUC of PWiseR minus that of BCE")
+    ]
     for dataset in study.core:
         own = results.filter(pl.col("dataset") == dataset.name)
         blocks += _blocks(own, dataset, study)
     if truths:
         blocks += _truth_blocks(pl.concat(truths))
     return Finding(_answer(results, study), blocks)
+
+
+def _shares_table(results: pl.DataFrame) -> pl.DataFrame:
+    """A row a dataset and share of accidental clicks, a column a task."""
+    tasks = results["task"].unique(maintain_order=True)
+    groups = results.group_by("dataset", "noise", maintain_order=True)
+    return pl.DataFrame(
+        [
+            {"Dataset": dataset, "Accidental clicks": f"{share:.0%}"}
+            | {task.upper(): text_of(average_difference(own, task)) for task in tasks}
+            for (dataset, share), own in groups
+        ]
+    )
 
 
 def _noisy(study: Study, dataset: Dataset, share: float) -> Dataset:
@@ -57,17 +78,17 @@ def _noisy(study: Study, dataset: Dataset, share: float) -> Dataset:
 
 
 def _truth(outcome: Outcome) -> Measures:
-    """Kendall's tau to the true probabilities, and the RMS distance from them."""
+    """Kendall's tau and RMS distance to the true probabilities."""
     extra = outcome.rows("test").extra
     ctr, cvr = extra["true_ctr"], extra["true_cvr"]
     truth = {"ctr": ctr, "ctcvr": ctr * cvr, "cvr": cvr}
-    found: dict[tuple[str, str], float] = {}
+    measures: dict[tuple[str, str], float] = {}
     for task, prediction in outcome.predictions("test").items():
         true = truth[task]
-        found[task, "agreement"] = order_agreement(prediction.scores, true)
+        measures[task, "agreement"] = order_agreement(prediction.scores, true)
         gaps = prediction.probabilities - true
-        found[task, "rmse"] = float(np.sqrt(np.mean(gaps**2)))
-    return found
+        measures[task, "rmse"] = float(np.sqrt(np.mean(gaps**2)))
+    return measures
 
 
 def _blocks(
@@ -79,17 +100,7 @@ def _blocks(
         at = own.filter(pl.col("noise") == share)
         for task in tasks:
             gap = average_difference(at, task)
-            rows.append(
-                {
-                    "panel": task,
-                    "line": "pwiser",
-                    "x": share,
-                    "value": gap.value,
-                    "low": gap.low,
-                    "high": gap.high,
-                }
-            )
-    lines = pl.DataFrame(rows).with_columns(pl.col("low", "high").fill_nan(None))
+            rows.append((task, "pwiser", share, gap.value, gap.low, gap.high))
     named = own.with_columns(
         pl.format("{}% accidental", (100 * pl.col("noise")).round().cast(int)).alias(
             "dataset"
@@ -98,7 +109,7 @@ def _blocks(
     return [
         Picture(
             interval_lines(
-                lines,
+                line_rows(rows),
                 "accidental clicks, share of the clicks in train",
                 "AUC of PWiseR minus that of BCE",
                 zero="as BCE",
@@ -126,37 +137,37 @@ def _truth_blocks(measures: pl.DataFrame) -> list[TableBlock | Picture]:
         for (task, loss, share), own in groups:
             mean = mean_interval(own["value"].to_numpy())
             rows.append((task, loss, share, mean.value, mean.low, mean.high))
-        names = ["panel", "line", "x", "value", "low", "high"]
-        lines = pl.DataFrame(rows, schema=names, orient="row")
-        lines = lines.with_columns(pl.col("low", "high").fill_nan(None))
         figure = interval_lines(
-            lines, "accidental clicks, share of the clicks in train", text, percent=True
+            line_rows(rows),
+            "accidental clicks, share of the clicks in train",
+            text,
+            percent=True,
         )
         caption = (
             "Synthetic funnel, test rows, means over seeds with 95% intervals; the "
             "truth is that of genuine clicks."
         )
-        blocks.append(Picture(figure, f"{text} by the share of accidents.", caption))
+        blocks.append(
+            Picture(figure, f"{text} by the share of accidental clicks.", caption)
+        )
     return blocks
 
 
 def _answer(results: pl.DataFrame, study: Study) -> str:
-    parts = []
-    for dataset in study.core:
-        own = results.filter(pl.col("dataset") == dataset.name)
-        for task in ("ctr", "ctcvr"):
-            texts = []
-            for share in (study.scale.shares[0], study.scale.shares[-1]):
-                gap = average_difference(own.filter(pl.col("noise") == share), task)
-                texts.append(f"{text_of(gap)} at {share:.0%}")
-            parts.append(f"{dataset.name} {task.upper()} {', '.join(texts)}")
-    return f"AUC of PWiseR less that of BCE on clean rows, MMoE: {listed(parts)}."
+    texts = []
+    for share in (study.scale.shares[0], study.scale.shares[-1]):
+        own = results.filter(pl.col("noise") == share)
+        texts.append(f"with {share:.0%} of them it {changes(own, ['ctcvr'])}")
+    return (
+        f"Accidental clicks in train: {joined(texts)}, against BCE on clean rows "
+        "(MMoE, mean over datasets)."
+    )
 
 
 NOISE = Experiment(
     NAME,
     "Accidental clicks",
-    "When a part of the clicks in train are accidents, does PWiseR gain over BCE, and "
+    "When some of the clicks in train are accidental, does PWiseR gain over BCE, and "
     "do its scores come closer to the true probabilities?",
     find,
 )

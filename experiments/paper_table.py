@@ -4,18 +4,24 @@
     python -m experiments.all --only paper_table --data data/aliexpress_nl \\
         --configs configs/aliexpress --output runs/aliexpress_nl
 
-The second form runs on any prepared folder: AliExpress FR, NL and US and Ali-CCP once
-`pwiser prepare` has written them.
+The second form runs on any prepared folder, such as AliExpress FR, NL and US or Ali-CCP
+as written by `pwiser prepare`.
 """
 
 import polars as pl
 
 from experiments.lib.study import Experiment, Finding, Outcome, Study
-from experiments.lib.words import average_difference, listed, text_of, verdict
+from experiments.lib.words import (
+    after_holm,
+    changes,
+    counted,
+    effects,
+    effects_by_dataset,
+)
 from pwiser_jax.evaluation import level_name
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences, score_distributions, training_curves
-from pwiser_jax.reports.tables import formatted, significance, summary
+from pwiser_jax.reports.tables import formatted, significance, summary, tests_table
 from pwiser_jax.tasks import joint_task
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.protocol import note
@@ -25,64 +31,80 @@ LOSSES = ("bce", "pwiser")
 
 
 def find(study: Study) -> Finding:
-    parts = []
-    for dataset in study.datasets:
-        cells = study.cells(dataset, study.scale.models, LOSSES, study.scale.seeds)
-        parts.append(study.run(NAME, cells, dataset))
-    results = pl.concat(parts)
+    results = pl.concat(
+        study.run(
+            NAME,
+            study.grid(dataset, study.scale.models, LOSSES, study.scale.seeds),
+            dataset,
+        )
+        for dataset in study.datasets
+    )
     table = summary(results)
     texts = formatted(table)
     tests = significance(results)
+    by_dataset = effects(results)
+    caption = "AUC of PWiseR minus that of BCE, mean over models"
     blocks: list[TableBlock | Picture] = [
-        TableBlock(texts, f"AUC on {study.split}; {_rows(study)}")
+        TableBlock(effects_by_dataset(results), caption)
     ]
     if table["low"].is_not_null().any():
         blocks.append(
             Picture(
-                differences(table),
+                differences(table, rows=("model", "dataset")),
                 "Mean paired differences of AUC to BCE, by dataset, model and task.",
-                "Each mark is a mean over seeds paired with BCE of the same seed.",
+                "Each mark is a mean over seeds, paired with BCE of the same seed.",
             )
         )
-    main = results.filter(pl.col("dataset") == study.datasets[0].name)
-    blocks.append(
-        Picture(
-            training_curves(_curves(main, study)),
-            "AUC by epoch on the rows that choose it, by model, task and loss.",
-            f"{study.datasets[0].name}: a thin line a seed, the mean bold.",
-        )
-    )
-    blocks.append(_distributions(main, study))
+    caption = f"AUC on {study.split}; {_rows(study)}"
+    blocks.append(TableBlock(texts, caption, folded=True))
+    if study.tables is None:
+        main = results.filter(pl.col("dataset") == study.datasets[0].name)
+        curves = _curves(main, study)
+        if curves.height:
+            blocks.append(
+                Picture(
+                    training_curves(curves),
+                    "AUC by epoch on the rows that choose it, by model, task and loss.",
+                    f"{study.datasets[0].name}: thin lines are seeds, bold the mean.",
+                )
+            )
+        blocks.append(_distributions(main, study))
     if tests.height:
-        blocks.append(TableBlock(tests, "Tests of the differences", folded=True))
-    blocks.append(TableBlock(results.drop("split"), "Every run", folded=True))
-    return Finding(_answer(results, tests, study), blocks, texts)
+        caption = f"Tests of the differences: {after_holm(tests)}"
+        blocks.append(TableBlock(tests_table(tests), caption, folded=True))
+    runs = results.select(
+        *("dataset", "model", "loss", "seed", "task", "auc", "log_loss"),
+        pl.col("best_epoch").cast(pl.Int64),
+        "run",
+    )
+    blocks.append(TableBlock(runs, "Every run", folded=True))
+    return Finding(_answer(results, study), blocks, texts, by_dataset)
 
 
-def _answer(results: pl.DataFrame, tests: pl.DataFrame, study: Study) -> str:
-    tasks = results["task"].unique(maintain_order=True)
-    means = [
-        f"{task.upper()} {text_of(average_difference(results, task))}" for task in tasks
-    ]
-    where = f"models ({len(study.scale.models)}) and datasets ({len(study.datasets)})"
+def _answer(results: pl.DataFrame, study: Study) -> str:
+    tasks = results["task"].unique(maintain_order=True).to_list()
     return (
-        f"AUC with PWiseR less that with BCE, mean over {where} with a 95% interval "
-        f"over {study.scale.seeds} seeds: {listed(means)}. {verdict(tests)}"
+        f"Against BCE, PWiseR {changes(results, tasks)}: means over "
+        f"{counted(len(study.scale.models), 'model')} and "
+        f"{counted(results['dataset'].n_unique(), 'dataset')}, with 95% intervals over "
+        f"{counted(study.scale.seeds, 'seed')}."
     )
 
 
 def _rows(study: Study) -> str:
     if study.split == "valid":
-        return "the rows on which the epoch was chosen, so a little optimistic"
+        return "rows that chose the epoch, so slightly optimistic"
     if (said := note(study.protocol, study.split)) is not None:
         return said
-    return "rows that no choice has seen"
+    return "rows that no choice depends on"
 
 
 def _curves(results: pl.DataFrame, study: Study) -> pl.DataFrame:
     rows = []
-    cells = results.select("run", "model", "loss", "seed").unique(maintain_order=True)
-    for run, model, loss, seed in cells.rows():
+    names = "run", "model", "loss", "seed"
+    for run, model, loss, seed in (
+        results.select(names).unique(maintain_order=True).rows()
+    ):
         for line in read_metrics(study.runs / run):
             if "mean_auc" in line:
                 rows += [
@@ -96,11 +118,12 @@ def _curves(results: pl.DataFrame, study: Study) -> pl.DataFrame:
                     }
                     for task, auc in line["auc"].items()
                 ]
-    return pl.DataFrame(rows)
+    types = {"auc": pl.Float64}  # null where a class is missing
+    return pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
 
 
 def _distributions(results: pl.DataFrame, study: Study) -> Picture:
-    """The top joint task's logits by level, a panel a loss, of one model and seed."""
+    """Logits of the top joint task by level, a panel a loss, for one model and seed."""
     dataset = study.datasets[0]
     first = results.filter(
         (pl.col("seed") == 0) & (pl.col("model") == results["model"][-1])

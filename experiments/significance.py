@@ -1,11 +1,11 @@
-"""Is it more than chance? Over seeds, over rows, and where there is nothing to find.
+"""Is the difference significant? Over seeds, over rows, and without any effect.
 
     python -m experiments.all --only significance --output runs/experiments
 
-Over seeds: t interval, signed-rank test, Holm's correction, and how many seeds would
-show .001. Over rows: DeLong's interval by group, and a bootstrap by group beside it.
-Nothing to find: PWiseR against itself with other seeds, PWiseR with lambda 0, shuffled
-conversions; and the intervals' coverage in simulations.
+Over seeds: t interval, signed-rank test, Holm's correction, and the seeds needed to
+detect .001. Over rows: DeLong's interval by group, and a bootstrap by group. Without
+any effect: PWiseR against itself with other seeds, PWiseR with lambda 0, shuffled
+conversions; and the coverage of the intervals in simulations.
 """
 
 from dataclasses import replace
@@ -17,11 +17,12 @@ from experiments.lib.coverage import coverage
 from experiments.lib.datasets import Dataset
 from experiments.lib.relabel import shuffled_conversions
 from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
-from experiments.lib.words import average_difference, listed, text_of, verdict
+from experiments.lib.words import after_holm, changes, text_of
 from pwiser_jax import metrics
+from pwiser_jax.config import Config
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences
-from pwiser_jax.reports.tables import significance, summary
+from pwiser_jax.reports.tables import significance, summary, tests_table
 from pwiser_jax.tasks import measured
 
 NAME = "significance"
@@ -39,74 +40,82 @@ def find(study: Study) -> Finding:
         results = _runs(study, dataset)
         every.append(results)
         rates.append(_null_rates(results, dataset.name))
-        row_tables.append(_over_rows(study, dataset, results))
+        if study.tables is None:
+            row_tables.append(_over_rows(study, dataset, results))
     results = pl.concat(every)
-    # Cells without an effect in truth are not among those that are corrected for.
+    # Runs that have no true effect are not among those that are corrected for.
     tests = significance(results.filter(pl.col("loss") != NOTHING))
     nothing = results.filter(pl.col("loss") != "pwiser")
     again = significance(_null_results(results), baseline="pwiser")
     nulls = pl.concat([again, significance(nothing)])
+    real = tests.filter(pl.col("loss") == "pwiser")
     blocks.append(
-        TableBlock(tests.drop("model"), "MMoE, PWiseR against BCE, over seeds")
+        TableBlock(
+            tests_table(tests),
+            f"MMoE, PWiseR against BCE over seeds: {after_holm(real)}",
+        )
     )
     blocks.append(
         Picture(
-            differences(_with_nulls(results)),
-            "Paired differences: PWiseR to BCE, and two that have no effect in truth.",
-            "95% intervals; only the first of the three could differ from 0 in truth.",
+            differences(_with_nulls(results), rows=("loss", "dataset")),
+            "Paired differences: PWiseR to BCE, and two without a true effect.",
+            "95% intervals; only the first of the three can have a true effect.",
         )
     )
     blocks.append(
         TableBlock(
-            nulls.drop("model"),
-            "Nothing to find: PWiseR against itself, and lambda 0 against BCE",
+            tests_table(nulls),
+            "No true effect: PWiseR against itself with other seeds, and lambda 0 "
+            "against BCE",
         )
     )
-    rate = pl.concat(rates)
     blocks.append(
         TableBlock(
-            rate,
+            pl.concat(rates),
             f"Share of p < .05 in {PAIRINGS:,} random pairings of PWiseR's own runs; "
-            ".05 is promised",
+            "5% is nominal",
         )
     )
-    rows = pl.concat(row_tables)
-    blocks.append(
-        TableBlock(rows, "Over rows: DeLong by group and a bootstrap by group")
-    )
+    if row_tables:
+        rows = pl.concat(row_tables)
+        blocks.append(
+            TableBlock(rows, "Over rows: DeLong by group and a bootstrap by group")
+        )
     shuffled = pl.concat([_shuffled(study, dataset) for dataset in study.core])
-    blocks.append(TableBlock(shuffled, "Shuffled conversions: CVR AUC, .5 in truth"))
-    held = coverage(study.scale.worlds)
+    caption = (
+        "Shuffled conversions: CVR AUC, truly .5, which "
+        f"{shuffled['holds .5'].sum()} of {shuffled.height} intervals hold"
+    )
+    blocks.append(TableBlock(shuffled, caption))
     covered = pl.DataFrame(
-        [(name, share) for name, share in held.items()],
-        schema=["interval", "holds the truth"],
+        list(coverage(study.scale.worlds).items()),
+        schema=["Interval", "Coverage [%]"],
         orient="row",
     )
-    caption = f"95% intervals in {study.scale.worlds:,} simulated worlds"
+    caption = f"95% intervals in {study.scale.worlds:,} simulated datasets"
     blocks.append(TableBlock(covered, caption))
-    return Finding(_answer(results, tests, nulls, shuffled, rate), blocks)
+    return Finding(_answer(results, real), blocks)
 
 
 def _runs(study: Study, dataset: Dataset) -> pl.DataFrame:
     pairs = study.scale.pairs
-    cells = study.cells(dataset, [MODEL], ["bce", "pwiser"], pairs)
-    again = study.cells(dataset, [MODEL], ["pwiser"], pairs, first_seed=pairs)
+    planned = study.grid(dataset, [MODEL], ["bce", "pwiser"], pairs)
+    again = study.grid(dataset, [MODEL], ["pwiser"], pairs, first_seed=pairs)
     nothing = [
-        replace(
-            cell,
-            loss=NOTHING,
-            config=replace(
-                cell.config,
-                loss=replace(cell.config.loss, lambdas={"ctr": 0.0, "ctcvr": 0.0}),
-            ),
-        )
-        for cell in study.cells(dataset, [MODEL], ["bce"], min(pairs, ROW_SEEDS))
+        replace(run, loss=NOTHING, config=_without_effect(run.config))
+        for run in study.grid(dataset, [MODEL], ["pwiser"], min(pairs, ROW_SEEDS))
     ]
-    return study.run(NAME, [*cells, *again, *nothing], dataset)
+    return study.run(NAME, [*planned, *again, *nothing], dataset)
+
+
+def _without_effect(config: Config) -> Config:
+    return replace(
+        config, loss=replace(config.loss, lambdas={"ctr": 0.0, "ctcvr": 0.0})
+    )
 
 
 def _null_results(results: pl.DataFrame) -> pl.DataFrame:
-    """PWiseR's second half of seeds, called as the first: pairs without an effect."""
+    """PWiseR's second half of seeds paired with its first: no true effect."""
     pwiser = results.filter(pl.col("loss") == "pwiser")
     half = pwiser["seed"].n_unique() // 2
     again = pwiser.filter(pl.col("seed") >= half).with_columns(
@@ -123,29 +132,29 @@ def _with_nulls(results: pl.DataFrame) -> pl.DataFrame:
 
 
 def _null_rates(results: pl.DataFrame, dataset: str) -> pl.DataFrame:
-    """How often a test of PWiseR's runs against each other finds something."""
+    """How often tests of PWiseR's runs against each other reject."""
     rng = np.random.default_rng(0)
     rows = []
     pwiser = results.filter(pl.col("loss") == "pwiser")
     for (task,), own in pwiser.group_by("task", maintain_order=True):
-        values = own["auc"].to_numpy()
+        values = own.filter(pl.col("auc").is_finite())["auc"].to_numpy()
         half = len(values) // 2
-        found = []
+        p_values = []
         for _ in range(PAIRINGS):
             drawn = rng.permutation(values)
             a, b = drawn[:half], drawn[half : 2 * half]
-            found.append((metrics.paired_test(a, b), metrics.wilcoxon_test(a, b)))
-        rate = (np.array(found) < 0.05).mean(axis=0)
+            p_values.append((metrics.paired_test(a, b), metrics.wilcoxon_test(a, b)))
+        rate = (np.array(p_values) < 0.05).mean(axis=0)
         rows.append((dataset, task, half, float(rate[0]), float(rate[1])))
-    names = ["dataset", "task", "pairs", "t test", "signed-rank test"]
+    names = ["Dataset", "Task", "Pairs", "t test [%]", "Signed-rank test [%]"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
 def _over_rows(study: Study, dataset: Dataset, results: pl.DataFrame) -> pl.DataFrame:
-    """PWiseR less BCE of one seed each, over the rows of the split."""
+    """PWiseR minus BCE of one seed each, over the rows of the split."""
     folder, split = dataset.ready(), study.split
     runs = results.select("loss", "seed", "run").unique(maintain_order=True)
-    found = []
+    table = []
     for seed in range(min(ROW_SEEDS, study.scale.pairs)):
         own = dict(runs.filter(pl.col("seed") == seed).select("loss", "run").rows())
         outcomes = {
@@ -163,43 +172,40 @@ def _over_rows(study: Study, dataset: Dataset, results: pl.DataFrame) -> pl.Data
             )
             gap = metrics.auc_difference(*given)
             drawn = metrics.bootstrap_auc_difference(*given, draws=DRAWS, seed=seed)
-            found.append(
+            table.append(
                 {
-                    "dataset": dataset.name,
-                    "seed": seed,
-                    "task": task,
-                    "difference": gap.value,
-                    "low": gap.low,
-                    "high": gap.high,
-                    "standard error": gap.standard_error,
-                    "bootstrap low": drawn.low,
-                    "bootstrap high": drawn.high,
-                    "bootstrap error": drawn.standard_error,
+                    "Dataset": dataset.name,
+                    "Seed": seed,
+                    "Task": task.upper(),
+                    "Difference, DeLong": text_of(gap),
+                    "Standard error": gap.standard_error,
+                    "Difference, bootstrap": text_of(drawn),
+                    "Standard error, bootstrap": drawn.standard_error,
                 }
             )
-    return pl.DataFrame(found)
+    return pl.DataFrame(table)
 
 
 def _shuffled(study: Study, dataset: Dataset) -> pl.DataFrame:
     nothing = dataset.relabelled(study.place, "shuffled", shuffled_conversions)
-    cells = study.cells(
+    planned = study.grid(
         nothing,
         [MODEL],
         ["bce", "pwiser"],
         min(3, study.scale.pairs),
         tags={"shuffled": 1},
     )
-    results = study.run(NAME, cells, nothing)
+    results = study.run(NAME, planned, nothing)
     names = ("auc_low", "auc_high")
 
     def interval(outcome: Outcome) -> Measures:
         level, split = outcome.level(study.split), study.split
         scores = outcome.predictions(split)["cvr"].scores
         labels, kept = _labels("cvr", level, outcome)
-        found = metrics.auc_interval(
+        auc = metrics.auc_interval(
             labels, scores[kept], outcome.rows(split).group[kept]
         )
-        return {("cvr", "auc_low"): found.low, ("cvr", "auc_high"): found.high}
+        return {("cvr", "auc_low"): auc.low, ("cvr", "auc_high"): auc.high}
 
     ends = study.measure(NAME, results, nothing, names, interval)
     wide = ends.pivot("metric", index="run", values="value")
@@ -227,35 +233,21 @@ def _labels(
     return level[kept] >= own.rung, kept
 
 
-def _answer(
-    results: pl.DataFrame,
-    tests: pl.DataFrame,
-    nulls: pl.DataFrame,
-    shuffled: pl.DataFrame,
-    rate: pl.DataFrame,
-) -> str:
-    real = tests.filter(pl.col("loss") == "pwiser")
-    means = [
-        f"{task.upper()} {text_of(average_difference(results, task))}"
-        for task in real["task"].unique(maintain_order=True)
-    ]
+def _answer(results: pl.DataFrame, real: pl.DataFrame) -> str:
+    tasks = real["task"].unique(maintain_order=True).to_list()
     seeds = real.filter(pl.col("task") == "ctcvr")["seeds"]
-    held = shuffled["holds .5"].sum()
+    most = f" to {seeds.max()}" if seeds.max() != seeds.min() else ""
     return (
-        f"AUC of PWiseR less that of BCE over {real['pairs'].max()} paired seeds, "
-        f"MMoE, mean over datasets: {listed(means)}. {verdict(real)} "
-        f"To see .001 in CTCVR takes {seeds.min()} to {seeds.max()} seeds. "
-        "Where there is nothing: "
-        f"{(nulls['p_holm'] < 0.05).sum()} of {nulls.height} tests find something, "
-        f"the t test at a rate of {rate['t test'].mean():.3f} (.05 promised), and "
-        f"{held} of {shuffled.height} intervals of CVR on shuffled conversions hold .5."
+        f"Over {real['pairs'].max()} paired seeds of MMoE, PWiseR "
+        f"{changes(results, tasks)}; detecting a change of .001 in CTCVR AUC needs "
+        f"{seeds.min()}{most} pairs of seeds."
     )
 
 
 SIGNIFICANCE = Experiment(
     NAME,
     "More than chance?",
-    "Over paired seeds and over rows: is the difference more than chance, how many "
-    "seeds would show .001, and do the same tests find nothing where nothing is?",
+    "Over paired seeds and over rows: is the difference significant, how many seeds "
+    "does it take to detect .001, and do the same tests stay silent without an effect?",
     find,
 )

@@ -9,7 +9,7 @@ from pwiser_jax.training.devices.signals import Interrupted
 
 
 def ended(name: str, work: Callable[[], None]) -> int:
-    """Does the work; returns the exit code: 0, 2 for a user's mistake, a signal's."""
+    """Runs `work`; returns the exit code: 0, 2 for a user's mistake, a signal's."""
     use_compilation_cache()
     try:
         work()
@@ -17,6 +17,6 @@ def ended(name: str, work: Callable[[], None]) -> int:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Interrupted) as stop:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; run the same command to resume", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Interrupted) else 130
     return 0

@@ -1,13 +1,16 @@
-"""Runs on one prepared dataset: a list of cells, or a grid of them paired by seed.
+"""Runs on one prepared dataset, paired by seed.
 
-A run's folder, RUNS/DATASET-HASH/MODEL-LOSS-SEED-HASH, is named by what makes its
-numbers (the hashes are of the data's manifest and of the configuration). So a run that
-exists is not run again, by this experiment or another, and a killed one goes on.
+The folder of a run is RUNS/DATASET-HASH/MODEL-LOSS-SEED-HASH, with hashes of the data's
+manifest and of the configuration. A run that exists is not made again, by this
+experiment or another, and a killed one resumes. Processes that share RUNS take turns on
+a dataset, so that no run is made twice at once.
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +28,8 @@ from rich.progress import (
     track,
 )
 
-from pwiser_jax.config import Config, DataConfig, load_config
+from pwiser_jax.atomic import locked
+from pwiser_jax.config import Config, load_config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import FILE
 from pwiser_jax.errors import UserError
@@ -41,50 +45,45 @@ from pwiser_jax.training.sweep import (
     train_sweep,
 )
 
-PWISER = {"ranking": "pwiser"}
-# What a loss changes in a config's `loss` section. Paired runs share the rest, so they
-# have the same initial weights and see the same batches.
+# The options of `loss` by the name of a loss, on top of PWISER. Paired runs share all
+# other options: they have the same initial weights and see the same batches. BCE is
+# PWiseR with lambda 0, so that one sweep trains both.
+PWISER = {"ranking": "pwiser", "lambdas": 0.1}
 LOSSES: Mapping[str, Mapping[str, Any]] = {
-    "bce": {**PWISER, "lambdas": 0.0},
-    "pwiser": {**PWISER, "lambdas": 0.1},
-    "without_click_only": {
-        **PWISER,
-        "lambdas": 0.1,
-        "margins": {"conversion>click": None},
-    },
-    "without_no_click": {
-        **PWISER,
-        "lambdas": 0.1,
-        "margins": {"conversion>exposure": None},
-    },
-    "bce_on_conversions": {**PWISER, "lambdas": 0.1, "bce_rows": "conversions"},
-    "ctr_only": {**PWISER, "lambdas": {"ctr": 0.1}},
-    "ctcvr_only": {**PWISER, "lambdas": {"ctcvr": 0.1}},
-    "logit": {**PWISER, "lambdas": 0.1, "scores": "logit"},
-    "logistic": {**PWISER, "lambdas": 0.1, "scores": "logit", "surrogate": "logistic"},
-    "literal_gate": {**PWISER, "lambdas": 0.1, "gate": "literal"},
-    "per_negative": {**PWISER, "lambdas": 0.1, "normalize": "negatives"},
-    "plain_sums": {**PWISER, "lambdas": 1e-5, "normalize": "none"},
-    "balanced": {**PWISER, "lambdas": 1.0, "normalize": "balanced"},
-    "bank": {**PWISER, "lambdas": 0.1, "bank": 64},
-    "bce_conversion_aware": {**PWISER, "lambdas": 0.0},
-    "conversion_aware": {**PWISER, "lambdas": 0.1},
+    "bce": {"lambdas": 0.0},
+    "pwiser": {},
+    "without_click_only": {"margins": {"conversion>click": None}},
+    "without_no_click": {"margins": {"conversion>exposure": None}},
+    "bce_on_conversions": {"bce_rows": "conversions"},
+    "ctr_only": {"lambdas": {"ctr": 0.1}},
+    "ctcvr_only": {"lambdas": {"ctcvr": 0.1}},
+    "logit": {"scores": "logit"},
+    "logistic": {"scores": "logit", "surrogate": "logistic"},
+    "literal_gate": {"gate": "literal"},
+    "per_negative": {"normalize": "negatives"},
+    "plain_sums": {"lambdas": 1e-5, "normalize": "none"},
+    "balanced": {"lambdas": 1.0, "normalize": "balanced"},
+    "bank": {"bank": 64},
+    "bce_conversion_aware": {"lambdas": 0.0},
+    "conversion_aware": {},
 }
-# The losses whose batches hold at least so many conversions: other batches than those
-# of the runs that they are paired with, though of the same rows.
+# `data.min_conversions` of a loss. Its batches differ from those of the paired runs.
 MIN_CONVERSIONS = {"bce_conversion_aware": 8, "conversion_aware": 8}
 
+
+MEASURES = dict.fromkeys(("auc", "log_loss"), pl.Float64) | {"reason": pl.String}
+WAIT = 1.0  # seconds between two looks at a lock
 
 Tag = str | int | float
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run.
+class Run:
+    """One training run.
 
     Args:
-        model, loss, seed: what it is called in tables; no number depends on them.
-        config: what is run; its `data.path` gives way to that of the experiment.
+        model, loss, seed: its name in tables; no number depends on them.
+        config: its configuration; `data.path` is replaced by that of the experiment.
         tags: further columns of its results, such as a rate of noise.
     """
 
@@ -99,104 +98,119 @@ class Cell:
         return f"{self.model}-{self.loss}-seed{self.seed}-{config_hash(self.config)}"
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Which runs: the MODEL.yaml of each model, times losses, times seeds."""
+def paired_runs(
+    configs: Path,
+    models: Sequence[str],
+    losses: Sequence[str],
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    tags: Mapping[str, Tag] | None = None,
+) -> list[Run]:
+    """MODEL.yaml in `configs` for each model, times losses, times seeds.
 
-    configs: Path
-    data: Path
-    models: Sequence[str]
-    losses: Sequence[str]
-    seeds: int
-    overrides: Sequence[str] = ()
-
-    def cells(self) -> Iterator[Cell]:
-        """Seed by seed, so that a killed grid leaves whole pairs."""
-        if not self.models or not self.losses or self.seeds < 1:
-            raise UserError("the grid is empty: it needs a model, a loss and a seed")
-        base = {
-            model: load_config(self.configs / f"{model}.yaml", tuple(self.overrides))
-            for model in self.models
-        }
-        for seed in range(self.seeds):
-            for model in self.models:
-                for loss in self.losses:
-                    config = base[model]
-                    changed = replace(
-                        config,
-                        loss=replace(config.loss, **LOSSES[loss]),
-                        data=_data(config.data, loss),
-                        train=replace(config.train, seed=seed),
-                    )
-                    yield Cell(model, loss, seed, changed)
+    Seed by seed, so that a killed experiment leaves whole pairs.
+    """
+    if not models or not losses or not seeds:
+        raise UserError("nothing to run: name a model, a loss and a seed")
+    base = {
+        model: load_config(configs / f"{model}.yaml", tuple(overrides))
+        for model in models
+    }
+    return [
+        Run(model, loss, seed, _changed(base[model], loss, seed), tags or {})
+        for seed in seeds
+        for model in models
+        for loss in losses
+    ]
 
 
-def _data(data: DataConfig, loss: str) -> DataConfig:
-    least = max(data.min_conversions, MIN_CONVERSIONS.get(loss, 0))
-    return replace(data, min_conversions=least)
+def _changed(config: Config, loss: str, seed: int) -> Config:
+    least = max(config.data.min_conversions, MIN_CONVERSIONS.get(loss, 0))
+    return replace(
+        config,
+        loss=replace(config.loss, **{**PWISER, **LOSSES[loss]}),
+        data=replace(config.data, min_conversions=least),
+        train=replace(config.train, seed=seed),
+    )
 
 
-def run_grid(grid: Grid, runs: Path, split: str) -> pl.DataFrame:
-    """`run_cells` of a grid."""
-    return run_cells(list(grid.cells()), grid.data, runs, split)
-
-
-def run_cells(
-    cells: Sequence[Cell], data: Path, runs: Path, split: str
+def results_of(
+    planned: Sequence[Run], data: Path, runs: Path, split: str
 ) -> pl.DataFrame:
     """Trains and evaluates what is missing; returns all results in long form.
 
     Args:
-        cells: which runs.
-        data: the prepared folder that all are run on.
+        planned: the runs.
+        data: the prepared folder.
         runs: the folder of run folders.
         split: the split that is measured: "valid" or "test".
     Returns:
-        A row a cell and task, in order: dataset, model, loss, seed, the cells' tags
-        (null where a cell lacks one), split, protocol, task, auc, log_loss,
-        best_epoch, run, config_hash.
+        A row a run and task, in order: dataset, model, loss, seed, the runs' tags
+        (null where a run lacks one), split, protocol, task, auc, log_loss, reason (why
+        auc is null), best_epoch, run, config_hash.
     Raises:
-        UserError: no such data, no cell, or a run that failed.
+        UserError: no such data, no run, or a run that failed.
     """
-    if not cells:
-        raise UserError("there is nothing to run: no cell")
+    if not planned:
+        raise UserError("there is nothing to run")
     prepared = Prepared(data)
     names = [task.name for task in measured(prepared.schema.labels)]
-    tags = dict.fromkeys(name for cell in cells for name in cell.tags)
+    tags = dict.fromkeys(name for run in planned for name in run.tags)
     dataset = prepared.manifest.dataset
     manifest = (data / FILE).read_bytes()
     series = f"{dataset}-{hashlib.sha256(manifest).hexdigest()[:8]}"
     configs = {
-        runs / series / cell.name: replace(
-            cell.config, data=replace(cell.config.data, path=str(data))
+        runs / series / run.name: replace(
+            run.config, data=replace(run.config.data, path=str(data))
         )
-        for cell in cells
+        for run in planned
     }
-    _train(configs, prepared.schema)
+    with in_turn(runs / series):
+        _train(configs, prepared.schema)
     rows: list[dict[str, Any]] = []
-    for cell in track(cells, "measuring", console=_console()):
-        folder = f"{series}/{cell.name}"
+    for run in track(planned, "measuring", console=_console()):
+        folder = f"{series}/{run.name}"
         result = json.loads((runs / folder / RESULT).read_text())
-        report = _evaluation(runs / folder, split)
+        report = evaluation(runs / folder, split)
         for name in names:
+            measures = report[name]
             rows.append(
                 {
                     "dataset": dataset,
-                    "model": cell.model,
-                    "loss": cell.loss,
-                    "seed": cell.seed,
-                    **{tag: cell.tags.get(tag) for tag in tags},
+                    "model": run.model,
+                    "loss": run.loss,
+                    "seed": run.seed,
+                    **{tag: run.tags.get(tag) for tag in tags},
                     "split": split,
-                    "protocol": cell.config.protocol,
+                    "protocol": run.config.protocol,
                     "task": name,
-                    "auc": report[name]["auc"]["value"],
-                    "log_loss": report[name]["log_loss"],
+                    "auc": measures["auc"]["value"],
+                    "log_loss": measures["log_loss"],
+                    "reason": measures["auc"].get("reason"),
                     "best_epoch": result["best"]["epoch"] + 1,
                     "run": folder,
-                    "config_hash": config_hash(cell.config),
+                    "config_hash": config_hash(run.config),
                 }
             )
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.DataFrame(rows, schema_overrides=MEASURES, infer_schema_length=None)
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Holds a folder; waits while another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = False
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder, "running experiments"))
+                break
+            except UserError as error:
+                if not waiting:
+                    _console().print(f"waiting: {error}", markup=False)
+                waiting = True
+                time.sleep(WAIT)
+        yield
 
 
 def _train(configs: Mapping[Path, Config], schema: Schema) -> None:
@@ -222,20 +236,20 @@ def _train(configs: Mapping[Path, Config], schema: Schema) -> None:
 def _sweeps(
     missing: list[Path], configs: Mapping[Path, Config], schema: Schema
 ) -> list[list[Path]]:
-    """The folders of each sweep: those in progress come first."""
+    """The folders of each sweep; unfinished sweeps come first."""
     sweeps = [
         folders
         for parent in dict.fromkeys(folder.parent for folder in missing)
         for folders in sweeps_in_progress(parent).values()
         if configs.keys() >= set(folders) and not set(missing).isdisjoint(folders)
     ]
-    taken = {folder for folders in sweeps for folder in folders}
+    resumed = {folder for folders in sweeps for folder in folders}
     groups: dict[str, list[Path]] = {}
     for folder in missing:
-        if folder not in taken:
+        if folder not in resumed:
             groups.setdefault(sweep_key(configs[folder]), []).append(folder)
     for folders in groups.values():
-        # Of equal size, rather than full ones and a rest.
+        # Sweeps of equal size, not full ones and a rest.
         count = -(-len(folders) // most_runs(configs[folders[0]], schema))
         ends = [len(folders) * i // count for i in range(count + 1)]
         sweeps += [folders[start:end] for start, end in pairwise(ends)]
@@ -247,7 +261,7 @@ def _console() -> Console:
 
 
 class _Bar(Progress):
-    """The steps of the sweep at work, and the runs that are done of all."""
+    """Progress: steps of the current sweep, and finished runs of all."""
 
     def __init__(self, runs: int, done: int) -> None:
         super().__init__(
@@ -263,13 +277,13 @@ class _Bar(Progress):
         self._name = ""
 
     def sweep(self, names: list[str]) -> None:
-        """A sweep begins."""
+        """Begins a sweep."""
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         self._name = names[0].rpartition("-")[0] + more
         self.reset(self._steps, description=self._name, visible=True)
 
     def done(self, runs: int) -> None:
-        """A sweep of so many runs is over."""
+        """Ends a sweep of so many runs."""
         self.update(self._runs, advance=runs)
 
     def epoch(self, epoch: int, steps: int, done: int) -> None:
@@ -287,7 +301,8 @@ class _Bar(Progress):
         pass
 
 
-def _evaluation(run: Path, split: str) -> dict[str, Any]:
+def evaluation(run: Path, split: str) -> dict[str, Any]:
+    """The measures of a run's best checkpoint; a split is measured once."""
     path = run / f"evaluation_{split}.json"
     if path.exists():
         return json.loads(path.read_text())

@@ -1,12 +1,12 @@
 """The results of an experiment as one Parquet file, from which its report is made.
 
-A row a number: which run it is of, and what it measures. The table belongs to the run
-folders: each row names its run, seed and config hash, and a table that is lost or
-damaged is made again from them without training.
+A row a number, with its run, seed, config hash and measure. A table that is lost or
+damaged is made again from the run folders, without training.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -18,11 +18,13 @@ COLUMNS: dict[str, type[pl.DataType]] = {
     "task": pl.String,
     "metric": pl.String,
     "value": pl.Float64,
+    "reason": pl.String,
     "run": pl.String,
     "config_hash": pl.String,
 }
 CELL = ("dataset", "model", "loss", "seed", "split", "task", "run", "config_hash")
 METRICS = ("auc", "log_loss", "best_epoch")
+ADDED = ("reason",)  # columns that older tables lack
 KEY = ("dataset", "loss", "tags", "split", "task", "metric", "run")
 
 
@@ -30,8 +32,8 @@ class ResultTable:
     """The table of one experiment; each `add` leaves a whole file.
 
     Args:
-        path: the Parquet file. One that cannot be read is told in a sentence on stderr
-            and begun anew.
+        path: the Parquet file. One that cannot be read is reported on stderr, and a
+            new one is begun.
         experiment: the name in the first column.
     """
 
@@ -45,6 +47,11 @@ class ResultTable:
             return empty
         try:
             found = pl.read_parquet(self.path)
+            found = found.with_columns(
+                pl.lit(None, pl.String).alias(name)
+                for name in ADDED
+                if name not in found.columns
+            ).select(list(COLUMNS))
         except (OSError, pl.exceptions.PolarsError):
             found = empty.drop("value")
         if dict(found.schema) != dict(empty.schema):
@@ -57,9 +64,12 @@ class ResultTable:
         return found
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Writes further rows, of `COLUMNS` but the experiment; the same key again
-        replaces its row."""
-        named = rows.with_columns(pl.lit(self.experiment).alias("experiment"))
+        """Adds rows, of `COLUMNS` but the experiment; a row of the same key is
+        replaced."""
+        names = {"experiment": pl.lit(self.experiment)}
+        if "reason" not in rows.columns:
+            names["reason"] = pl.lit(None)
+        named = rows.with_columns(**names)
         typed = named.select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
         self.frame = pl.concat([self.frame, typed]).unique(
             KEY, keep="last", maintain_order=True
@@ -84,24 +94,41 @@ class ResultTable:
 
 
 def long_rows(results: pl.DataFrame) -> pl.DataFrame:
-    """The results of `grid.run_cells`, a row a number.
+    """The results of `grid.results_of`, a row a number.
 
-    Columns of its own are tags, and so is the protocol where it is not the default.
+    Other columns than those are tags, and so is the protocol where it is not the
+    default.
     """
-    names = [name for name in results.columns if name not in (*CELL, *METRICS)]
-    left_out = (None, "default")
+    known = (*CELL, *METRICS, "reason")
+    names = [name for name in results.columns if name not in known]
     texts = [
-        json.dumps(
-            {name: row[name] for name in names if row[name] not in left_out},
-            sort_keys=True,
-        )
+        tag_text({name: row[name] for name in names})
         for row in results.iter_rows(named=True)
     ]
+    if "reason" not in results.columns:
+        results = results.with_columns(pl.lit(None, pl.String).alias("reason"))
     marked = results.select(
         *CELL,
+        "reason",
         pl.Series("tags", texts),
         *(pl.col(name).cast(pl.Float64) for name in METRICS),
     )
-    return marked.unpivot(
-        METRICS, index=[*CELL, "tags"], variable_name="metric", value_name="value"
-    )
+    index = [*CELL, "tags", "reason"]
+    long = marked.unpivot(METRICS, index=index, variable_name="metric")
+    of_auc = pl.when(pl.col("metric") == "auc").then("reason")
+    return long.with_columns(of_auc.alias("reason"))
+
+
+def wide_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """The inverse of `long_rows`: a row a run and task, a column a measure."""
+    reasons = rows.filter(pl.col("metric") == "auc").select("run", "task", "reason")
+    kept = rows.filter(pl.col("metric").is_in(METRICS))
+    wide = kept.pivot("metric", index=[*CELL, "tags"], values="value")
+    return wide.join(reasons.unique(), on=["run", "task"], maintain_order="left")
+
+
+def tag_text(tags: Mapping[str, str | int | float | None]) -> str:
+    """Tags as one text, equal for equal tags."""
+    left_out = (None, "default")
+    kept = {name: value for name, value in tags.items() if value not in left_out}
+    return json.dumps(kept, sort_keys=True)

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from experiments.lib.datasets import Dataset
-from experiments.lib.grid import Cell, Grid, run_cells
-from experiments.lib.result_table import ResultTable, long_rows
+from experiments.lib.grid import Run, Tag, paired_runs, results_of
+from experiments.lib.result_table import ResultTable, long_rows, tag_text, wide_rows
 from pwiser_jax.config import Protocol
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
@@ -31,21 +31,21 @@ TUNING_SEED = 1000  # and on: seeds of choices, which no final run has
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """The size of the experiments.
 
     Args:
         rows: exposures of the synthetic funnel and of the industrial table.
-        models: of the paper's table; other experiments take MMoE.
-        seeds: of most experiments.
-        pairs: seeds of the experiment on significance.
-        variants: of the loss, the first so many.
-        shares: of accidental clicks.
-        worlds: of the simulation of the intervals' coverage.
-        labels: of the ladders.
-        days: that are tested of a stream, the first so many.
-        pwiser_grid, bce_grid: the points of the two tuned losses, equally many.
+        models: models of the paper's table; other experiments use MMoE.
+        seeds: seeds of most experiments.
+        pairs: paired seeds of the experiment on significance.
+        variants: number of variants of the loss.
+        shares: shares of accidental clicks.
+        worlds: simulated datasets for the coverage of the intervals.
+        labels: number of labels of each ladder.
+        days: number of days of a stream that are tested.
+        pwiser_grid, bce_grid: the points of the two tuned losses, the same number.
         overrides: options of every run, such as "--train.epochs=1".
-        kuairand: further ones of runs on KuaiRand.
+        kuairand: further options of runs on KuaiRand.
     """
 
     rows: int
@@ -120,27 +120,30 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What an experiment found.
+    """The result of an experiment.
 
     Args:
-        answer: in a sentence, with its number and interval, whatever its sign.
-        blocks: what the answer rests on, for the report.
+        answer: one sentence with its number and interval, whatever its sign.
+        blocks: tables and pictures, for the report.
         table: the main table as texts, for the terminal and for Markdown.
+        effects: the mean effect by dataset and task, for the report's first picture:
+            see `words.effects`.
     """
 
     answer: str
     blocks: Sequence[TableBlock | Picture]
     table: pl.DataFrame | None = None
+    effects: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question and how it is answered.
+    """A question, and the function that answers it.
 
     Args:
-        name: on the command line, and of its result table.
-        title, asked: in the report.
-        find: runs what is missing and answers.
+        name: its name on the command line and that of its result table.
+        title, asked: title and question in the report.
+        find: makes the runs that are missing and answers.
     """
 
     name: str
@@ -151,7 +154,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best checkpoint of a run on a split, row by row."""
+    """Predictions of a run's best checkpoint, row by row."""
 
     folder: Path
     data: Path
@@ -164,7 +167,7 @@ class Outcome:
         return self.prepared.load(split)
 
     def level(self, split: str) -> np.ndarray:
-        """int64[N]: the rung that each row reached."""
+        """int64[N]: the highest label that each row reached."""
         return self.rows(split).labels.sum(axis=1, dtype=np.int64)
 
     def predictions(self, split: str) -> dict[str, Prediction]:
@@ -185,18 +188,20 @@ Measures = Mapping[tuple[str, str], float]
 
 @dataclass
 class Study:
-    """One command's plan: which data, how much, and where results go.
+    """The data, the size and the folders of one command.
 
     Args:
         output: the folder of the report and the result tables.
         runs: the folder of run folders; experiments and studies share runs.
-        scale: how much.
-        datasets: of the paper's table, the main one first.
+        scale: the size.
+        datasets: datasets of the paper's table, the main one first.
         split: the split that is measured; choices are made on validation.
         protocol: "mtreclib" (with split "test"): epochs are chosen on test, for a
             comparison with published tables, and every title says so.
         kuairand: KuaiRand-Pure's files, where they are given.
         overrides: options of every run.
+        tables: a folder of result tables. The report is made from them alone, without
+            training; what needs predictions or a run's own files is left out.
     """
 
     output: Path
@@ -207,11 +212,12 @@ class Study:
     protocol: Protocol = "default"
     kuairand: Path | None = None
     overrides: Sequence[str] = ()
+    tables: Path | None = None
     _tables: dict[str, ResultTable] = field(default_factory=dict)
 
     @property
     def core(self) -> list[Dataset]:
-        """What most experiments run on."""
+        """The datasets of every experiment."""
         return [dataset for dataset in self.datasets if dataset.core]
 
     @property
@@ -221,24 +227,25 @@ class Study:
 
     def table(self, experiment: str) -> ResultTable:
         if experiment not in self._tables:
-            path = self.output / "results" / f"{experiment}.parquet"
+            folder = self.tables or self.output / "results"
+            path = folder / f"{experiment}.parquet"
             self._tables[experiment] = ResultTable(path, experiment)
         return self._tables[experiment]
 
     def titled(self, text: str) -> str:
-        """A title, and what has to stand beside every figure of the protocol."""
+        """A title, with the note that every figure of the protocol needs."""
         said = note(self.protocol, self.split)
         return text if said is None else f"{text} ({said})"
 
-    def cells(
+    def grid(
         self,
         dataset: Dataset,
         models: Sequence[str],
         losses: Sequence[str],
         seeds: int,
         first_seed: int = 0,
-        tags: Mapping[str, str | int | float] | None = None,
-    ) -> list[Cell]:
+        tags: Mapping[str, Tag] | None = None,
+    ) -> list[Run]:
         """Models x losses x seeds first_seed, first_seed + 1, ..., paired by seed."""
         overrides = (
             *self.scale.overrides,
@@ -246,39 +253,49 @@ class Study:
             *self.overrides,
             f"--protocol={self.protocol}",
         )
-        grid = Grid(dataset.configs, dataset.folder, models, losses, seeds, overrides)
-        return [
-            replace(
-                cell,
-                seed=cell.seed + first_seed,
-                config=replace(
-                    cell.config,
-                    train=replace(cell.config.train, seed=cell.seed + first_seed),
-                ),
-                tags=tags or {},
-            )
-            for cell in grid.cells()
-        ]
+        numbers = range(first_seed, first_seed + seeds)
+        return paired_runs(dataset.configs, models, losses, numbers, overrides, tags)
 
     def run(
         self,
         experiment: str,
-        cells: Sequence[Cell],
+        planned: Sequence[Run],
         dataset: Dataset,
         split: str | None = None,
     ) -> pl.DataFrame:
-        """Trains what is missing, measures it and adds it to the experiment's table.
+        """Makes the runs that are missing and adds them to the experiment's table.
 
         Returns:
-            As `grid.run_cells`, with the dataset's name here.
+            As `grid.results_of`, with this dataset's name.
         """
-        folder, split = dataset.ready(), split or self.split
+        split = split or self.split
+        if self.tables is not None:
+            return self._recorded(experiment, planned, dataset, split)
+        folder = dataset.ready()
         if not read_manifest(folder).splits[split].rows:
             raise UserError(f"{folder} has no {split} rows to measure on")
-        found = run_cells(cells, folder, self.runs, split)
-        found = found.with_columns(pl.lit(dataset.name).alias("dataset"))
-        self.table(experiment).add(long_rows(found))
-        return found
+        results = results_of(planned, folder, self.runs, split)
+        results = results.with_columns(pl.lit(dataset.name).alias("dataset"))
+        self.table(experiment).add(long_rows(results))
+        return results
+
+    def _recorded(
+        self, experiment: str, planned: Sequence[Run], dataset: Dataset, split: str
+    ) -> pl.DataFrame:
+        """The results of runs as the table has them."""
+        names = ["model", "loss", "seed", "tags"]
+        keys = pl.DataFrame(
+            [(run.model, run.loss, run.seed, tag_text(run.tags)) for run in planned],
+            schema=names,
+            orient="row",
+        )
+        frame = self.table(experiment).frame.filter(
+            (pl.col("dataset") == dataset.name) & (pl.col("split") == split)
+        )
+        rows = keys.join(frame, on=names, how="inner", maintain_order="left_right")
+        if rows.is_empty():
+            raise UserError(f"{self.tables} has no {experiment} of {dataset.name}")
+        return with_tags(wide_rows(rows)).drop("tags")
 
     def measure(
         self,
@@ -288,27 +305,31 @@ class Study:
         metrics: tuple[str, ...],
         compute: Callable[[Outcome], Measures],
     ) -> pl.DataFrame:
-        """Further measures of runs, from their predictions; kept in the table.
+        """Further measures of runs from their predictions, kept in the table.
 
         Args:
             experiment: whose table.
-            results: what `run` returned.
-            dataset: of these runs.
+            results: the result of `run`.
+            dataset: the dataset of these runs.
             metrics: the names of the measures.
-            compute: from a run to its measures by (task, metric).
+            compute: the measures of a run by (task, metric).
 
         Returns:
             The rows of `results`' runs, long: a row a run, task and metric.
         """
-        table, folder = self.table(experiment), dataset.ready()
+        table = self.table(experiment)
+        folder = dataset.ready() if self.tables is None else dataset.folder
         runs = long_rows(results).unique("run", keep="first", maintain_order=True)
         parts = []
         for row in runs.iter_rows(named=True):
             found = table.of(row["run"], row["split"], metrics)
+            if found.is_empty() and self.tables is not None:
+                raise UserError(f"{table.path} lacks {metrics[0]} of {row['run']}")
             if found.is_empty():
                 measures = compute(Outcome(self.runs / row["run"], folder))
                 rows = [
-                    row | {"task": task, "metric": metric, "value": value}
+                    row
+                    | {"task": task, "metric": metric, "value": value, "reason": None}
                     for (task, metric), value in measures.items()
                 ]
                 table.add(pl.DataFrame(rows, infer_schema_length=None))

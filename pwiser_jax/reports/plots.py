@@ -18,13 +18,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from pwiser_jax.metrics import Reliability
 
 BLACK, GREY = "#000000", "#767676"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]  # one more than colours: no pair twice
+ORANGE = PALETTE[4]
+# One colour means one loss in every plot; a loss that is not here is black.
+COLOURS = {"bce": GREY, "pwiser tuned": "#882255", "bce tuned": "#332288"} | dict(
+    zip(("pwiser", "ladder", "ranknet", "jrc", "logit", "focal"), PALETTE, strict=True)
+)
 DASHES = ["-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 WIDTH = 9.0  # inches; at 10 pt, text is as large as that of a page around it
 STYLE: dict[Any, Any] = {
@@ -58,7 +64,10 @@ def styled(make: Callable[Made, Figure]) -> Callable[Made, Figure]:
 
 @styled
 def differences(
-    table: pl.DataFrame, baseline: str = "bce", metric: str = "AUC"
+    table: pl.DataFrame,
+    baseline: str = "bce",
+    metric: str = "AUC",
+    rows: Sequence[str] = ("model", "dataset"),
 ) -> Figure:
     """Mean paired differences with their intervals: a panel a task, zero marked.
 
@@ -66,6 +75,10 @@ def differences(
         table: `tables.summary`; rows without a difference are left out.
         baseline: the loss that the differences are to, for the axis.
         metric: what is compared, for the axis.
+        rows: the columns that name a row of the plot; those after the first only where
+            there are several. With the loss among them each row has one mark.
+
+    What lies far beyond the rest is an arrow at the edge, with its value.
 
     Raises:
         ValueError: no row has a difference.
@@ -74,49 +87,91 @@ def differences(
     if table.is_empty():
         raise ValueError(f"no run can be paired with one of the loss {baseline}")
     tasks, losses = (_distinct(table, name) for name in ("task", "loss"))
-    looks = {
-        loss: {"color": look["color"], "marker": MARKERS[k % len(MARKERS)]}
-        for k, (loss, look) in enumerate(_looks(losses, baseline).items())
-    }
-    places = table.select("dataset", "model").unique(maintain_order=True).rows()
-    several = len({dataset for dataset, _ in places}) > 1
-    names = [f"{model}\n{dataset}" if several else model for dataset, model in places]
-    height = 1.1 + len(places) * max(0.42, 0.2 * len(losses) + 0.12)
-    # Room between panels: the last tick of one is not to touch the first of the next.
+    looks = {loss: point for loss, (point, _) in _looks(losses, baseline).items()}
+    keys = [rows[0], *(name for name in rows[1:] if table[name].n_unique() > 1)]
+    places = table.select(keys).unique(maintain_order=True).rows()
+    beside = 1 if "loss" in keys else len(losses)  # marks of one row
+    height = 1.1 + len(places) * max(0.25 + 0.17 * len(keys), 0.2 * beside + 0.12)
+    # Room between panels: the last tick of one must not touch the first of the next.
     layout = ConstrainedLayoutEngine(wspace=0.06)
     figure = Figure(figsize=(WIDTH, max(height, 2.0)), layout=layout)
     axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
     for panel, task in zip(axes, tasks, strict=True):
         panel.axvline(0, color=BLACK, linewidth=1)
-        for row in table.filter(pl.col("task") == task).iter_rows(named=True):
-            middle = losses.index(row["loss"]) - (len(losses) - 1) / 2
-            y = places.index((row["dataset"], row["model"]))
-            _whisker(panel, row, y + middle * 0.7 / len(losses), looks[row["loss"]])
+        own = table.filter(pl.col("task") == task)
+        limits = robust_limits(own)
+        for row in own.iter_rows(named=True):
+            offset = losses.index(row["loss"]) - (beside - 1) / 2 if beside > 1 else 0
+            y = places.index(tuple(row[k] for k in keys)) + offset * 0.7 / beside
+            _whisker(panel, row, y, looks[row["loss"]], limits)
         panel.set_title(task.upper())
         panel.tick_params(axis="x", labelsize=9)
         panel.tick_params(axis="y", length=0)
-        panel.locator_params(axis="x", nbins=4)
+        panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        if limits is not None:
+            panel.set_xlim(*limits)
         # The zero line is the only vertical that means something.
         panel.spines["left"].set_visible(False)
-    axes[0].set_yticks(range(len(places)), names)
+    axes[0].set_yticks(range(len(places)), ["\n".join(map(str, k)) for k in places])
     axes[0].set_ylim(len(places) - 0.5, -0.5)
     who = f"{metric} of {losses[0]}" if len(losses) == 1 else metric
     text = f"{who} minus that of {baseline} (mean over paired seeds, 95% interval)"
     figure.supxlabel(text, fontsize=10)
-    if len(losses) > 1:
+    if beside > 1:
         _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()])
     return figure
 
 
+def robust_limits(table: pl.DataFrame) -> tuple[float, float] | None:
+    """Limits of an axis that an outlier does not stretch; None where there is none.
+
+    Four times the median distance from 0 that an interval reaches holds all but
+    outliers.
+    """
+    ends = table.select(
+        pl.min_horizontal("difference", "low").alias("from"),
+        pl.max_horizontal("difference", "high").alias("to"),
+    ).to_numpy()
+    reach = 4 * float(np.median(np.abs(ends).max(axis=1)))
+    if reach == 0 or np.abs(ends).max() <= 1.5 * reach:
+        return None
+    inside = ends[np.abs(ends).max(axis=1) <= reach]
+    low, high = min(inside.min(), 0), max(inside.max(), 0)
+    # An outlier on one side leaves the other side as it is.
+    if ends.min() < -reach:
+        low = min(low, -reach)
+    if ends.max() > reach:
+        high = max(high, reach)
+    room = 0.06 * (high - low)
+    return float(low - room), float(high + room)
+
+
 def _whisker(
-    axes: Axes, row: Mapping[str, Any], y: float, look: dict[str, Any]
+    axes: Axes,
+    row: Mapping[str, Any],
+    y: float,
+    look: dict[str, Any],
+    limits: tuple[float, float] | None,
 ) -> None:
     """A point with its interval; a single pair has none, and its point is hollow."""
-    if row["low"] is None:
-        axes.plot(row["difference"], y, markerfacecolor="white", **look)
-    else:
-        axes.hlines(y, row["low"], row["high"], color=look["color"], linewidth=2)
-        axes.plot(row["difference"], y, **look)
+    value, color = row["difference"], look["color"]
+    if row["low"] is not None:
+        axes.hlines(y, row["low"], row["high"], color=color, linewidth=2)
+    low, high = limits or (-np.inf, np.inf)
+    if low < value < high:
+        face = "white" if row["low"] is None else color
+        axes.plot(value, y, markerfacecolor=face, **look)
+        return
+    left = value <= low
+    axes.plot(low if left else high, y, "<" if left else ">", color=color)
+    axes.annotate(
+        f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
+        (low if left else high, y),
+        (8 if left else -8, 5),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        fontsize=8,
+    )
 
 
 @styled
@@ -139,10 +194,7 @@ def interval_lines(
         percent: show x, a share, in percent.
     """
     panels, lines = _distinct(table, "panel"), _distinct(table, "line")
-    looks: dict[str, dict[str, Any]] = {
-        line: look | {"marker": MARKERS[k % len(MARKERS)]}
-        for k, (line, look) in enumerate(_looks(lines, baseline).items())
-    }
+    looks = {name: a | b for name, (a, b) in _looks(lines, baseline).items()}
     span = float(np.ptp(table["x"].to_numpy()))
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -156,6 +208,7 @@ def interval_lines(
             panel.plot(at, rows["value"], markersize=5, **look)
             panel.vlines(at, rows["low"], rows["high"], color=look["color"], lw=1.5)
         panel.set_title(name.upper())
+        panel.set_ylim(*_heights(table.filter(panel=name)))
         panel.locator_params(axis="y", nbins=6)
         panel.locator_params(axis="x", nbins=6, integer=not percent)
         if percent:
@@ -166,46 +219,79 @@ def interval_lines(
     return figure
 
 
+def _heights(table: pl.DataFrame) -> tuple[float | None, float | None]:
+    """Limits that hold every point, and all but very long intervals."""
+    finite = table.filter(pl.col("value").is_finite())
+    half = (finite["high"] - finite["low"]).median()
+    if half is None:
+        return None, None
+    low, high = finite.select(
+        pl.min_horizontal(
+            "value", pl.max_horizontal("low", pl.col("value") - half)
+        ).min(),
+        pl.max_horizontal("value", pl.min_horizontal("high", pl.col("value") + half))
+        .max()
+        .alias("high"),
+    ).row(0)
+    room = 0.05 * (high - low)
+    return low - room, high + room
+
+
 @styled
-def surfaces(
+def grid_cells(
     table: pl.DataFrame, x: str, y: str, value: str, best: str = "best"
 ) -> Figure:
-    """A measure over two settings as filled contours: a panel a third setting.
+    """A measure over two settings, a cell a point: a panel a third setting.
 
     Args:
-        table: columns panel, x, y, value; a row for every x and y of each panel.
+        table: columns panel, x, y, value; a point that is not there is an empty cell.
         x, y, value: what the axes and the colours show, with units.
-        best: what the star is called that stands at the largest value of all.
+        best: what the framed cell is called, the one with the largest value of all.
 
     The settings are spaced evenly, whatever their numbers. Colours are viridis, whose
-    lightness rises with the value.
+    lightness rises with the value; the worst point's does not stretch them.
     """
     panels = _distinct(table, "panel")
     xs, ys = (sorted(table[name].unique()) for name in ("x", "y"))
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.5 * len(ys)), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    numbers = table["value"].to_numpy()
-    levels = np.linspace(numbers.min(), numbers.max() + 1e-9, 11)
-    peak = table.sort("value", descending=True).row(0, named=True)
-    drawn = None
+    finite = table.filter(pl.col("value").is_finite())
+    numbers = finite["value"].to_numpy()
+    middle, top = (np.median(numbers), numbers.max()) if len(numbers) else (0, 1)
+    bottom = max(numbers.min(initial=top), top - 4 * (top - middle))
+    peak = finite.sort("value", descending=True, maintain_order=True).head(1)
+    shown = None
     for panel, name in zip(axes, panels, strict=True):
-        rows = table.filter(panel=name)
-        cells = {(r["x"], r["y"]): r["value"] for r in rows.iter_rows(named=True)}
-        grid = np.array([[cells[a, b] for a in xs] for b in ys])
-        drawn = panel.contourf(grid, levels=levels, cmap="viridis")
-        if name == peak["panel"]:
-            at = xs.index(peak["x"]), ys.index(peak["y"])
-            (star,) = panel.plot(*at, "*", color="white", clip_on=False, label=best)
-            star.set(markersize=14, markeredgecolor=BLACK)
-            figure.legend(handles=[star], loc="outside upper center")
+        cells = {
+            (row["x"], row["y"]): row["value"]
+            for row in finite.filter(panel=name).iter_rows(named=True)
+        }
+        grid = np.array([[cells.get((a, b), np.nan) for a in xs] for b in ys])
+        look = {"cmap": "viridis", "vmin": bottom, "vmax": top}
+        shown = panel.imshow(grid, origin="lower", aspect="auto", **look)
+        for (a, b), number in cells.items():
+            dark = number < bottom + 0.6 * (top - bottom)
+            panel.text(
+                *(xs.index(a), ys.index(b), f"{number:.4f}"),
+                color="white" if dark else BLACK,
+                ha="center",
+                va="center",
+                fontsize=8,
+            )
+        for row in peak.filter(panel=name).iter_rows(named=True):
+            corner = xs.index(row["x"]) - 0.5, ys.index(row["y"]) - 0.5
+            frame = Rectangle(corner, 1, 1, fill=False, linewidth=3, edgecolor=ORANGE)
+            frame.set(clip_on=False, label=best, zorder=3)
+            panel.add_patch(frame)
+            figure.legend(handles=[frame], loc="outside upper center")
         panel.set_xticks(range(len(xs)), [f"{a:g}" for a in xs])
         panel.set_yticks(range(len(ys)), [f"{b:g}" for b in ys])
         panel.grid(visible=False)
         panel.set_title(str(name))
         panel.set_xlabel(x)
     axes[0].set_ylabel(y)
-    if drawn is not None:
-        figure.colorbar(drawn, ax=list(axes), label=value, format="%.4f")
+    if shown is not None:
+        figure.colorbar(shown, ax=list(axes), label=value, format="%.4f")
     return figure
 
 
@@ -226,7 +312,7 @@ def training_curves(
     seeds, and jump.
     """
     models, tasks, losses = (_distinct(curves, c) for c in ("model", "task", "loss"))
-    looks = _looks(losses, baseline)
+    looks = {loss: line for loss, (_, line) in _looks(losses, baseline).items()}
     size = (WIDTH, 0.9 + 2.5 * len(models))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(models), len(tasks), squeeze=False, sharex="row")
@@ -285,7 +371,10 @@ def score_distributions(
     ]
     low, high = np.min(ends), np.max(ends)
     edges = np.linspace(low, high if high > low else low + 1, 61)
-    looks = _looks(["no", *level_names[1:]], "no").values()
+    looks = [
+        {"color": (GREY, *PALETTE)[k % 7], "linestyle": ("--", *DASHES)[k % 6]}
+        for k in range(len(level_names))
+    ]
     counts = [int(np.count_nonzero(level == k)) for k in range(len(level_names))]
     for panel, (name, z) in zip(axes, scores.items(), strict=True):
         for k, look in enumerate(looks):
@@ -327,9 +416,9 @@ def reliability_curves(
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
     losses = list(dict.fromkeys(loss for own in curves.values() for loss in own))
-    looks = {
-        loss: look | {"marker": MARKERS[k % len(MARKERS)], "markersize": 4}
-        for k, (loss, look) in enumerate(_looks(losses, baseline).items())
+    looks: dict[str, Look] = {
+        loss: a | b | {"markersize": 4}
+        for loss, (a, b) in _looks(losses, baseline).items()
     }
     for panel, (task, own) in zip(axes, curves.items(), strict=True):
         panel.set(xscale="log", yscale="log", title=task.upper())
@@ -367,21 +456,30 @@ def _distinct(table: pl.DataFrame, name: str) -> list[str]:
     return table[name].unique(maintain_order=True).to_list()
 
 
-def _looks(losses: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
-    """Colour and line style by loss: grey dashes for the baseline, then by order."""
-    others = [loss for loss in losses if loss != baseline]
-    return {
-        loss: {"color": GREY, "linestyle": "--"}
-        if loss == baseline
-        else {
-            "color": PALETTE[others.index(loss) % len(PALETTE)],
-            "linestyle": DASHES[others.index(loss) % len(DASHES)],
-        }
-        for loss in losses
-    }
+Look = dict[str, Any]
+
+
+def _looks(losses: Sequence[str], baseline: str) -> dict[str, tuple[Look, Look]]:
+    """How each loss is drawn as points and as a line.
+
+    A line may be named LOSS, SETTING: the loss gives the colour. The baseline's lines
+    are dashed.
+    """
+    looks = {}
+    for k, name in enumerate(losses):
+        colour = COLOURS.get(name.partition(", ")[0], BLACK)
+        dash = "--" if name == baseline else DASHES[k % len(DASHES)]
+        looks[name] = (
+            {"color": colour, "marker": MARKERS[k % len(MARKERS)]},
+            {"color": colour, "linestyle": dash},
+        )
+    return looks
 
 
 def _legend(figure: Figure, lines: list[Line2D]) -> None:
+    for line in lines:
+        if str(line.get_label()).startswith("_"):  # which matplotlib would leave out
+            line.set_label(f" {line.get_label()}")
     longest = max(len(str(line.get_label())) for line in lines)
     columns = min(len(lines), max(1, 110 // (longest + 8)))
     figure.legend(handles=lines, loc="outside upper center", ncols=columns)

@@ -6,6 +6,7 @@ Results come in long form, one row a finished run and task, with the columns
     seed                    pairs the runs of two losses
     task                    "ctr", "ctcvr", "cvr", ...
     auc, log_loss, ...      measures, null where not defined
+    reason                  why the measures are null (may be absent)
     run, config_hash        where the row comes from
 
 A summary has one row a dataset, model, task and loss, in the order in which they first
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from pwiser_jax.atomic import write_whole
 from pwiser_jax.metrics import (
@@ -41,7 +44,13 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "low": pl.Float64,
     "high": pl.Float64,
     "seeds": pl.String,
+    "reason": pl.String,
 }
+# How numbers are written, by the unit in the brackets of a column's name.
+UNITS = {"ms": ",.1f", "µs": ",.1f", "KiB": ",.0f", "%": ".1%"}
+DIGITS = ".4f"  # of any other number
+# What a narrow terminal leaves out, in this order.
+SPARE = ("Runs", "SD")
 TESTS: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(CELL, pl.String),
     "pairs": pl.Int64,
@@ -65,15 +74,20 @@ def summary(
         them (n - 1); pairs: seeds that the baseline of the same dataset, model and
         task has too; difference, low, high: mean of measure - baseline over the pairs,
         and its 95% paired t interval; seeds: of the runs, in order. Null where not
-        defined: sd and interval of one run, differences of the baseline itself.
+        defined: sd and interval of one run, differences of the baseline itself;
+        reason: why the measure of no run is defined.
 
     Raises:
         ValueError: a column is missing, or two rows have one dataset, model, task,
             loss and seed.
     """
     cells = _cells(results, metric)
+    reasons = _reasons(results)
     rows = [
-        _row(key, own, cells.get((*key[:3], baseline), {}), baseline)
+        (
+            *_row(key, own, cells.get((*key[:3], baseline), {}), baseline),
+            None if own else reasons.get(key),
+        )
         for key, own in cells.items()
     ]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
@@ -148,6 +162,14 @@ def _cells(results: pl.DataFrame, metric: str) -> dict[Any, dict[int, float]]:
     return {key: cells[key] for key in order}
 
 
+def _reasons(results: pl.DataFrame) -> dict[Any, str]:
+    """Why a measure is null, by cell."""
+    if "reason" not in results.columns:
+        return {}
+    rows = results.filter(pl.col("reason").is_not_null())
+    return {row[:-1]: row[-1] for row in rows.select(*CELL, "reason").rows()}
+
+
 def _pairs(
     own: dict[int, float], others: dict[int, float]
 ) -> tuple[list[float], list[float]]:
@@ -161,8 +183,8 @@ def formatted(
 ) -> pl.DataFrame:
     """A summary as the texts that every written form shows.
 
-    A dataset column only where there are several. Differences carry a sign and their
-    interval; what is not defined is an en dash.
+    The dataset is a column only where there are several. Differences carry a sign and
+    their interval. What is not defined is an en dash, with its reason.
     """
     number = f".{decimals}f"
     rows = []
@@ -173,7 +195,7 @@ def formatted(
             "Task": row["task"].upper(),
             "Loss": row["loss"],
             "Runs": str(row["runs"]),
-            f"Mean {metric}": _text(row["mean"], number),
+            f"Mean {metric}": _text(row["mean"], number, row["reason"]),
             "SD": _text(row["sd"], number),
             "Difference [95% interval]": difference_text(
                 row["difference"], row["low"], row["high"], number
@@ -185,6 +207,58 @@ def formatted(
     return pl.DataFrame(rows)
 
 
+def tests_table(tests: pl.DataFrame) -> pl.DataFrame:
+    """`significance` as texts, in few columns."""
+    several = tests["dataset"].n_unique() > 1
+    rows = [
+        ({"Dataset": row["dataset"]} if several else {})
+        | {
+            "Model": row["model"],
+            "Task": row["task"].upper(),
+            "Loss": row["loss"],
+            "Pairs": str(row["pairs"]),
+            "Difference [95% interval]": difference_text(
+                row["difference"], row["low"], row["high"]
+            ),
+            "p, t test (Holm)": p_text(row["p_holm"]),
+            "p, signed ranks (Holm)": p_text(row["wilcoxon_holm"]),
+            "Seeds to see .001": f"{row['seeds']:,}",
+        }
+        for row in tests.iter_rows(named=True)
+    ]
+    return pl.DataFrame(rows)
+
+
+def p_text(p: float) -> str:
+    """A p value to three digits."""
+    if math.isnan(p):
+        return UNDEFINED
+    return "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def as_texts(table: pl.DataFrame) -> pl.DataFrame:
+    """Every cell as text: each column with the digits of its unit, null as a dash.
+
+    The unit stands in the column's name: "time [ms]", "share [%]" (of a share from 0 to
+    1); see UNITS.
+    """
+    return table.select(
+        pl.Series(name, [_cell(value, name) for value in table[name]], pl.String)
+        for name in table.columns
+    )
+
+
+def _cell(value: Any, name: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return UNDEFINED
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        unit = name.rpartition("[")[2].rstrip("]") if name.endswith("]") else ""
+        return _text(value, UNITS.get(unit, DIGITS))
+    return str(value)
+
+
 def write_csv(table: pl.DataFrame, path: Path) -> None:
     """Write a summary or results as CSV in full precision, whole or not at all."""
     write_whole(path, table.write_csv())
@@ -192,8 +266,8 @@ def write_csv(table: pl.DataFrame, path: Path) -> None:
 
 def to_markdown(texts: pl.DataFrame) -> str:
     """A table of texts as Markdown; columns of numbers are aligned to the right."""
-    cells = [texts.columns, *texts.rows()]
-    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in cells]
+    cells = [texts.columns, *as_texts(texts).rows()]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
     right = [is_numeric(texts[name]) for name in texts.columns]
     rule = [
@@ -212,18 +286,55 @@ def to_markdown(texts: pl.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_rich(texts: pl.DataFrame, title: str | None = None) -> Table:
-    """A table of texts for the terminal, with a line between models."""
-    table = Table(title=title, title_justify="left")
+def to_rich(
+    texts: pl.DataFrame, title: str | None = None, width: int | None = None
+) -> Table:
+    """A table of texts for the terminal, with a line between models.
+
+    Args:
+        texts: the table.
+        title: above it.
+        width: of the terminal. A table that is wider loses the columns SPARE. Names
+            are shown as they are, markup included, and never cut.
+    """
+    spare = [name for name in SPARE if name in texts.columns]
+    while width and spare and _least_width(texts) > width:
+        texts = texts.drop(spare.pop(0))
+    table = Table(
+        title=Text(title, "table.title") if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    breaks = width is not None and _least_width(texts) > width
     for name in texts.columns:
-        justify = "right" if is_numeric(texts[name]) else "left"
-        table.add_column(name, justify=justify, no_wrap=is_numeric(texts[name]))
+        number = is_numeric(texts[name])
+        table.add_column(
+            Text(name),
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="fold",
+            min_width=None if breaks and not number else _longest_word(texts[name]),
+        )
     blocks = [name for name in ("Dataset", "Model") if name in texts.columns]
     keys = texts.select(blocks).rows() if blocks else [()] * len(texts)
-    for k, row in enumerate(texts.rows()):
+    for k, row in enumerate(as_texts(texts).rows()):
         last = k + 1 == len(keys) or keys[k] != keys[k + 1]
-        table.add_row(*map(str, row), end_section=last)
+        table.add_row(*map(Text, row), end_section=last)
     return table
+
+
+def _least_width(texts: pl.DataFrame) -> int:
+    """Characters of the narrowest table that breaks no word."""
+    return sum(_longest_word(texts[name]) + 2 for name in texts.columns)
+
+
+def _longest_word(column: pl.Series) -> int:
+    """A number with its interval is one word."""
+    cells = as_texts(column.to_frame()).to_series().to_list()
+    words = cells if is_numeric(column) else [w for cell in cells for w in cell.split()]
+    return max((len(word) for word in [*words, *column.name.split()]), default=1)
 
 
 def is_numeric(column: pl.Series) -> bool:
@@ -232,7 +343,8 @@ def is_numeric(column: pl.Series) -> bool:
         return True
     texts = [str(cell) for cell in column if cell is not None]
     return bool(texts) and all(
-        text == UNDEFINED or text.lstrip(f"+-{MINUS}")[:1].isdigit() for text in texts
+        text.startswith(UNDEFINED) or text.lstrip(f"+-<.{MINUS}")[:1].isdigit()
+        for text in texts
     )
 
 
@@ -252,8 +364,10 @@ def _row(key: tuple, values: dict, others: dict, baseline: str) -> tuple[object,
     return (*key, len(own), mean, sd, len(a), *difference, seeds)
 
 
-def _text(value: float | None, number: str) -> str:
-    return UNDEFINED if value is None else format(value, number).replace("-", MINUS)
+def _text(value: float | None, number: str, reason: str | None = None) -> str:
+    if value is None:
+        return f"{UNDEFINED} ({reason})" if reason else UNDEFINED
+    return format(value, number).replace("-", MINUS)
 
 
 def difference_text(

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.grid_search import Point, at, best_point, points
+from experiments.grid_search import Point, at, best_point, edge_text, on_edge, points
 from experiments.grid_search import main as grid_search
 from experiments.ladders import every_margin
 from experiments.lib.datasets import given, industrial, synthetic
@@ -17,7 +17,7 @@ from experiments.lib.result_table import ResultTable, long_rows
 from experiments.lib.streams import days_of, deal, prepare_shift
 from experiments.lib.tuner import tune
 from experiments.lib.words import average_difference
-from pwiser_jax.config import Config
+from pwiser_jax.config import Config, LossConfig
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
@@ -188,7 +188,8 @@ def test_days_are_dealt_without_a_look_ahead(tmp_path: Path) -> None:
 def test_points_of_a_grid_become_configurations() -> None:
     grid = points(**{"lambda": (0.1, 0.3), "m1": (0.1,), "m2": (0.2, 0.4)})
     assert len(grid) == 4
-    config = at(Config(), grid[3])
+    ranked = Config(loss=LossConfig(ranking="pwiser"))
+    config = at(ranked, grid[3])
     assert config.loss.lambdas == 0.3
     assert config.loss.margins == {"conversion>click": 0.1, "conversion>exposure": 0.4}
     assert config.optimizer == Config().optimizer
@@ -197,6 +198,9 @@ def test_points_of_a_grid_become_configurations() -> None:
     assert other.loss == Config().loss
     table = pl.DataFrame({"lambda": [0.1, 0.3, 1.0], "auc": [0.7, 0.8, float("nan")]})
     assert best_point(table) == {"lambda": 0.3}
+    assert on_edge(table) == []
+    assert on_edge(table.head(2)) == ["lambda"]
+    assert "edge of the grid in lambda" in edge_text(table.head(2))
     with pytest.raises(UserError, match="no point"):
         best_point(table.filter(pl.col("auc").is_nan()))
 

@@ -1,6 +1,11 @@
 """The experiment scripts, on a few rows: paired, resumable, nothing run twice."""
 
+import json
 import os
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +16,7 @@ import pytest
 from experiments import all as experiments
 from experiments.bench.make_raw import main as make_raw
 from experiments.lib import grid as grids
+from pwiser_jax.atomic import locked
 from pwiser_jax.data.aliccp.prepare import prepare_aliccp
 from pwiser_jax.data.datasets.aliexpress import prepare_aliexpress
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
@@ -72,13 +78,14 @@ def test_the_papers_table_and_what_follows_from_its_runs(
     assert "CTCVR" in capsys.readouterr().out
     assert "| pwiser |" in (out / "results" / "paper_table.md").read_text()
     page = (out / "report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 3
+    assert page.count("data:image/svg+xml;base64,") == 4
     assert "http-equiv" not in page
     assert "<script" not in page
     gap = by_loss["pwiser"] - by_loss["bce"]
     shown = f"{gap:+.4f}".replace("-", "\N{MINUS SIGN}")
-    assert f"CTCVR {shown}" in page
-    assert f"CTCVR {shown}" in (out / "findings.md").read_text()
+    assert f"CTCVR AUC ({shown}" in page
+    assert f"CTCVR AUC ({shown}" in (out / "findings.md").read_text()
+    assert page.index("The answer") < page.index("The paper&#39;s table")
     runs = runs_of(tmp_path)
     assert len(runs) == 4
 
@@ -147,20 +154,18 @@ def test_paired_runs_start_from_the_same_weights_and_see_the_same_batches(
     data: Path,
 ) -> None:
     configs = CONFIGS / "synthetic"
-    cells = list(
-        grids.Grid(configs, data, ["mmoe"], ["bce", "pwiser"], seeds=2).cells()
-    )
-    assert [(cell.loss, cell.seed) for cell in cells] == [
+    planned = grids.paired_runs(configs, ["mmoe"], ["bce", "pwiser"], range(2))
+    assert [(run.loss, run.seed) for run in planned] == [
         ("bce", 0),
         ("pwiser", 0),
         ("bce", 1),
         ("pwiser", 1),
     ]
-    configs = [cell.config for cell in cells]
+    configs = [run.config for run in planned]
     assert configs[0].train == configs[1].train
     assert configs[0].model == configs[1].model
     assert configs[0].train.seed != configs[2].train.seed
-    assert len({cell.name for cell in cells}) == 4
+    assert len({run.name for run in planned}) == 4
 
 
 def test_a_killed_experiment_goes_on_where_it_stopped(
@@ -227,23 +232,101 @@ def test_a_split_without_rows_is_told_before_training(
     assert not runs_of(tmp_path)
 
 
-def test_cells_of_any_kind_have_their_tags_as_columns(
-    data: Path, tmp_path: Path
-) -> None:
+def test_runs_have_their_tags_as_columns(data: Path, tmp_path: Path) -> None:
     overrides = ("--train.epochs=1", "--model.bottom=[4]")
-    grid = grids.Grid(
-        CONFIGS / "synthetic", data, ["shared_bottom"], ["bce"], 1, overrides
+    (run,) = grids.paired_runs(
+        CONFIGS / "synthetic", ["shared_bottom"], ["bce"], [0], overrides
     )
-    (cell,) = grid.cells()
     tagged = [
-        replace(cell, tags={"noise": 0.1, "day": 3}),
-        replace(cell, tags={"noise": 0, "who": "me"}),
+        replace(run, tags={"noise": 0.1, "day": 3}),
+        replace(run, tags={"noise": 0, "who": "me"}),
     ]
-    results = grids.run_cells(tagged, data, tmp_path, "valid")
+    results = grids.results_of(tagged, data, tmp_path, "valid")
     ctr = results.filter(pl.col("task") == "ctr")
     assert ctr["noise"].to_list() == [0.1, 0.0]
     assert ctr["day"].to_list() == [3, None]
     assert ctr["who"].to_list() == [None, "me"]
     assert ctr["run"].n_unique() == 1
-    with pytest.raises(UserError, match="no cell"):
-        grids.run_cells([], data, tmp_path, "valid")
+    with pytest.raises(UserError, match="nothing to run"):
+        grids.results_of([], data, tmp_path, "valid")
+
+
+def test_a_report_is_made_again_from_its_tables(data: Path, tmp_path: Path) -> None:
+    command = arguments(data, tmp_path, "paper_table", "--seeds=2")
+    assert experiments.main(command) == 0
+    out, again = tmp_path / "out", tmp_path / "again"
+    tables = [f"--tables={out / 'results'}", f"--output={again}"]
+    assert experiments.main([*command, *tables]) == 0
+    findings = (out / "findings.md").read_text()
+    assert (again / "findings.md").read_text() == findings
+    assert not runs_of(again)
+
+
+def test_a_measure_that_does_not_exist_is_shown_with_its_reason(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every click of test converts: there is no CVR to rank."""
+    folder = tmp_path / "prepared"
+    shutil.copytree(data, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["splits"]["test"]["files"]:
+        rows = pl.read_parquet(folder / name)
+        rows.with_columns(pl.col("click").alias("conversion")).write_parquet(
+            folder / name
+        )
+    clicks = manifest["splits"]["test"]["labels"]["click"]
+    manifest["splits"]["test"]["labels"]["conversion"] = clicks
+    (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True))
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    command = arguments(folder, tmp_path, "paper_table", "--seeds=2")
+    assert experiments.main(command) == 0
+    results = pl.read_parquet(tmp_path / "out" / "results" / "paper_table.parquet")
+    cvr = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "cvr"))
+    assert cvr["value"].null_count() == cvr.height == 4
+    assert set(cvr["reason"]) == {"no negative rows"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "\N{EN DASH} (no negative rows)" in page
+    assert "nan" not in (tmp_path / "out" / "findings.md").read_text()
+
+
+def test_a_run_is_never_made_twice_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that share runs take turns; the second makes only what is missing."""
+    monkeypatch.setattr(grids, "WAIT", 0.01)
+    planned = grids.paired_runs(
+        CONFIGS / "synthetic", ["shared_bottom"], ["bce"], [0], ["--train.epochs=1"]
+    )
+    at_work = threading.Event()
+    made: list[int] = []
+
+    def train_sweep(configs: object, folders: list[Path], bar: object) -> None:
+        made.append(len(folders))
+        at_work.set()
+        time.sleep(0.2)
+        for folder in folders:
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text('{"best": {"epoch": 0}}')
+
+    nothing = {"auc": {"value": None, "reason": "no rows"}, "log_loss": None}
+    monkeypatch.setattr(grids, "train_sweep", train_sweep)
+    monkeypatch.setattr(
+        grids, "evaluation", lambda *_: dict.fromkeys(("ctr", "ctcvr", "cvr"), nothing)
+    )
+    work = partial(grids.results_of, planned, data, tmp_path, "valid")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(work)
+        at_work.wait()
+        second = threads.submit(work)
+        assert first.result().equals(second.result())
+    assert made == [1]
+
+
+def test_two_reports_into_one_folder_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", "writing a report"):
+        assert experiments.main(arguments(data, tmp_path, "paper_table")) == 2
+    assert "is in use" in capsys.readouterr().err
+    assert not runs_of(tmp_path)

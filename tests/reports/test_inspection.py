@@ -117,10 +117,10 @@ def test_the_command_prints_tables_and_writes_pictures(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{tmp}/none"], "no manifest.json"),
+        (["{tmp}/none"], "no such folder"),
         (["{folder}", "--batch-size=0"], "--batch-size is 0"),
         (["{folder}", "--output={folder}/manifest.json"], "name another --output"),
-        ([], "folder"),
+        ([], "FOLDER"),
     ],
 )
 def test_a_mistake_gets_one_sentence(

@@ -14,7 +14,7 @@ from scipy import stats
 
 from pwiser_jax.metrics import reliability
 from pwiser_jax.reports import plots, tables
-from pwiser_jax.reports.html import Picture, Report, Section, TableBlock
+from pwiser_jax.reports.html import Picture, Report, Section, TableBlock, Verdict
 
 LOSSES = ("bce", "pwiser", "pwiser_no_click_only_term")
 
@@ -408,3 +408,116 @@ def test_the_page_is_written_whole_or_not_at_all(report, tmp_path, monkeypatch):
         Report("Other").write(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_the_page_opens_with_the_answer(results):
+    effects = tables.summary(results)
+    picture = Picture(plots.differences(effects, rows=("dataset",)), "Effects")
+    verdict = Verdict(["One.", "Two <&>.", "Three."], [picture])
+    section = Section("First question", "?", "!")
+    text = Report("Title", "Data: ...", [section], verdict=verdict).html()
+    places = [
+        text.index(part)
+        for part in ("One.", "Two &lt;&amp;&gt;.", "Three.", "<img", "Data", "First")
+    ]
+    assert places == sorted(places)
+
+
+NAMES = ("a [b]", "[/red]$x_1$", "_z$")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_users_are_never_markup(results):
+    """rich, HTML and matplotlib show brackets, dollars and underscores as they are."""
+    odd = results.with_columns(
+        pl.col("model").replace({"mmoe": NAMES[1]}),
+        pl.lit(NAMES[0]).alias("dataset"),
+        pl.col("task").replace({"cvr": NAMES[2]}),
+    )
+    table = tables.summary(odd)
+    texts = tables.formatted(
+        pl.concat([table, table.with_columns(dataset=pl.lit("x"))])
+    )
+    shown = terminal(texts, 120)
+    page = Report("T", sections=[Section("S", "?", "!", [TableBlock(texts, "C")])])
+    words = "".join(Page(page.html()).text)
+    for name in (*NAMES[:2], NAMES[2].upper()):
+        assert name in shown
+        assert name in words
+    pictures = [
+        plots.differences(table),
+        plots.training_curves(curves().with_columns(loss=pl.lit("_x$"))),
+        plots.score_distributions({"$b": np.arange(9.0)}, np.arange(9) % 3, NAMES),
+    ]
+    for figure in pictures:
+        plots.to_svg(figure)
+    ticks = [label.get_text() for label in pictures[0].axes[0].get_yticklabels()]
+    assert ticks[0] == NAMES[1]
+    legend = [text.get_text().strip() for text in pictures[2].legends[0].get_texts()]
+    assert [text.rsplit(" (", 1)[0] for text in legend] == [
+        "a [b]",
+        "[/red]$x 1$",
+        "z$",
+    ]
+
+
+def terminal(texts: pl.DataFrame, width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(tables.to_rich(texts, "[title]", width))
+    return console.export_text()
+
+
+def test_no_name_is_cut_in_80_columns(results):
+    models = {"mmoe": "single_task", "ple": "shared_bottom"}
+    named = results.with_columns(pl.col("model").replace(models))
+    both = [named.with_columns(dataset=pl.lit(d)) for d in ("synthetic", "industrial")]
+    texts = tables.formatted(tables.summary(pl.concat(both)))
+    narrow = terminal(texts, 80)  # too wide: names go on in the next line
+    shown = terminal(texts.filter(pl.col("Loss").is_in(LOSSES[:2])), 80)
+    assert max(map(len, shown.splitlines())) <= 80
+    for name in (*models.values(), *LOSSES[:2], "synthetic", "industrial"):
+        assert name in shown
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    row = tables.difference_text(*tables.summary(named).row(1)[-5:-2])
+    assert row in shown
+    assert row in narrow
+
+
+def test_a_null_has_its_reason(results):
+    rows = results.with_columns(
+        auc=pl.when(pl.col("task") == "cvr").then(None).otherwise("auc"),
+        reason=pl.when(pl.col("task") == "cvr").then(pl.lit("no rows")),
+    )
+    table = tables.summary(rows)
+    texts = tables.formatted(table)
+    assert set(texts.filter(Task="CVR")["Mean AUC"]) == {"\N{EN DASH} (no rows)"}
+    assert "no rows" not in "".join(texts.filter(Task="CTR")["Mean AUC"])
+    assert len(plots.differences(table).axes) == 2
+    assert "(no rows)" in terminal(texts, 80)
+
+
+def test_numbers_have_the_digits_of_their_unit():
+    table = pl.DataFrame(
+        {"time [ms]": [1.0, 1234.56], "share [%]": [0.5, None], "auc": [0.7, 1e-7]}
+    )
+    assert tables.as_texts(table).rows() == [
+        ("1.0", "50.0%", "0.7000"),
+        ("1,234.6", "\N{EN DASH}", "0.0000"),
+    ]
+
+
+def test_an_outlier_does_not_squash_the_rest(results):
+    table = tables.summary(results).with_columns(
+        pl.when(
+            (pl.col("model") == "ple")
+            & (pl.col("task") == "ctr")
+            & (pl.col("loss") == LOSSES[2])
+        )
+        .then(pl.col("difference", "low", "high") - 1)
+        .otherwise(pl.col("difference", "low", "high"))
+        .name.keep()
+    )
+    panel = plots.differences(table).axes[0]
+    low, high = panel.get_xlim()
+    assert high - low < 0.1
+    assert any(text.get_text().startswith("\N{MINUS SIGN}1.0") for text in panel.texts)

@@ -76,7 +76,7 @@ def test_interval_lines_are_drawn_where_they_are() -> None:
     plots.to_svg(figure)
 
 
-def test_surfaces_mark_the_best_point() -> None:
+def test_a_grid_is_drawn_as_cells_with_the_best_framed() -> None:
     rows = [
         (f"m1 = {m1}", x, y, -((x - 0.1) ** 2) - (y - 0.4) ** 2 - m1)
         for m1 in (0.1, 0.2)
@@ -84,11 +84,15 @@ def test_surfaces_mark_the_best_point() -> None:
         for y in (0.2, 0.4)
     ]
     table = pl.DataFrame(rows, schema=["panel", "x", "y", "value"], orient="row")
-    figure = plots.surfaces(table, "lambda", "m2", "AUC", "best on validation")
+    figure = plots.grid_cells(table, "lambda", "m2", "AUC", "best on validation")
     first, second, colours = figure.axes
-    (star,) = first.get_lines()
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (1, 1)
-    assert not second.get_lines()
+    (frame,) = first.patches
+    assert frame.get_xy() == (0.5, 0.5)
+    assert not second.patches
+    for panel in (first, second):
+        assert panel.images[0].get_array().shape == (2, 3)
+        assert len(panel.texts) == 6
+    assert first.images[0].get_array()[1, 1] == pytest.approx(-0.1)
     assert [text.get_text() for text in first.get_xticklabels()] == [
         "0.03",
         "0.1",
