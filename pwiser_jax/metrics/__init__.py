@@ -1,6 +1,7 @@
-"""Metrics over NumPy arrays: ranking, calibration, statistics. No other part is needed.
+"""Metrics over NumPy arrays: ranking, calibration, statistics.
 
-Labels are 0 or 1; what is not defined for the rows given is NaN, never an error.
+They depend on NumPy and SciPy alone. Labels are 0 or 1; a measure that is not defined
+for the given rows is NaN, never an error.
 """
 
 from pwiser_jax.metrics.auc import (
@@ -22,7 +23,14 @@ from pwiser_jax.metrics.calibration import (
     reliability,
 )
 from pwiser_jax.metrics.checks import group_codes
+from pwiser_jax.metrics.expected import (
+    expected_auc,
+    expected_log_loss,
+    predicted_over_true,
+    true_calibration_error,
+)
 from pwiser_jax.metrics.harmony import Discordance, discordance, order_agreement
+from pwiser_jax.metrics.sessions import session_ndcg, session_revenue
 from pwiser_jax.metrics.significance import (
     Interval,
     holm,
@@ -44,7 +52,9 @@ __all__ = [
     "auc_interval",
     "bootstrap_auc_difference",
     "discordance",
+    "expected_auc",
     "expected_calibration_error",
+    "expected_log_loss",
     "group_codes",
     "grouped_auc",
     "holm",
@@ -55,8 +65,12 @@ __all__ = [
     "paired_interval",
     "paired_test",
     "predicted_over_observed",
+    "predicted_over_true",
     "refit",
     "reliability",
     "seeds_needed",
+    "session_ndcg",
+    "session_revenue",
+    "true_calibration_error",
     "wilcoxon_test",
 ]

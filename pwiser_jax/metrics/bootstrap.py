@@ -1,4 +1,9 @@
-"""The bootstrap by group: slow, and free of DeLong's theory, to check it against."""
+"""The bootstrap by group, to check DeLong's intervals by other means.
+
+`scipy.stats.bootstrap` would repeat rows and sort each draw. Here a draw is a weight
+for each group, so that one sort serves all draws, and draws without one of the classes
+are left out.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -40,11 +40,11 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     if not len(values):
         return UNDEFINED
     mean = float(values.mean())
-    if len(values) == 1:
-        return Interval(mean, np.nan, np.nan, np.nan)
-    error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    half = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * error
-    return Interval(mean, mean - half, mean + half, error)
+    error = float(scipy.stats.sem(values)) if len(values) > 1 else np.nan
+    if not error > 0:  # one value, or all are equal
+        return Interval(mean, mean + error, mean + error, error)
+    low, high = scipy.stats.t.interval(level, len(values) - 1, mean, error)
+    return Interval(mean, float(low), float(high), error)
 
 
 def paired_interval(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
@@ -73,19 +73,18 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> float:
         a, b: f[n] each; entry i of both has the same seed.
 
     Returns:
-        p, that of `paired_interval`: it excludes 0 exactly where p < 1 - level. 1 where
-        all pairs are equal; NaN for fewer than two pairs.
+        p: below 1 - level exactly where `paired_interval` excludes 0. 1 if all pairs
+        are equal; NaN for fewer than two pairs.
 
     Raises:
         ValueError: a and b are not finite vectors of one length.
     """
-    found = paired_interval(a, b)
-    if np.isnan(found.standard_error):
+    gaps = _differences(a, b)
+    if len(gaps) < 2:
         return np.nan
-    if found.standard_error == 0:
-        return 1.0 if found.value == 0 else 0.0
-    t = abs(found.value) / found.standard_error
-    return float(2 * special.stdtr(len(np.asarray(a)) - 1, -t))
+    if gaps.min() == gaps.max():
+        return 0.0 if gaps.any() else 1.0
+    return float(scipy.stats.ttest_1samp(gaps, 0).pvalue)
 
 
 def wilcoxon_test(a: ArrayLike, b: ArrayLike) -> float:
