@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.run is not None:
             report = evaluate_run(options.run, options.split, data=options.data)
             tasks = next(iter(found.values()))
-            own = {name: report[name]["auc"]["value"] for name in tasks}
+            own = {name: report.tasks[name].auc.value for name in tasks}
             aucs[options.run.name] = own
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

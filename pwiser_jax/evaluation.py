@@ -1,15 +1,18 @@
-"""From logits and labels to the measures of every task, ready for JSON.
+"""From logits and labels to the measures of every task.
 
 A model gives logits by name. Every joint task (CTR, CTCVR, ...) is measured on all rows
 and every conditional one (CVR, ...) on the rows that reached the rung before, whatever
 heads the model has. In the space "ctcvr" no head gives P(rung | rung before): it is the
 ratio of two joint probabilities. Nothing keeps that ratio below 1, so rows are ranked
-by its logarithm as it is, and only the probability is held at 1.
+by its logarithm as it is, and only the probability is clipped at 1.
+
+Measures are entries of a table, `MEASURES`: a function of `TaskRows` and a name. A
+measure that does not exist for the rows is None and comes with its reason.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,7 @@ SPREADLESS = "too few rows, or all of them ordered alike, to estimate an interva
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one task: scores to rank rows by, and probabilities.
+    """What a model predicts for one task: scores that rank rows, and probabilities.
 
     `scores_are_logits`: the scores are the logits of exactly these probabilities.
     """
@@ -35,6 +38,151 @@ class Prediction:
     scores: NDArray[np.floating]
     probabilities: NDArray[np.float64]
     scores_are_logits: bool
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows on which one task is defined: what every measure takes.
+
+    Args:
+        positive: bool[N], the labels.
+        scores: f[N], to rank by.
+        probabilities: f64[N].
+        groups: int[N], codes of the unit of sampling.
+        scores_are_logits: as in `Prediction`.
+    """
+
+    positive: NDArray[np.bool_]
+    scores: NDArray[np.floating]
+    probabilities: NDArray[np.float64]
+    groups: NDArray[np.integer]
+    scores_are_logits: bool
+
+    @property
+    def missing(self) -> str | None:
+        """Why no measure of ranking exists, or None."""
+        positives = int(self.positive.sum())
+        return _missing_class(positives, len(self.positive) - positives)
+
+
+@dataclass(frozen=True)
+class Auc:
+    """AUC with its 95% interval over groups."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class PairAuc(Auc):
+    """AUC of the rows of one level (positives) against those of a lower one."""
+
+    positives: int = 0
+    negatives: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicted over observed positives, and expected calibration error."""
+
+    predicted_over_observed: float | None
+    ece: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Gauc:
+    """Mean AUC within groups, weighted by rows; see `metrics.grouped_auc`."""
+
+    value: float | None
+    groups: int
+    rows: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskMeasures:
+    """The measures of one task; each is also an attribute: `ctr.auc.value`.
+
+    Args:
+        rows: rows on which the task is defined.
+        positives: those of them with the label.
+        values: by name, as in `MEASURES`: a number, None, or a dataclass.
+        reason: why measures are None that hold no reason themselves.
+    """
+
+    rows: int
+    positives: int
+    values: Mapping[str, Any]
+    reason: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "values" and name in self.values:
+            return self.values[name]
+        raise AttributeError(name)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All measures of one split.
+
+    Args:
+        split: its name.
+        rows: its rows.
+        groups: its groups.
+        label_names: the ladder, lowest rung first.
+        tasks: measures by task: "ctr", "ctcvr", "cvr", ...
+        pairs: by task and pair of levels ("conversion_over_click_only").
+        note: what has to be said beside every figure of the split, if anything.
+    """
+
+    split: str
+    rows: int
+    groups: int
+    label_names: tuple[str, ...]
+    tasks: Mapping[str, TaskMeasures]
+    pairs: Mapping[str, Mapping[str, PairAuc]]
+    note: str | None = None
+
+    def to_dict(self) -> Tree:
+        """The tree of evaluation_SPLIT.json; what does not exist is None.
+
+        {"split", "rows", "groups", task: {"rows", "positives", measure: ...},
+        "pairs": {task: {pair: ...}}}, with a "reason" beside each None.
+        """
+        note = {} if self.note is None else {"note": self.note}
+        tasks = {
+            name: {
+                "rows": task.rows,
+                "positives": task.positives,
+                **{key: _tree(value) for key, value in task.values.items()},
+                **({} if task.reason is None else {"reason": task.reason}),
+            }
+            for name, task in self.tasks.items()
+        }
+        pairs = {
+            name: {pair: _tree(value) for pair, value in found.items()}
+            for name, found in self.pairs.items()
+        }
+        counts = {"split": self.split, "rows": self.rows, "groups": self.groups}
+        return note | counts | tasks | {"pairs": pairs}
+
+
+@dataclass(frozen=True)
+class MeanAuc:
+    """AUC of the trained tasks, for early stopping.
+
+    Args:
+        mean: over the tasks whose AUC exists; None if there is none.
+        auc: by task; None where the rows lack a class.
+        reasons: why, by task.
+    """
+
+    mean: float | None
+    auc: dict[str, float | None]
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -45,7 +193,8 @@ def evaluate(
     label_names: tuple[str, ...],
     space: CvrSpace,
     split: str,
-) -> Tree:
+    note: str | None = None,
+) -> Evaluation:
     """All measures of one split.
 
     Args:
@@ -56,12 +205,7 @@ def evaluate(
         label_names: the ladder, lowest rung first.
         space: what the heads above the first predict.
         split: name of the split, passed on.
-
-    Returns:
-        {"split", "rows", "groups", task: {"rows", "positives", "auc", "log_loss",
-        "calibration", "gauc"}, "pairs": {task: {"conversion_over_click_only": ...}}}
-        with 95% intervals. `pairs` holds the AUC of rows of one level against rows of
-        a lower one. What is not defined is None, with a "reason" beside it.
+        note: passed on.
 
     Raises:
         ValueError: a logit is missing or not finite, shapes differ, or labels are not
@@ -70,36 +214,36 @@ def evaluate(
     labels = _checked_labels(labels, label_names)
     level = labels.sum(axis=1, dtype=np.int64)
     codes = metrics.group_codes(groups, len(level))
-    found = int(np.count_nonzero(np.bincount(codes))) if len(codes) else 0
-    result: Tree = {"split": split, "rows": len(level), "groups": found}
-    pairs: Tree = {}
+    group_count = int(np.count_nonzero(np.bincount(codes))) if len(codes) else 0
+    tasks, pairs = {}, {}
     for task in measured(label_names):
         prediction = predict_task(task, logits, label_names, space, len(level))
-        result[task.name] = _measures(task, prediction, level, codes)
+        tasks[task.name] = _measures(task, prediction, level, codes)
         pairs[task.name] = _pairs(prediction.scores, level, codes, label_names)
-    return result | {"pairs": pairs}
+    return Evaluation(split, len(level), group_count, label_names, tasks, pairs, note)
 
 
 def mean_auc(
     logits: Logits, labels: np.ndarray, label_names: tuple[str, ...], space: CvrSpace
-) -> tuple[float, dict[str, float]]:
+) -> MeanAuc:
     """Mean AUC of the tasks that are trained, and AUC by task: for early stopping.
 
     Args, Raises: as `evaluate`.
-
-    Returns:
-        The mean over the tasks that have both classes, NaN where none has, and each
-        task's own (NaN without both classes).
     """
     labels = _checked_labels(labels, label_names)
     level = labels.sum(axis=1, dtype=np.int64)
-    each = {}
+    each, reasons = {}, {}
     for task in trained(label_names, space):
         scores = _logit(task, logits, len(level))
         rows = level >= task.given
-        each[task.name] = metrics.auc(level[rows] >= task.rung, scores[rows])
-    defined = [value for value in each.values() if not math.isnan(value)]
-    return (sum(defined) / len(defined) if defined else math.nan), each
+        positive = level[rows] >= task.rung
+        each[task.name] = _number(metrics.auc(positive, scores[rows]))
+        if each[task.name] is None:
+            positives = int(positive.sum())
+            missing = _missing_class(positives, len(positive) - positives)
+            reasons[task.name] = missing or "not defined"
+    values = [value for value in each.values() if value is not None]
+    return MeanAuc(sum(values) / len(values) if values else None, each, reasons)
 
 
 def probabilities(
@@ -180,44 +324,69 @@ def _checked_labels(labels: np.ndarray, label_names: tuple[str, ...]) -> np.ndar
 
 def _measures(
     task: Task, prediction: Prediction, level: NDArray, codes: NDArray
-) -> Tree:
+) -> TaskMeasures:
     """Measures of one task on the rows where it is defined."""
     rows = slice(None) if task.given == 0 else np.flatnonzero(level >= task.given)
-    positive = level[rows] >= task.rung
-    scores, p = prediction.scores[rows], prediction.probabilities[rows]
-    positives, count = int(positive.sum()), len(positive)
-    reason = _missing_class(positives, count - positives)
-    loss = (
-        metrics.log_loss_from_logits(positive, scores)
-        if prediction.scores_are_logits
-        else metrics.log_loss(positive, p)
+    at = TaskRows(
+        positive=level[rows] >= task.rung,
+        scores=prediction.scores[rows],
+        probabilities=prediction.probabilities[rows],
+        groups=codes[rows],
+        scores_are_logits=prediction.scores_are_logits,
     )
-    gauc = metrics.grouped_auc(positive, scores, codes[rows])
-    calibration: Tree = {
-        "predicted_over_observed": metrics.predicted_over_observed(positive, p),
-        "ece": metrics.expected_calibration_error(positive, p),
-    }
-    result: Tree = {
-        "rows": count,
-        "positives": positives,
-        "auc": _interval(positive, scores, codes[rows], reason),
-        "log_loss": None if math.isnan(loss) else loss,
-        "calibration": _defined(
-            calibration, "no positive rows" if count else "no rows"
-        ),
-        "gauc": _defined(
-            {"value": gauc.value, "groups": gauc.groups, "rows": gauc.rows},
-            reason or "no group has both positive and negative rows",
-        ),
-    }
-    return result if count else result | {"reason": "no rows"}
+    values = {name: measure(at) for name, measure in MEASURES.items()}
+    values = {k: _number(v) if isinstance(v, float) else v for k, v in values.items()}
+    count, positives = len(at.positive), int(at.positive.sum())
+    return TaskMeasures(count, positives, values, None if count else "no rows")
+
+
+def auc_measure(at: TaskRows) -> Auc:
+    """AUC with its interval."""
+    return Auc(**_interval(at.positive, at.scores, at.groups, at.missing))
+
+
+def log_loss_measure(at: TaskRows) -> float:
+    """Mean cross-entropy."""
+    if at.scores_are_logits:
+        return metrics.log_loss_from_logits(at.positive, at.scores)
+    return metrics.log_loss(at.positive, at.probabilities)
+
+
+def calibration_measure(at: TaskRows) -> Calibration:
+    """Predicted over observed, and ECE."""
+    ratio = _number(metrics.predicted_over_observed(at.positive, at.probabilities))
+    error = _number(metrics.expected_calibration_error(at.positive, at.probabilities))
+    reason = "no positive rows" if len(at.positive) else "no rows"
+    return Calibration(ratio, error, reason if ratio is None or error is None else None)
+
+
+def gauc_measure(at: TaskRows) -> Gauc:
+    """GAUC."""
+    mean = metrics.grouped_auc(at.positive, at.scores, at.groups)
+    value = _number(mean.value)
+    reason = at.missing or "no group has both positive and negative rows"
+    return Gauc(value, mean.groups, mean.rows, reason if value is None else None)
+
+
+MEASURES: dict[str, Callable[[TaskRows], Any]] = {
+    "auc": auc_measure,
+    "log_loss": log_loss_measure,
+    "calibration": calibration_measure,
+    "gauc": gauc_measure,
+}
+"""By name: a number, NaN where it does not exist, or a dataclass of numbers."""
+
+
+def register_measure(name: str, measure: Callable[[TaskRows], Any]) -> None:
+    """Adds a measure of every task to what `evaluate` returns and writes."""
+    MEASURES[name] = measure
 
 
 def _pairs(
     scores: NDArray, level: NDArray, codes: NDArray, label_names: tuple[str, ...]
-) -> Tree:
+) -> dict[str, PairAuc]:
     """AUC of the rows of each level against those of each lower level."""
-    result: Tree = {}
+    result = {}
     for upper in range(len(label_names), 0, -1):
         for lower in range(upper - 1, -1, -1):
             above, below = (level_name(k, label_names) for k in (upper, lower))
@@ -227,20 +396,22 @@ def _pairs(
             reason = _missing_class(
                 positives, len(rows) - positives, f"{above} rows", f"{below} rows"
             )
-            result[f"{above}_over_{below}"] = {
+            result[f"{above}_over_{below}"] = PairAuc(
                 **_interval(positive, scores[rows], codes[rows], reason),
-                "positives": positives,
-                "negatives": len(rows) - positives,
-            }
+                positives=positives,
+                negatives=len(rows) - positives,
+            )
     return result
 
 
 def _interval(
     positive: NDArray, scores: NDArray, codes: NDArray, reason: str | None
 ) -> Tree:
-    found = metrics.auc_interval(positive, scores, codes)
-    tree = {"value": found.value, "low": found.low, "high": found.high}
-    return _defined(tree, reason or SPREADLESS)
+    """The fields of `Auc`."""
+    interval = metrics.auc_interval(positive, scores, codes)
+    ends = {k: _number(getattr(interval, k)) for k in ("value", "low", "high")}
+    missing = None in ends.values()
+    return ends | {"reason": (reason or SPREADLESS) if missing else None}
 
 
 def _missing_class(
@@ -256,11 +427,16 @@ def _missing_class(
     return f"no {negative_name if positives else positive_name}"
 
 
-def _defined(tree: Tree, reason: str) -> Tree:
-    """NaN becomes None, and then the reason stands beside it: JSON knows no NaN."""
-    missing = {k for k, v in tree.items() if isinstance(v, float) and math.isnan(v)}
-    if not missing:
-        return tree
-    return {k: None if k in missing else v for k, v in tree.items()} | {
-        "reason": reason
-    }
+def _number(value: float) -> float | None:
+    """None for a measure that does not exist: JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _tree(value: Any) -> Any:
+    """A measure in JSON's types, without a reason that it does not need."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    tree = asdict(value)
+    if tree.get("reason") is None:
+        tree.pop("reason", None)
+    return tree

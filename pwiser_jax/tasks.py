@@ -69,3 +69,18 @@ def measured(labels: tuple[str, ...]) -> tuple[Task, ...]:
         *(joint_task(labels, k) for k in range(1, count + 1)),
         *(conditional_task(labels, k) for k in range(2, count + 1)),
     )
+
+
+def title(task: Task, labels: tuple[str, ...]) -> str:
+    """A task's name for people: "CTR", "CTCVR", or "CVR (purchase)" beside its own.
+
+    On a ladder of two labels the tasks are CTR, CTCVR and CVR, whatever the labels'
+    names; on a longer one, those of the field's names that apply.
+    """
+    if len(labels) != 2:
+        known = {*JOINT_NAMES.values(), *CONDITIONAL_NAMES.values()}
+        return task.name.upper() if task.name in known else task.name.replace("_", " ")
+    usual = "CVR" if task.given else ("CTR", "CTCVR")[task.rung - 1]
+    label = labels[task.rung - 1]
+    plain = label == ("click", "conversion")[task.rung - 1]
+    return usual if plain else f"{usual} ({label})"

@@ -73,7 +73,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_prints_json_and_writes_the_same(
     table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", f"--run={table / 'run'}", "--split=test"]) == 0
+    command = ["evaluate", f"--run={table / 'run'}", "--split=test"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for name in ("CTR", "CTCVR", "CVR"):
+        assert f"\n{name} " in shown
+    assert "\nconversion over click only " in shown
+    assert "\nconversion over no click " in shown
+    assert main([*command, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     written = json.loads((table / "run" / "evaluation_test.json").read_text())
     assert printed == written

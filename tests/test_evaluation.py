@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pwiser_jax import evaluation, metrics
-from pwiser_jax.evaluation import evaluate, mean_auc, probabilities
+from pwiser_jax import evaluation, metrics, tasks
+from pwiser_jax.evaluation import evaluate as evaluate_rows
+from pwiser_jax.evaluation import mean_auc, probabilities
 
 FUNNEL = ("click", "conversion")
 SHOP = ("click", "cart", "order")
+
+
+def evaluate(*args, **options):
+    """The tree of `evaluate`, as it is written."""
+    return evaluate_rows(*args, **options).to_dict()
 
 
 def make_rows(label_names, rows=4000, seed=0):
@@ -213,7 +219,9 @@ def test_probabilities_are_those_of_the_heads(space):
 def test_mean_auc_is_that_of_the_trained_tasks(space, names):
     labels, groups, given, joint = make_rows(FUNNEL)
     logits = named(space, FUNNEL_NAMES, given, joint)
-    mean, each = mean_auc(logits, labels, FUNNEL, space)
+    found = mean_auc(logits, labels, FUNNEL, space)
+    mean, each = found.mean, found.auc
+    assert found.reasons == {}
     full = evaluate(
         logits, labels, groups, label_names=FUNNEL, space=space, split="valid"
     )
@@ -224,11 +232,13 @@ def test_mean_auc_is_that_of_the_trained_tasks(space, names):
 def test_mean_auc_leaves_out_tasks_without_both_classes():
     labels = np.array([[0, 0], [1, 0], [1, 0]])
     logits = {"ctr": np.array([0.0, 1.0, -1.0]), "ctcvr": np.zeros(3)}
-    mean, each = mean_auc(logits, labels, FUNNEL, "ctcvr")
-    assert mean == each["ctr"] == 0.5
-    assert math.isnan(each["ctcvr"])
-    mean, _ = mean_auc(logits, np.zeros((3, 2)), FUNNEL, "ctcvr")
-    assert math.isnan(mean)
+    found = mean_auc(logits, labels, FUNNEL, "ctcvr")
+    assert found.mean == found.auc["ctr"] == 0.5
+    assert found.auc["ctcvr"] is None
+    assert found.reasons == {"ctcvr": "no positive rows"}
+    found = mean_auc(logits, np.zeros((3, 2)), FUNNEL, "ctcvr")
+    assert found.mean is None
+    assert set(found.reasons) == {"ctr", "ctcvr"}
 
 
 def nulls(tree, path=()):
@@ -329,6 +339,45 @@ def test_wrong_shapes_and_labels_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             mean_auc(logits, np.array(labels), FUNNEL, "ctcvr")
+
+
+def test_a_measure_is_added_by_one_entry(monkeypatch):
+    """A measure from outside is in the attributes, in the tree, and null if NaN."""
+    monkeypatch.setattr(evaluation, "MEASURES", dict(evaluation.MEASURES))
+
+    def positive_share(at):
+        return float(at.positive.mean()) if len(at.positive) else math.nan
+
+    evaluation.register_measure("positive_share", positive_share)
+    labels, groups, given, joint = make_rows(FUNNEL, rows=64)
+    logits = named("click", FUNNEL_NAMES, given, joint)
+    found = evaluate_rows(
+        logits,
+        labels * 0,
+        groups,
+        label_names=FUNNEL,
+        space="click",
+        split="valid",
+    )
+    assert found.tasks["ctr"].positive_share == 0
+    assert found.to_dict()["ctr"]["positive_share"] == 0
+    assert found.to_dict()["cvr"]["positive_share"] is None
+    assert found.to_dict()["cvr"]["reason"] == "no rows"
+    with pytest.raises(AttributeError):
+        found.tasks["ctr"].unknown  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("labels", "titles"),
+    [
+        (FUNNEL, ["CTR", "CTCVR", "CVR"]),
+        (("click", "purchase"), ["CTR", "CTCVR (purchase)", "CVR (purchase)"]),
+        (("view", "order"), ["CTR (view)", "CTCVR (order)", "CVR (order)"]),
+        (SHOP, ["CTR", "cart", "order", "cart given click", "order given cart"]),
+    ],
+)
+def test_tasks_are_shown_by_the_names_of_the_field(labels, titles):
+    assert [tasks.title(task, labels) for task in tasks.measured(labels)] == titles
 
 
 def test_metrics_stand_alone_and_evaluation_needs_no_jax():

@@ -306,4 +306,4 @@ def evaluation(run: Path, split: str) -> dict[str, Any]:
     path = run / f"evaluation_{split}.json"
     if path.exists():
         return json.loads(path.read_text())
-    return evaluate_run(run, split)
+    return evaluate_run(run, split).to_dict()

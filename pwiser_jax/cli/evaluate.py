@@ -21,11 +21,17 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
         type=Path | None,
         help="a prepared folder of the same encoding; default: the run's",
     )
+    parser.add_argument(
+        "--json", type=bool, default=False, help="print every measure as JSON"
+    )
 
 
 def run(options: Namespace) -> int:
-    from pwiser_jax.inference.evaluate import evaluate_run
+    from pwiser_jax.inference.evaluate import evaluate_run, summary
 
-    report = evaluate_run(options.run, options.split, data=options.data)
-    print(json.dumps(report, indent=2, allow_nan=False))
+    evaluation = evaluate_run(options.run, options.split, data=options.data)
+    if options.json:
+        print(json.dumps(evaluation.to_dict(), indent=2, allow_nan=False))
+    else:
+        print(summary(evaluation))
     return 0

@@ -1,78 +1,142 @@
 """Measuring a run's best checkpoint on a split of its data."""
 
 from pathlib import Path
-from typing import Any
 
 from pwiser_jax.config import Config, load_config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import refuse_other_data
 from pwiser_jax.errors import UserError
-from pwiser_jax.evaluation import evaluate
+from pwiser_jax.evaluation import Auc, Evaluation, evaluate, level_name
 from pwiser_jax.inference.load import load_best
+from pwiser_jax.tasks import measured, title
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.run import protocol
 from pwiser_jax.training.run.folder import CONFIG, write_json
+
+Line = tuple[str, ...]
 
 
 def run_config(run: Path) -> Config:
     """The configuration of a run folder.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run, or its config.yaml is damaged.
     """
+    if not run.is_dir():
+        raise UserError(f"{run}: {'not a' if run.exists() else 'no such'} folder")
     if not (run / CONFIG).is_file():
         raise UserError(f"{run} holds no run: {CONFIG} is missing")
     return load_config(run / CONFIG)
 
 
-def evaluate_run(run: Path, split: str, *, data: Path | None = None) -> dict[str, Any]:
-    """Writes evaluation_SPLIT.json into the run's folder and returns its tree.
+def evaluate_run(
+    run: str | Path, split: str = "valid", *, data: str | Path | None = None
+) -> Evaluation:
+    """Measures a run's best checkpoint; writes evaluation_SPLIT.json into its folder.
 
     Args:
         run: the run's folder.
         split: "valid" or "test".
-        data: a prepared folder of the same encoding; by default the run's own.
+        data: a prepared folder of the same encoding; by default the run's own, which
+            must hold the same rows too.
+
     Raises:
-        UserError: no such run, checkpoint or split, or data of another encoding.
+        UserError: no such run, checkpoint or split, or data that have changed.
     """
+    run = Path(run)
     config = run_config(run)
-    folder = data or Path(config.data.path)
-    prepared = Prepared(folder)
+    folder = _run_data(run, config) if data is None else Path(data)
     refuse_other_data(run, folder, rows=data is None)
+    prepared = Prepared(folder)
     rows = prepared.load(split)
     state = load_best(run, config, prepared.schema)
     logits = predict_logits(config, prepared.schema, state, rows)
-    report = evaluate(
+    evaluation = evaluate(
         logits,
         rows.labels,
         rows.group,
         label_names=prepared.schema.labels,
         space=config.model.cvr_space,
         split=split,
+        note=protocol.note(config.protocol, split),
     )
-    if (note := protocol.note(config.protocol, split)) is not None:
-        report = {"note": note, **report}
     if processes.first():
-        write_json(run / f"evaluation_{split}.json", report)
-    return report
+        path = run / f"evaluation_{split}.json"
+        try:
+            write_json(path, evaluation.to_dict())
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    return evaluation
 
 
-def summary(report: dict[str, Any]) -> str:
-    """A line a task: AUC with its interval, and log loss; below them any note."""
-    lines = []
-    for task, found in report.items():
-        if not isinstance(found, dict) or "auc" not in found:
-            continue
-        auc, name = found["auc"], task.upper()
-        if auc["value"] is None:
-            lines.append(f"{name:8} AUC not defined: {auc['reason']}")
-            continue
-        interval = "no interval"
-        if auc["low"] is not None:
-            interval = f"[{auc['low']:.4f}, {auc['high']:.4f}]"
-        lines.append(
-            f"{name:8} AUC {auc['value']:.4f} {interval}"
-            f"   log loss {found['log_loss']:.4f}"
+def _run_data(run: Path, config: Config) -> Path:
+    """The prepared folder that a run was trained on.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not config.data.path:
+        raise UserError(f"{run / CONFIG} has no data.path; --data names the folder")
+    folder = Path(config.data.path)
+    if not folder.is_dir():
+        seen = f" from {Path.cwd()}" if not folder.is_absolute() else ""
+        raise UserError(
+            f"{folder}: no such folder{seen}; --data names the prepared folder of {run}"
         )
-    return "\n".join([*lines, *([report["note"]] if "note" in report else [])])
+    return folder
+
+
+def summary(evaluation: Evaluation) -> str:
+    """A table of the tasks and of conversions over lower levels; below it any note.
+
+    Conversions over a level are ranked by the score of the highest joint task (CTCVR).
+    """
+    labels = evaluation.label_names
+    header = ("", "rows", "positives", "AUC", "95% interval", "log loss", "pred/obs")
+    lines: list[Line] = [header]
+    for task in measured(labels):
+        measures = evaluation.tasks[task.name]
+        lines.append(
+            (
+                title(task, labels),
+                f"{measures.rows:,}",
+                f"{measures.positives:,}",
+                *_auc(measures.auc),
+                _number(measures.log_loss),
+                _number(measures.calibration.predicted_over_observed, 3),
+            )
+        )
+    top = measured(labels)[len(labels) - 1]
+    for name, pair in evaluation.pairs[top.name].items():
+        if name.startswith(f"{level_name(len(labels), labels)}_over_"):
+            rows = f"{pair.positives + pair.negatives:,}"
+            shown = name.replace("_", " ")
+            lines.append((shown, rows, f"{pair.positives:,}", *_auc(pair), "", ""))
+    note = [] if evaluation.note is None else [evaluation.note]
+    return "\n".join([*aligned(lines), *note])
+
+
+def aligned(lines: list[Line]) -> list[str]:
+    """Lines of cells as text, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = (
+        [
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    )
+    return ["  ".join(text).rstrip() for text in texts]
+
+
+def _auc(auc: Auc) -> tuple[str, str]:
+    if auc.value is None:
+        return "-", auc.reason or ""
+    if auc.low is None:
+        return f"{auc.value:.4f}", "no interval"
+    return f"{auc.value:.4f}", f"[{auc.low:.4f}, {auc.high:.4f}]"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,7 +1,9 @@
-"""Probabilities for the rows of a file, prepared or raw."""
+"""Probabilities of every task for raw or prepared rows."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,102 +14,264 @@ from pwiser_jax.data.batches.rows import Inputs, Rows, feature_rows
 from pwiser_jax.data.datasets.table import open_table
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import (
+    FILE,
     is_listed,
     read_manifest,
     refuse_other_data,
 )
+from pwiser_jax.data.raw.columns import Source
 from pwiser_jax.data.raw.frames import frames_of, scan_parquet
-from pwiser_jax.errors import UserError
+from pwiser_jax.errors import UserError, did_you_mean, first_line
 from pwiser_jax.evaluation import probabilities
 from pwiser_jax.inference.evaluate import run_config
 from pwiser_jax.inference.load import load_best
 from pwiser_jax.schema import Schema
+from pwiser_jax.tasks import measured
 from pwiser_jax.training.logits import predict_logits
 
 CHUNK = 65_536
+OUTPUTS = (".csv", ".parquet")
+INPUTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+
+Part = tuple[pl.DataFrame, pl.DataFrame]
+"""Encoded rows, and the columns to keep of the same rows."""
 
 
-def predict_file(run: Path, source: Path, output: Path) -> int:
-    """Writes a Parquet file with a column of probabilities a task, rows in order.
+@dataclass
+class Predicted:
+    """What a prediction saw.
+
+    Args:
+        rows: their number.
+        unseen: by categorical field, values that train does not have.
+    """
+
+    rows: int = 0
+    unseen: Counter[str] = field(default_factory=Counter)
+
+
+def predict(
+    run: str | Path,
+    source: str | Path | pl.DataFrame,
+    *,
+    keep: Sequence[str] = (),
+) -> pl.DataFrame:
+    """A column of probabilities a task, after the columns of `keep`; rows in order.
 
     Args:
         run: the run's folder; its best checkpoint predicts.
-        source: a Parquet file of a prepared folder, or a raw CSV or Parquet whose
-            columns are those that were encoded; labels are not needed.
-        output: the file to write, whole or not at all.
-    Returns:
-        The number of rows.
+        source: raw rows, as a data frame, a CSV, TSV or Parquet file or a folder of
+            such files; or prepared rows, as a prepared folder (all splits, in the order
+            train, valid, test) or one of its files. Labels are not needed.
+        keep: columns of the source to copy.
+
     Raises:
         UserError: no such run or file, a missing column, a value that does not fit, or
             prepared rows of another encoding.
     """
-    config = run_config(run)
-    prepared = Prepared(run / "data")
-    if not source.is_file():
-        raise UserError(f"{source}: no such file")
+    scorer = Scorer(Path(run))
+    source = source if isinstance(source, pl.DataFrame) else Path(source)
+    tables = list(scorer.tables(source, keep, Predicted()))
+    return pl.concat(tables)
+
+
+def predict_file(
+    run: Path,
+    source: Path,
+    output: Path,
+    *,
+    keep: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Predicted:
+    """As `predict`, into a Parquet or CSV file by its name's end, in bounded memory.
+
+    Args:
+        run, source, keep: as in `predict`.
+        output: the file to write, whole or not at all.
+        overwrite: replace an output that exists.
+
+    Raises:
+        UserError: as `predict`, or the output exists or cannot be written.
+    """
+    if output.suffix.lower() not in OUTPUTS:
+        raise UserError(f"{output}: the name must end in {' or '.join(OUTPUTS)}")
     if not output.parent.is_dir():
         raise UserError(f"{output.parent}: no such folder")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; --output names a file")
     if output.exists() and output.resolve() == source.resolve():
         raise UserError(f"{output} is the input; name another --output")
-    state = load_best(run, config, prepared.schema)
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; --overwrite replaces it")
+    predicted = Predicted()
+    _write(Scorer(run).tables(source, keep, predicted), output)
+    return predicted
 
-    def predicted(rows: Rows) -> pl.DataFrame:
-        logits = predict_logits(config, prepared.schema, state, rows)
-        labels, space = prepared.schema.labels, config.model.cvr_space
+
+class Scorer:
+    """The best checkpoint of a run, ready to predict."""
+
+    def __init__(self, run: Path) -> None:
+        self.config = run_config(run)
+        self.prepared = Prepared(run / "data")
+        self.state = load_best(run, self.config, self.schema)
+
+    @property
+    def schema(self) -> Schema:
+        return self.prepared.schema
+
+    def tables(
+        self, source: Path | pl.DataFrame, keep: Sequence[str], predicted: Predicted
+    ) -> Iterator[pl.DataFrame]:
+        """The predictions, some thousand rows at a time; at least one table.
+
+        `predicted` counts the rows and their unseen values.
+        """
+        names = [task.name for task in measured(self.schema.labels)]
+        if clash := sorted(set(names) & set(keep)):
+            raise UserError(f"--keep {clash[0]}: the output has a column of that name")
+        size = self.config.data.eval_batch_size
+        size *= max(1, CHUNK // size)
+        with _read(self.prepared, source, keep, size) as (parts, shared):
+            for encoded, kept in parts:
+                self._count_unseen(encoded, predicted)
+                rows = feature_rows(encoded, self.schema, shared)
+                yield pl.concat([kept, self._predict(rows)], how="horizontal")
+                predicted.rows += encoded.height
+
+    def _predict(self, rows: Rows) -> pl.DataFrame:
+        labels, space = self.schema.labels, self.config.model.cvr_space
+        if not len(rows):
+            names = [task.name for task in measured(labels)]
+            return pl.DataFrame(schema=dict.fromkeys(names, pl.Float64))
+        logits = predict_logits(self.config, self.schema, self.state, rows)
         return pl.DataFrame(probabilities(logits, labels, space))
 
-    size = config.data.eval_batch_size
-    size *= max(1, CHUNK // size)
-    with _read(prepared, source, size) as parts:
-        return _write(map(predicted, parts), output)
+    def _count_unseen(self, encoded: pl.DataFrame, predicted: Predicted) -> None:
+        for field_ in self.schema.categorical:
+            if field_.name in encoded.columns:
+                count = int((encoded[field_.name] == field_.unseen).sum())
+                predicted.unseen[field_.name] += count
 
 
-def _write(tables: Iterator[pl.DataFrame], output: Path) -> int:
-    """The tables below each other as one Parquet file; returns its number of rows."""
-    count = 0
+@contextmanager
+def _read(
+    prepared: Prepared, source: Path | pl.DataFrame, keep: Sequence[str], size: int
+) -> Iterator[tuple[Iterator[Part], Inputs | None]]:
+    """The encoded rows, `size` at a time, and the inputs that they share."""
+    if isinstance(source, pl.DataFrame):
+        yield _raw_parts(prepared, source.lazy(), "the frame", keep, size), None
+    elif not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    elif (folder := _prepared_folder(source)) is not None:
+        refuse_other_data(prepared.folder.parent, folder, rows=False)
+        manifest = read_manifest(folder)
+        common = cached_common(folder, manifest)
+        files = [source]
+        if source.is_dir():
+            splits = manifest.splits.values()
+            files = [folder / name for split in splits for name in split.files]
+        parts = _each(files, lambda file: _prepared_parts(file, keep, size))
+        yield parts, None if common is None else arrays_of(common)
+    else:
+        if prepared.schema.multi_valued or prepared.schema.common:
+            raise UserError(
+                f"{source} is no file of a prepared folder: rows with multi-valued or "
+                "shared fields can be predicted once they are prepared"
+            )
+        yield (
+            _each(_files(source), lambda f: _table_parts(prepared, f, keep, size)),
+            None,
+        )
+
+
+def _prepared_folder(source: Path) -> Path | None:
+    """The prepared folder that the source is or lies in."""
+    if source.is_dir():
+        return source if (source / FILE).is_file() else None
+    return source.parent if is_listed(source) else None
+
+
+def _files(source: Path) -> list[Path]:
+    """The tables of a folder, by name; a file is itself."""
+    if not source.is_dir():
+        return [source]
+    names = sorted(p for p in source.iterdir() if p.name.lower().endswith(INPUTS))
+    files = [path for path in names if path.is_file()]
+    if not files:
+        raise UserError(f"{source} holds no {', '.join(INPUTS)} file")
+    return files
+
+
+def _each(
+    files: Sequence[Path], parts: Callable[[Path], Iterator[Part]]
+) -> Iterator[Part]:
+    for file in files:
+        yield from parts(file)
+
+
+def _table_parts(
+    prepared: Prepared, file: Path, keep: Sequence[str], size: int
+) -> Iterator[Part]:
+    with open_table(file, empty=True) as raw:
+        yield from _raw_parts(prepared, raw.frame, raw, keep, size)
+
+
+def _raw_parts(
+    prepared: Prepared,
+    frame: pl.LazyFrame,
+    source: Source,
+    keep: Sequence[str],
+    size: int,
+) -> Iterator[Part]:
+    encoded = prepared.encoder.transform(frame, with_labels=False, source=source)
+    return _parts(encoded, frame, keep, size, str(source))
+
+
+def _prepared_parts(file: Path, keep: Sequence[str], size: int) -> Iterator[Part]:
+    frame = scan_parquet(file)
+    return _parts(frame, frame, keep, size, str(file))
+
+
+def _parts(
+    encoded: pl.LazyFrame,
+    frame: pl.LazyFrame,
+    keep: Sequence[str],
+    size: int,
+    source: str,
+) -> Iterator[Part]:
+    """Encoded rows with the columns to keep of `frame`, `size` rows at a time."""
     try:
-        with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
+        known = frame.collect_schema().names()
+        for name in keep:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; it has {', '.join(known)}"
+                raise UserError(f"{source} has no column {name!r} to keep{hint}")
+        empty = True
+        kept = frames_of(frame.select(keep), size) if keep else None
+        for part in frames_of(encoded, size):
+            yield part, pl.DataFrame() if kept is None else next(kept)
+            empty = False
+        if empty:
+            yield encoded.head(0).collect(), frame.select(keep).head(0).collect()
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{source} cannot be read: {first_line(error)}") from error
+
+
+def _write(tables: Iterator[pl.DataFrame], output: Path) -> None:
+    """The tables below each other as one file."""
+    try:
+        with TemporaryDirectory(prefix=".pwiser-predict-", dir=output.parent) as place:
             files = []
             for table in tables:
                 files.append(Path(place) / f"{len(files):06}.parquet")
                 table.write_parquet(files[-1])
-                count += table.height
-            whole = Path(place) / "whole.parquet"
-            scan_parquet(files).sink_parquet(whole, maintain_order=True)
+            rows = scan_parquet(files)
+            whole = Path(place) / "whole"
+            if output.suffix.lower() == ".csv":
+                rows.sink_csv(whole, maintain_order=True)
+            else:
+                rows.sink_parquet(whole, maintain_order=True)
             whole.replace(output)
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{output} cannot be written: {reason}") from error
-    return count
-
-
-@contextmanager
-def _read(prepared: Prepared, source: Path, size: int) -> Iterator[Iterator[Rows]]:
-    """The rows, `size` at a time: prepared ones as they are, raw ones encoded as the
-    run's own were."""
-    schema = prepared.schema
-    if is_listed(source):
-        refuse_other_data(prepared.folder.parent, source.parent, rows=False)
-        common = cached_common(source.parent, read_manifest(source.parent))
-        shared = None if common is None else arrays_of(common)
-        yield _features(scan_parquet(source), size, schema, shared, source)
-        return
-    if schema.multi_valued or schema.common:
-        raise UserError(
-            f"{source} is no file of a prepared folder: rows with multi-valued or "
-            "shared fields can be predicted once they are prepared"
-        )
-    with open_table(source) as raw:
-        frame = prepared.encoder.transform(raw.frame, with_labels=False, source=raw)
-        yield _features(frame, size, schema, None, source)
-
-
-def _features(
-    frame: pl.LazyFrame, size: int, schema: Schema, shared: Inputs | None, source: Path
-) -> Iterator[Rows]:
-    try:
-        for part in frames_of(frame, size):
-            yield feature_rows(part, schema, shared)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{source} cannot be read: {reason}") from error
+        raise UserError(f"{output} cannot be written: {first_line(error)}") from error

@@ -25,7 +25,7 @@ def test_a_small_model_learns_clicks_on_real_rows(
     )
     config = replace(config, train=replace(config.train, epochs=2))
     train(config, tmp_path / "run", Silent())
-    report = evaluate_run(tmp_path / "run", "valid")
+    report = evaluate_run(tmp_path / "run", "valid").to_dict()
     assert report["ctr"]["auc"]["value"] > 0.70
     assert report["ctr"]["auc"]["low"] > 0.69
     # Predicted clicks are as many as observed ones, give or take a tenth.

@@ -29,7 +29,7 @@ def test_a_ladder_of_three_labels_is_trained_from_its_config(tmp_path: Path) -> 
     for head in heads:
         assert logged[f"bce/{head}"] > 0
         assert logged[f"pwiser/{head}"] > 0
-    report = evaluate_run(run, "valid")
+    report = evaluate_run(run, "valid").to_dict()
     for task in (*heads, "cart_given_click", "order_given_cart"):
         assert np.isfinite(report[task]["auc"]["value"])
     assert report["ctr"]["auc"]["value"] > 0.55

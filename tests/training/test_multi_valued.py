@@ -55,7 +55,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 def test_evaluation_and_prediction_see_the_same_rows(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
-    report = evaluate_run(run, "valid")
+    report = evaluate_run(run, "valid").to_dict()
     prepared = Prepared(data)
     rows = prepared.load("valid")
     assert report["rows"] == len(rows) == 300
@@ -63,7 +63,7 @@ def test_evaluation_and_prediction_see_the_same_rows(
     logits = predict_logits(config(data), prepared.schema, state, rows)
     found = []
     for name in prepared.manifest.splits["valid"].files:
-        count = predict_file(run, data / name, tmp_path / name)
+        count = predict_file(run, data / name, tmp_path / name).rows
         found.append(pl.read_parquet(tmp_path / name))
         assert found[-1].height == count
     both = pl.concat(found)

@@ -180,8 +180,8 @@ def test_each_run_equals_its_solo_run(data: Path, swept: Path, tmp_path: Path) -
         assert result["stopped"] == expected.stopped
         assert result["steps"] == expected.steps
         ours, theirs = evaluate_run(folder, "valid"), evaluate_run(solo, "valid")
-        assert ours["ctr"]["auc"]["value"] == pytest.approx(
-            theirs["ctr"]["auc"]["value"], abs=1e-3
+        assert ours.tasks["ctr"].auc.value == pytest.approx(
+            theirs.tasks["ctr"].auc.value, abs=1e-3
         )
 
 

@@ -56,12 +56,14 @@ class RawTable:
 
 
 @contextmanager
-def open_table(path: Path, *, time: str | None = None) -> Iterator[RawTable]:
+def open_table(
+    path: Path, *, time: str | None = None, empty: bool = False
+) -> Iterator[RawTable]:
     """The rows of a CSV, TSV (both also gzipped) or Parquet file, in its order.
 
     Columns of text files are text, but the time column becomes integers, dates or
     datetimes. `predict` reads raw tables through this too, so that a value means the
-    same there.
+    same there. `empty` accepts a table without rows.
 
     Raises:
         UserError: names file and line of what is not as it should be.
@@ -82,7 +84,9 @@ def open_table(path: Path, *, time: str | None = None) -> Iterator[RawTable]:
             plain = unpack(file, Path(folder))
             separator = SEPARATORS.get(suffix)
             if separator:
-                frame = scan_csv(plain, dtypes={}, name=str(path), separator=separator)
+                frame = scan_csv(
+                    plain, dtypes={}, name=str(path), separator=separator, empty=empty
+                )
             else:
                 frame = scan_parquet(plain)
             table = RawTable(str(path), frame, plain, separator)

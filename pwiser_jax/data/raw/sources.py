@@ -34,6 +34,7 @@ def scan_csv(
     name: str | None = None,
     quoted: bool = True,
     separator: str = ",",
+    empty: bool = False,
 ) -> pl.LazyFrame:
     """The rows of a plain CSV file, all checked: collecting them later cannot fail.
 
@@ -47,6 +48,7 @@ def scan_csv(
         name: the file's name in messages; None: its path.
         quoted: False: a quotation mark is a character like others.
         separator: the character between two columns.
+        empty: accept a file without rows.
 
     Raises:
         UserError: names file and line: no such file, no rows, not UTF-8, a misplaced
@@ -64,6 +66,8 @@ def scan_csv(
     except (pl.exceptions.PolarsError, OSError) as error:
         raise table.explain(error) from error
     found = row.pop(ROWS)
+    if empty and found == expected == 0:
+        return frame
     if expected == 0 or found == 0:
         raise UserError(f"{table.name}: there are no rows in it")
     if found != expected:

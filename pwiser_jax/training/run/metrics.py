@@ -61,7 +61,7 @@ class MetricsWriter:
             scalars = value if isinstance(value, dict) else {"": value}
             for key, number in scalars.items():
                 tag = "/".join(part for part in (kind, name, key) if part)
-                if number is not None:
+                if isinstance(number, int | float):
                     summary = scalar(tag, number)
                     self._events.write_event(
                         EVENTS.Event(step=step, wall_time=time.time(), summary=summary)

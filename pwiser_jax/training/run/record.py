@@ -204,18 +204,25 @@ class Record:
                 raise UserError(
                     f"the logits of {name} are not finite after step {progress.step}"
                 )
-        mean, aucs = processes.from_first(
-            mean_auc(logits, valid.labels, self.schema.labels, config.model.cvr_space)
+        measured = mean_auc(
+            logits, valid.labels, self.schema.labels, config.model.cvr_space
         )
-        mean = _defined(mean)
-        self.aucs = {name: _defined(auc) for name, auc in aucs.items()}
+        mean, aucs, reasons = processes.from_first(
+            [measured.mean, measured.auc, measured.reasons]
+        )
+        self.aucs = aucs
         if progress.window_steps:
             self._log({})
         epoch = progress.epoch
         self.metrics.write(
             protocol.CHOSEN[config.protocol],
             progress.step,
-            {"epoch": epoch, "auc": self.aucs, "mean_auc": mean},
+            {
+                "epoch": epoch,
+                "auc": self.aucs,
+                "mean_auc": mean,
+                **({"reason": reasons} if reasons else {}),
+            },
         )
         # Where no AUC is defined, the first epoch stays the best.
         best = progress.best_auc
@@ -263,7 +270,3 @@ class Record:
         )
         mark = " *" if progress.without_gain == 0 else ""
         return f"epoch {progress.epoch}: {protocol.NAMES[chosen]} AUC {shown}{mark}"
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value

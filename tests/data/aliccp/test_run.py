@@ -58,5 +58,5 @@ def test_the_smoke_config_trains_on_all_fields(raw: Path, tmp_path: Path) -> Non
         CONFIGS / "aliccp" / "smoke.yaml", (f"--data.path={tmp_path / 'data'}",)
     )
     train(config, tmp_path / "run", Silent())
-    report = evaluate_run(tmp_path / "run", "test")
+    report = evaluate_run(tmp_path / "run", "test").to_dict()
     assert report["ctr"]["auc"]["value"] > 0.4

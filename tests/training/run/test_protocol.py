@@ -31,7 +31,7 @@ def test_the_default_never_opens_the_test_split(data: Path, tmp_path: Path) -> N
     shutil.copytree(data, blind, ignore=shutil.ignore_patterns("test-*", "cache"))
     result = train(small_config(blind, train={"epochs": 1}), tmp_path / "run", Silent())
     assert result.note is None
-    assert "note" not in evaluate_run(tmp_path / "run", "valid")
+    assert "note" not in evaluate_run(tmp_path / "run", "valid").to_dict()
 
 
 def test_mtreclib_learns_from_all_but_test_and_chooses_on_test(
@@ -49,11 +49,11 @@ def test_mtreclib_learns_from_all_but_test_and_chooses_on_test(
     assert kinds.count("test") == 2
     assert "valid" not in kinds
     report = evaluate_run(run, "test")
-    assert report["note"] == OPTIMISTIC
+    assert report.to_dict()["note"] == report.note == OPTIMISTIC
     assert summary(report).endswith(OPTIMISTIC)
-    aucs = [report[task]["auc"]["value"] for task in ("ctr", "ctcvr")]
+    aucs = [report.tasks[task].auc.value for task in ("ctr", "ctcvr")]
     assert np.mean(aucs) == pytest.approx(result.best.mean_auc, abs=1e-6)
-    assert evaluate_run(run, "valid")["note"] == TRAINED_ON
+    assert evaluate_run(run, "valid").note == TRAINED_ON
 
 
 def test_splits_are_read_one_after_another(data: Path) -> None:

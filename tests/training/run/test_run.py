@@ -190,7 +190,7 @@ def test_training_learns_the_synthetic_funnel(tmp_path: Path) -> None:
             valid.labels,
             labels,
             config.model.cvr_space,
-        )[1]
+        ).auc
         for one in (config, rounded)
     ]
     assert aucs[0] != aucs[1]
