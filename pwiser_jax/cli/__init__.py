@@ -23,7 +23,7 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.options import Parser
 from pwiser_jax.version import __version__
 
-COMMANDS = ("prepare", "inspect", "train", "evaluate", "predict")
+COMMANDS = ("prepare", "inspect", "train", "evaluate", "predict", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
