@@ -155,9 +155,9 @@ def test_a_value_that_train_never_saw_can_be_predicted(
         (["evaluate", "--run=nowhere"], "nowhere"),
         (["evaluate", "--run={run}", "--split=train"], "split"),
         (["evaluate", "--run={run}", "--data={table}"], "manifest.json"),
-        (["predict", "--run={run}", "--input=none.csv", "--output=X"], "none.csv"),
+        (["predict", "--run={run}", "--input=none.csv", "--output=X.csv"], "none.csv"),
         (
-            ["predict", "--run={run}", "--input={table}/schema.yaml", "--output=X"],
+            ["predict", "--run={run}", "--input={table}/schema.yaml", "--output=X.csv"],
             ".csv",
         ),
         (["prepare", "table", "--source=none.csv", "--schema=s", "--output=X"], "s"),
@@ -173,7 +173,7 @@ def test_a_value_that_train_never_saw_can_be_predicted(
         ),
         (
             ["train", "--output=X", "--loss.lambdas=much"],
-            "--loss.lambdas is much; expected a number or numbers by name",
+            "--loss.lambdas is much; expected a number, numbers by name",
         ),
         (
             ["train", "--output=X", "--train.seed=2147483648"],

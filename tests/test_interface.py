@@ -9,7 +9,6 @@ import pytest
 import pwiser_jax
 from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
-from pwiser_jax.training.run.progress import Silent
 
 HEAVY = ("flax", "optax", "orbax", "polars", "jsonargparse", "tensorboardX")
 
@@ -45,7 +44,7 @@ def test_a_run_from_python(tmp_path: Path) -> None:
             "train": {"epochs": 1},
         }
     )
-    pwiser_jax.train(config, tmp_path / "run", Silent())
+    pwiser_jax.train(config, tmp_path / "run")
     evaluation = pwiser_jax.evaluate(tmp_path / "run", "test")
     assert 0 < evaluation.tasks["ctr"].auc.value < 1
     assert evaluation.to_dict()["ctr"]["auc"]["value"] == (

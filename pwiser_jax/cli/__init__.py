@@ -23,7 +23,15 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.options import Parser
 from pwiser_jax.version import __version__
 
-COMMANDS = ("prepare", "inspect", "train", "evaluate", "predict", "export")
+COMMANDS = (
+    "prepare",
+    "inspect",
+    "train",
+    "sweep",
+    "evaluate",
+    "predict",
+    "export",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

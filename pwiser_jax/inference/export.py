@@ -27,7 +27,7 @@ from pwiser_jax.inference.predict import Scorer
 from pwiser_jax.models import build
 from pwiser_jax.schema import Schema
 from pwiser_jax.tasks import CvrSpace, joint_task, measured
-from pwiser_jax.training.inference import example_inputs
+from pwiser_jax.training.step import example_inputs
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

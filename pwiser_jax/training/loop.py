@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from pwiser_jax.config import Config
 from pwiser_jax.data.batches.batches import steps_per_epoch
 from pwiser_jax.data.batches.prefetch import prefetched
@@ -21,6 +23,7 @@ from pwiser_jax.training.devices.solo import Solo
 from pwiser_jax.training.run import protocol
 from pwiser_jax.training.run.checkpoint import BackgroundSaves
 from pwiser_jax.training.run.folder import check_run, opened
+from pwiser_jax.training.run.header import cautions, header
 from pwiser_jax.training.run.progress import Reporter, Silent
 from pwiser_jax.training.run.record import TrainResult, result
 from pwiser_jax.training.run.stopwatch import Stopwatch
@@ -83,6 +86,13 @@ def train(
             valid_rows,
             reporter,
         )
+        params = runs.programs.template().params
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        count = jax.device_count()
+        devices = f"{count} {jax.default_backend()} device{'s' if count > 1 else ''}"
+        reporter.line(header(config, prepared.manifest, parameters, devices))
+        for text in cautions(config, prepared.manifest):
+            reporter.line(f"warning: {text}")
         trace = Trace(output / "profile" if profile and first else None)
         train_runs(runs, stop_after, trace)
     (progress,) = runs.progress

@@ -83,7 +83,7 @@ def test_data_that_were_prepared_again_are_refused(
     learned = pl.col("part") != "test"
     labels = pl.when(learned).then("bought").otherwise(0).alias("bought")
     prepare(tmp_path, rows().with_columns(labels), "--overwrite")
-    assert "prepared again from other rows" in error_of(capsys, evaluate)
+    assert "holds other rows than" in error_of(capsys, evaluate)
     # On the same encoding --data measures other rows.
     prepare(tmp_path, rows(), "--overwrite")
     assert main([*evaluate, f"--data={data}"]) == 0
@@ -109,11 +109,11 @@ def test_a_relative_data_path_needs_the_same_working_folder_or_data(
     [
         ("config.yaml: [", "config.yaml, line 1: not YAML"),
         ("config.yaml:- a", "config.yaml: the configuration is"),
-        ("config.yaml:model: {name: dnn}", "model.name is dnn"),
+        ("config.yaml:model: {name: dnn}", "model.name"),
         ("config.yaml:trian: {}", "did you mean 'train'?"),
         ("config.yaml:", "data.path"),
         ("config.yaml!", "holds no run: config.yaml is missing"),
-        ("data!", "manifest.json"),
+        ("data!", "data: no such folder"),
         ("data/manifest.json:{", "manifest.json"),
         ("data/vocabulary.parquet:cut", "vocabulary.parquet"),
         ("checkpoints!", "no best checkpoint"),

@@ -136,7 +136,7 @@ def test_a_shard_outside_of_its_folder_is_refused(
     moved = tmp_path / "moved.parquet"
     shutil.copy(home / "prepared" / "test-00000.parquet", moved)
     assert main(command(home, moved, tmp_path / "p.csv")) == 2
-    assert "rows that `prepare` has encoded" in capsys.readouterr().err
+    assert "rows that prepare has encoded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

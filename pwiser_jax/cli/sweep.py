@@ -1,0 +1,206 @@
+"""Train runs over values of options and over seeds, and compare them seed by seed."""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import groupby, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jsonargparse import Namespace
+
+from pwiser_jax.errors import UserError
+from pwiser_jax.options import Parser
+from pwiser_jax.typed import shown
+
+if TYPE_CHECKING:
+    from pwiser_jax.config import Config
+
+Cell = tuple[tuple[str, Any], ...]
+"""A value of each option that varies."""
+
+
+def add_options(parser: Parser, argv: Sequence[str]) -> None:
+    from pwiser_jax.config import add_options
+
+    add_options(parser)
+    parser.add_argument(
+        "--over",
+        type=str,
+        nargs="+",
+        required=True,
+        help="options and their values, such as loss.lambdas=0,0.1 optimizer.l2=0,1e-6;"
+        " the first values are the baseline",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds of each cell, from train.seed on"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the folder of the runs' folders"
+    )
+    parser.add_argument(
+        "--split", choices=["valid", "test"], default="valid", help="rows to measure on"
+    )
+
+
+def run(options: Namespace, given: Namespace) -> int:
+    from pwiser_jax.config import config_of
+    from pwiser_jax.host import prepare_host
+    from pwiser_jax.training.devices.signals import Interrupted, answered
+
+    if options.seeds < 1:
+        raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
+    base = config_of(given)
+    axes = [axis(text) for text in options.over]
+    if len({name for name, _ in axes}) < len(axes):
+        raise UserError("--over names an option twice")
+    cells: list[Cell] = [
+        tuple(zip((name for name, _ in axes), values, strict=True))
+        for values in product(*(values for _, values in axes))
+    ]
+    seeds = range(base.train.seed, base.train.seed + options.seeds)
+    runs = {
+        options.output / folder_name(cell, seed): varied(base, cell, seed)
+        for cell in cells
+        for seed in seeds
+    }
+    prepare_host()
+    try:
+        with answered():
+            _train(runs)
+    except Interrupted as stop:
+        print(f"pwiser: {stop}", file=sys.stderr)
+        return stop.exit_code
+    aucs = {
+        cell: [
+            _aucs(options.output / folder_name(cell, s), options.split) for s in seeds
+        ]
+        for cell in cells
+    }
+    print(
+        f"AUC on {options.split}, {options.seeds} seeds; differences to the first row"
+    )
+    print(comparison(aucs))
+    return 0
+
+
+def axis(text: str) -> tuple[str, list[Any]]:
+    """ "loss.lambdas=0,0.1" as the option and its values."""
+    name, equals, values = text.partition("=")
+    try:
+        parsed = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        parsed = []
+    texts = [shown(value) for value in parsed]
+    if not equals or not parsed or len(set(texts)) < len(texts):
+        raise UserError(
+            f"--over {text}: expected an option and different values, such as "
+            "loss.lambdas=0,0.1"
+        )
+    if name == "train.seed":
+        raise UserError("--over train.seed: --seeds N gives each cell N seeds")
+    return name, parsed
+
+
+def varied(config: "Config", cell: Cell, seed: int) -> "Config":
+    """The configuration with the cell's values and a seed."""
+    tree = config.to_dict()
+    for path, value in (*cell, ("train.seed", seed)):
+        *sections, name = path.split(".")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise UserError(f"--over {path}: there is no such option")
+        section[name] = value
+    return type(config).from_dict(tree)
+
+
+def folder_name(cell: Cell, seed: int) -> str:
+    """ "loss.lambdas=0.1,seed=3"."""
+    parts = [*(f"{name}={shown(value)}" for name, value in cell), f"seed={seed}"]
+    return ",".join(parts).replace("/", "_").replace(" ", "")
+
+
+def _train(runs: "dict[Path, Config]") -> None:
+    """Trains the runs, those of one shape together."""
+    from pwiser_jax.data.prepared.folder import Prepared
+    from pwiser_jax.training.loop import train
+    from pwiser_jax.training.run.progress import ProgressBar
+    from pwiser_jax.training.sweep import most_runs, sweep_key, train_sweep
+
+    ordered = sorted(runs, key=lambda folder: sweep_key(runs[folder]))
+    for _, members in groupby(ordered, key=lambda folder: sweep_key(runs[folder])):
+        folders = list(members)
+        config = runs[folders[0]]
+        if not config.data.path:
+            raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
+        if config.optimizer.shard_tables:  # such a run takes all devices
+            for folder in folders:
+                with ProgressBar() as bar:
+                    train(runs[folder], folder, bar)
+            continue
+        most = most_runs(config, Prepared(Path(config.data.path)).schema)
+        for start in range(0, len(folders), most):
+            some = folders[start : start + most]
+            with ProgressBar() as bar:
+                train_sweep([runs[folder] for folder in some], some, bar)
+
+
+def _aucs(run: Path, split: str) -> dict[str, float | None]:
+    """AUC by task's title; measured if it was not yet."""
+    from pwiser_jax.data.prepared.folder import Prepared
+    from pwiser_jax.inference.evaluate import evaluate_run
+    from pwiser_jax.tasks import measured, title
+
+    path = run / f"evaluation_{split}.json"
+    if not path.exists():
+        evaluate_run(run, split)
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    labels = Prepared(run / "data").schema.labels
+    return {title(t, labels): tree[t.name]["auc"]["value"] for t in measured(labels)}
+
+
+def comparison(aucs: dict[Cell, list[dict[str, float | None]]]) -> str:
+    """A row a cell: mean AUC of each task, and its difference to the first cell's.
+
+    Differences are means over seeds with 95% intervals of Student's t, paired by seed.
+    """
+    from pwiser_jax.inference.evaluate import aligned
+
+    first = next(iter(aucs.values()))
+    tasks = list(first[0])
+    names = [name for name, _ in next(iter(aucs))]
+    header = (*names, *tasks, *(f"{task} - first" for task in tasks))
+    lines = [header]
+    for cell, runs in aucs.items():
+        columns = {task: [run[task] for run in runs] for task in tasks}
+        base = {task: [run[task] for run in first] for task in tasks}
+        lines.append(
+            (
+                *(shown(value) for _, value in cell),
+                *(_mean(columns[task]) for task in tasks),
+                *(
+                    "" if runs is first else _difference(columns[task], base[task])
+                    for task in tasks
+                ),
+            )
+        )
+    return "\n".join(aligned(lines))
+
+
+def _mean(values: list[float | None]) -> str:
+    defined = [value for value in values if value is not None]
+    return f"{sum(defined) / len(defined):.4f}" if len(defined) == len(values) else "-"
+
+
+def _difference(values: list[float | None], base: list[float | None]) -> str:
+    from pwiser_jax.metrics import paired_interval
+
+    if None in values or None in base:
+        return "-"
+    change = paired_interval(values, base)  # pyright: ignore[reportArgumentType]
+    if len(values) == 1:
+        return f"{change.value:+.4f}"
+    return f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
