@@ -27,11 +27,14 @@ from experiments.bench.training_cell import Cell
 from experiments.bench.turns import ALLOCATORS, Group, Measurements
 from experiments.lib.measure import KEEP_MEMORY, machine, on_accelerator
 from pwiser_jax.atomic import write_whole
-from pwiser_jax.models import MODELS
+from pwiser_jax.models import MODELS as ALL_MODELS
+from pwiser_jax.models.from_torch import BODIES
 from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.tables import to_markdown, write_csv
 from pwiser_jax.training.devices.several import MOST_STEPS
 
+# The models that PyTorch's side has, too.
+MODELS = tuple(name for name, cls in ALL_MODELS.items() if cls in BODIES)
 DIMS = (16, 128)
 IDS = (30_000, 300_000, 3_000_000)
 LARGE_BATCH = 65_536
@@ -77,7 +80,7 @@ class Options:
     work: Path
     output: Path = Path("experiments/results/training")
     parts: tuple[PartName, ...] = get_args(PartName)
-    large_models: tuple[str, ...] = tuple(MODELS)
+    large_models: tuple[str, ...] = MODELS
     dims: tuple[PositiveInt, ...] = DIMS
     rounds: PositiveInt = 8
 

@@ -1,5 +1,6 @@
 """The multi-task models, in Flax linen."""
 
+from pwiser_jax.models.aitm import AITM
 from pwiser_jax.models.base import MultiTaskModel
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.mmoe import MMoE
@@ -10,6 +11,7 @@ from pwiser_jax.models.single_task import SingleTask
 from pwiser_jax.schema import Schema
 
 __all__ = [
+    "AITM",
     "MODELS",
     "PLE",
     "MMoE",
@@ -25,6 +27,7 @@ register_model("single_task", SingleTask)
 register_model("shared_bottom", SharedBottom)
 register_model("mmoe", MMoE)
 register_model("ple", PLE)
+register_model("aitm", AITM)
 
 
 def build(

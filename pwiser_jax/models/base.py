@@ -79,6 +79,9 @@ class MultiTaskModel(nn.Module):
             blocks=self.blocks,
             name="towers",
         )(features, context)
+        if sizes.wide:
+            # To the last logit alone: of two logits only the difference is calibrated.
+            outputs = outputs.at[..., -1].add(self._wide_logits(inputs, context))
         logits = outputs[..., 0]
         if sizes.two_logits:
             logits = outputs[..., 1] - logits
@@ -102,6 +105,16 @@ class MultiTaskModel(nn.Module):
         dim = self.config.embedding_dim
         embedding = Embedding(layout(self.config, self.schema), dim, name=name)
         return embedding(inputs, context)
+
+    def _wide_logits(
+        self, inputs: Mapping[str, jax.Array], context: Context
+    ) -> jax.Array:
+        """The linear part: Σ of the weights of a row's ids and columns, [T, B]."""
+        tasks = len(self.heads)
+        tables = layout(self.config, self.schema)
+        weights = Embedding(tables, tasks, zeros=True, name="wide")(inputs, context)
+        by_field = weights.concatenated()
+        return by_field.reshape(by_field.shape[0], -1, tasks).sum(axis=1).T
 
     @property
     def heads(self) -> tuple[str, ...]:

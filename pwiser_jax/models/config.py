@@ -22,14 +22,16 @@ class ModelConfig:
         small_rows: a categorical field of at most so many rows is multiplied with a
             layer's weights as a whole table, once a batch, instead of row by row: the
             same function with less work. Unset: as many as embedding_dim; 0: none.
-        bottom: hidden layers of the bottom of single_task and shared_bottom; may be
-            empty, like tower.
+        bottom: hidden layers of the bottom of single_task, shared_bottom and aitm; may
+            be empty, like tower, but not in aitm.
         expert: hidden layers of an expert of mmoe.
         experts: number of experts of mmoe.
         levels: of ple, the hidden layers of an expert of each level.
         shared_experts: of ple, shared experts in a level.
         task_experts: of ple, experts of each task in a level.
         tower: hidden layers of a task's tower; its output layer is extra.
+        wide: adds a linear part: to each head's logit a weight for each id and for each
+            numerical column, which start at 0.
         two_logits: whether each head has two logits f0 and f1 (of label 0 and of label
             1), as JRC needs them; the head's logit is then f1 - f0.
         dropout: rate of every dropout.
@@ -52,6 +54,7 @@ class ModelConfig:
     shared_experts: int = 4
     task_experts: int = 4
     tower: tuple[int, ...] = (128, 64)
+    wide: bool = False
     two_logits: bool = False
     dropout: float = 0.2
     compute: Compute = "float32"

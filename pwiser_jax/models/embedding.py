@@ -1,4 +1,4 @@
-"""From the columns of a batch to what the first layers read."""
+"""Embeds the columns of a batch."""
 
 import math
 from collections.abc import Mapping
@@ -16,24 +16,26 @@ from pwiser_jax.schema import Pool
 
 
 class Embedding(nn.Module):
-    """All fields side by side, dim wide each: z [B, (F + V + 1) * dim].
+    """Concatenates the embeddings of all fields, dim each: z [B, (F + V + 1) * dim].
 
-    F categorical fields, then V multi-valued ones, then, if there are any, the
-    numerical columns together: a Linear on the whole vector. z is given as `Features`:
-    small fields as one-hot vectors and their rows of the table `small`, so that layers
-    multiply with the table; large fields as rows of `large` (see `Layout`).
+    F categorical fields, then V multi-valued ones, then, if there are any, one Linear
+    of all numerical columns. z is returned as `Features`: small fields as one-hot
+    vectors with their rows of the table `small`, large fields as rows of the table
+    `large` (see `Layout`).
 
-    Own rows start Xavier uniform, ±sqrt(6 / (own rows of all fields + dim)); the
-    reserved rows (missing, unseen, rare) start at zero, so that what train never showed
-    adds nothing rather than noise. Ids are taken on trust: `data` wrote them.
+    The rows of a field's own ids start Xavier uniform, ±sqrt(6 / (own ids of all fields
+    + dim)). Reserved rows (missing, unseen, rare) start at zero, so that values which
+    train does not have add no noise. Ids are not checked. With `zeros`, everything
+    starts at zero.
 
-    In place of the ids of large fields, inputs["large_rows"] int32[B, L] may name the
-    rows of the table that stands in the parameters: a part of it, with the rows that
-    this batch reads, will do (columns as in `Layout.large_rows`).
+    In place of the ids of large fields, inputs["large_rows"] int32[B, L] may give the
+    rows of the table in the parameters, which then may hold only the rows that this
+    batch reads (columns as in `Layout.large_rows`).
     """
 
     layout: Layout
     dim: int
+    zeros: bool = False
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, jax.Array], context: Context) -> Features:
@@ -50,7 +52,7 @@ class Embedding(nn.Module):
         parts += [Feature(singles[field.name]) for field in schema.multi_valued]
         if schema.numerical:
             x = context.zero_padding(inputs["numerical"], 0)
-            linear = Linear(self.dim, name="numerical")(x.shape[1])
+            linear = Linear(self.dim, zeros=self.zeros, name="numerical")(x.shape[1])
             if layout.factored:
                 ones = jnp.ones((x.shape[0], 1))
                 vectors = jnp.concatenate([linear.kernel, linear.bias[None]])
@@ -98,6 +100,8 @@ class Embedding(nn.Module):
         all_own = sum(field.size for field in self.layout.schema.embedded)
         own = own_rows(fields)
         start = _xavier(own, math.sqrt(6 / (all_own + self.dim)))
+        if self.zeros:
+            start = nn.initializers.zeros
         return self.param(name, start, (len(own), self.dim))
 
 

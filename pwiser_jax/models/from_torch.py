@@ -92,6 +92,8 @@ def _check(model: MultiTaskModel) -> "Body":
             "in PyTorch's layout each head predicts its label on all rows: "
             f"model.cvr_space must be 'ctcvr', not {model.config.cvr_space!r}"
         )
+    if model.config.wide:
+        raise ValueError("MTReclib has no wide part: model.wide must be false")
     if model.config.two_logits:
         raise ValueError(
             "MTReclib's heads have one logit: model.two_logits must be false"

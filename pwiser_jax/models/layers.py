@@ -26,17 +26,20 @@ Layer = Callable[..., Callable[[jax.Array, Context], jax.Array]]
 class Linear(nn.Module):
     """The kernel [I, O] and bias [O] of a layer; with `stack`, of E layers.
 
-    Both are initialised uniformly in ±1/sqrt(I), as PyTorch's Linear. `product` applies
-    them.
+    Both are initialised uniformly in ±1/sqrt(I), as PyTorch's Linear, or with
+    `zeros` at zero. `product` applies them.
     """
 
     features: int
     stack: int | None = None
+    zeros: bool = False
 
     @nn.compact
     def __call__(self, inputs: int) -> LinearWeights:
         stack = () if self.stack is None else (self.stack,)
         start = _uniform(1 / math.sqrt(inputs))
+        if self.zeros:
+            start = nn.initializers.zeros
         return LinearWeights(
             self.param("kernel", start, (*stack, inputs, self.features)),
             self.param("bias", start, (*stack, self.features)),

@@ -79,9 +79,14 @@ def make_variables(model, inputs, seed=0):
 
 
 def open_relus(variables):
-    """With biases of the norms so high that hardly a ReLU is closed."""
+    """With biases of the norms so high that hardly a ReLU is closed.
+
+    AITM's attention reads these large outputs with small weights, or it would saturate.
+    """
 
     def lift(path, leaf):
+        if path[0].key.startswith("transfer"):
+            return leaf / 30
         norm = path[-2].key.startswith("norm") and path[-1].key == "bias"
         return leaf + 5 if norm else leaf
 

@@ -25,13 +25,14 @@ class NumpyModel:
 
     def logits(self, inputs, head_names):
         batch = {name: np.asarray(x, np.float64) for name, x in inputs.items()}
-        z = {
-            "single_task": self.single_task,
-            "shared_bottom": self.shared_bottom,
-            "mmoe": self.mmoe,
-            "ple": self.ple,
-        }[self.config.name](batch, head_names)
-        return {name: self.tower(t, z[name]) for t, name in enumerate(head_names)}
+        z = getattr(self, self.config.name)(batch, head_names)
+        logits = {name: self.tower(t, z[name]) for t, name in enumerate(head_names)}
+        if self.config.wide:
+            weights = self.embedding("wide", batch, len(head_names))
+            weights = weights.reshape(len(weights), -1, len(head_names)).sum(1)
+            for t, name in enumerate(head_names):
+                logits[name] = logits[name] + weights[:, t]
+        return logits
 
     # Layers
 
@@ -65,7 +66,7 @@ class NumpyModel:
         x = self.hidden(["towers", "hidden"], self.config.tower, x, t)
         return self.linear(["towers", "out"], x, t)[:, 0]
 
-    def embedding(self, name, batch):
+    def embedding(self, name, batch, dim=None):
         fields, limit = [], self.config.small_rows
         limit = self.config.embedding_dim if limit is None else limit
         start = {"small": 0, "large": 0}
@@ -76,7 +77,8 @@ class NumpyModel:
             start[table] += field.size + 3
         column = 0
         for field in self.schema.multi_valued:
-            pooled = np.zeros((len(batch["categorical"]), self.config.embedding_dim))
+            dim = dim or self.config.embedding_dim
+            pooled = np.zeros((len(batch["categorical"]), dim))
             for row, (ids, weights) in enumerate(
                 zip(batch["multi_ids"], batch["multi_weights"], strict=True)
             ):
@@ -147,6 +149,29 @@ class NumpyModel:
                 new[None] = self.mixture(gate, g[None], of_all_tasks + shared)
             g = new
         return g
+
+    def aitm(self, batch, heads):
+        """Equations 2 to 6 of the paper, a row at a time for the attention."""
+        x = self.embedding("embedding", batch)
+        q = [
+            self.hidden(["bottoms"], self.config.bottom, x, t)
+            for t in range(len(heads))
+        ]
+        z = {heads[0]: q[0]}
+        for t in range(1, len(heads)):
+            head, before = heads[t], z[heads[t - 1]]
+            p = self.hidden([f"info_{head}"], self.config.bottom[-1:], before)
+            rows = []
+            for u in zip(q[t], p, strict=True):
+                h1, h2, h3 = (
+                    [self.linear([f"transfer_{head}"], v, i) for v in u]
+                    for i in range(3)
+                )
+                scores = [a @ b / np.sqrt(len(a)) for a, b in zip(h2, h3, strict=True)]
+                weights = np.exp(scores) / np.exp(scores).sum()
+                rows.append(weights[0] * h1[0] + weights[1] * h1[1])
+            z[head] = np.stack(rows)
+        return z
 
 
 def logit(p):

@@ -77,6 +77,24 @@ def test_equals_the_equations(name, case, train):
     assert set(jax.tree.leaves(moved)) == {train}
 
 
+@pytest.mark.parametrize("case", ["all fields", "multi-valued"])
+def test_a_wide_part_adds_a_weight_for_each_id_and_column(case):
+    space, schema = CASES[case]
+    inputs = make_inputs(schema, 7)
+    for changes in ({}, {"small_rows": 0}):
+        config = tiny("shared_bottom", cvr_space=space, wide=True, **changes)
+        model = build(config, schema)
+        fresh = model.init(jax.random.key(0), inputs, train=False)
+        assert not any(leaf.any() for leaf in jax.tree.leaves(fresh["params"]["wide"]))
+        variables = make_variables(model, inputs)
+        logits = model.apply(variables, inputs, train=False)
+        heads = [head.name for head in tasks.heads(schema.labels, space)]
+        numpy_model = NumpyModel(config, schema, variables, False)
+        expected = with_joint(numpy_model.logits(inputs, heads), schema, space)
+        for task, values in expected.items():
+            np.testing.assert_allclose(logits[task], values, rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_row_changes_only_its_own_logits(name):
     schema = make_schema()

@@ -34,7 +34,7 @@ def test_a_registered_model_is_trained_by_its_name(one_linear, tmp_path: Path) -
     data = write_folder(tmp_path / "data")
     config = small_config(data, model={"name": one_linear}, train={"epochs": 1})
     result = train(config, tmp_path / "run", Silent())
-    assert result["steps"] > 0
+    assert result.steps > 0
     assert isinstance(build(config.model, make_schema()), OneLinear)
 
 

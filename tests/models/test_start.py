@@ -33,6 +33,7 @@ COUNTS = {
     + linear(2176, 12)
     + 2 * linear(512, 8)
     + 2 * TOWER,
+    "aitm": EMBEDDING + 2 * BOTTOM + block(256, 256) + 3 * linear(256, 256) + 2 * TOWER,
 }
 
 
@@ -191,3 +192,9 @@ def test_inputs_that_do_not_fit_the_schema_are_named(change, message):
             lambda key: model.init(key, inputs, train=False, **options),
             jax.random.key(0),
         )
+
+
+def test_aitm_needs_a_hidden_layer_in_its_bottom():
+    model = build(tiny("aitm", bottom=()), make_schema())
+    with pytest.raises(ValueError, match=r"model\.bottom"):
+        model.init(jax.random.key(0), make_inputs(make_schema(), 2), train=False)
