@@ -28,12 +28,14 @@ from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.folder import (
     SHARD,
     DataWarning,
+    allowed_leaks,
     check_output,
     new_prepared,
     refuse_empty,
     shard_name,
     write_shard,
 )
+from pwiser_jax.data.prepared.leaks import refuse_leaks
 from pwiser_jax.data.prepared.manifest import (
     CommonTable,
     Manifest,
@@ -82,6 +84,7 @@ def prepare_aliccp(
     valid_fraction: float = 0.05,
     on_bad_label: BadLabel = "error",
     strict: bool = False,
+    allow_leaks: tuple[str, ...] | str = (),
     overwrite: bool = False,
 ) -> Manifest:
     """Ali-CCP: exposures with clicks and conversions of a shop's users.
@@ -105,6 +108,8 @@ def prepare_aliccp(
             leave the row out (drop), set its conversion to 0 (nest) or its click to 1
             (fill). The published train file has 230.
         strict: refuse fields that are not known; otherwise they are counted.
+        allow_leaks: features that may predict a label alone, where others are refused:
+            a name, names with commas between them, or a list.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -185,11 +190,13 @@ def prepare_aliccp(
                 "valid_fraction": valid_fraction,
                 "on_bad_label": on_bad_label,
                 "strict": strict,
+                **allowed_leaks(allow_leaks),
                 "counted": {k: n for k, n in sorted(counted.items()) if n},
             },
             sources=tuple(digest.result() for digest in digests),
             vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
         )
+        refuse_leaks(folder, manifest)
         manifest = write_manifest(folder, manifest)
     for half in HALVES:
         _compare(half, job.totals[half] | {"common_lines": common.lines[half]})

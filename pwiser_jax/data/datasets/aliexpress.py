@@ -68,6 +68,7 @@ def prepare_aliexpress(
     country: str | None = None,
     valid_fraction: float = 0.05,
     on_bad_label: BadLabel = "error",
+    allow_leaks: tuple[str, ...] | str = (),
     overwrite: bool = False,
 ) -> Manifest:
     """AliExpress Search of one country: exposures with clicks and purchases.
@@ -83,6 +84,8 @@ def prepare_aliexpress(
         on_bad_label: what to do with a conversion without a click: refuse (error),
             leave the row out (drop), set its conversion to 0 (nest) or its click to 1
             (fill).
+        allow_leaks: features that may predict a label alone, where others are refused:
+            a name, names with commas between them, or a list.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -120,7 +123,7 @@ def prepare_aliexpress(
                 "on_bad_label": on_bad_label,
             },
         )
-        return write(flat, output, overwrite=overwrite)
+        return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
 
 
 def _country(files: Files, wanted: str | None) -> str | None:

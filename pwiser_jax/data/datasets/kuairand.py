@@ -95,6 +95,7 @@ def prepare_kuairand(
     train_until: str = "2022-05-03",
     valid_until: str = "2022-05-05",
     min_count: int = 20,
+    allow_leaks: tuple[str, ...] | str = (),
     overwrite: bool = False,
 ) -> Manifest:
     """KuaiRand-Pure: exposures of short videos with clicks, likes and long views.
@@ -109,6 +110,8 @@ def prepare_kuairand(
         train_until: the last day of train, as YYYY-MM-DD.
         valid_until: the last day of validation; the days after it are test.
         min_count: a categorical value seen less often than this in train is rare.
+        allow_leaks: features that may predict a label alone, where others are refused:
+            a name, names with commas between them, or a list.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -153,7 +156,7 @@ def prepare_kuairand(
             "rows_that_repeat_user_video_and_time": _repeated(rows),
         },
     )
-    return write(flat, output, overwrite=overwrite)
+    return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
 
 
 def _day(option: str, text: str) -> date:

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from pwiser_jax.data.datasets.table_schema import TableSchema, read_table_schema
-from pwiser_jax.data.prepared.encoder import features
+from pwiser_jax.data.prepared.encoder import features, side_columns
 from pwiser_jax.data.prepared.folder import check_output, write
 from pwiser_jax.data.prepared.manifest import Manifest, is_prepared
 from pwiser_jax.data.raw import columns
@@ -102,6 +102,7 @@ def prepare_table(
     *,
     schema: Path,
     on_bad_label: BadLabel = "error",
+    allow_leaks: tuple[str, ...] | str = (),
     overwrite: bool = False,
 ) -> Manifest:
     """Your own table: CSV, TSV or Parquet, with a schema file.
@@ -113,6 +114,8 @@ def prepare_table(
         on_bad_label: what to do with a label without the one below it, such as a
             conversion without a click: refuse (error), leave the row out (drop), set
             the label and those above it to 0 (nest), or those below it to 1 (fill).
+        allow_leaks: features that may predict a label alone, where others are refused:
+            a name, names with commas between them, or a list.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -133,7 +136,9 @@ def prepare_table(
         named = (*named, spec.group, spec.time, column)
         columns.require(table.frame, named, table)
         readings = features(table.frame, spec, table)
-        columns.refuse_bad(table.frame, readings.values(), table)
+        others = side_columns(spec, table.frame.collect_schema())
+        checked = (*readings.values(), *others.values())
+        columns.refuse_bad(table.frame, checked, table)
         frame, dropped = check_labels(table.frame, spec.labels, on_bad_label, table)
         flat = FlatTable(
             dataset="table",
@@ -143,7 +148,7 @@ def prepare_table(
             dropped=dropped,
             options={"on_bad_label": on_bad_label, "schema": meaning.raw},
         )
-        return write(flat, output, overwrite=overwrite)
+        return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
 
 
 def _split(

@@ -104,7 +104,9 @@ class Encoder:
             needed = (*needed, *spec.labels.values())
             columns.require(frame, needed, source)
             beside = side_columns(spec, dtypes)
-        columns.refuse_bad(frame, (*readings.values(), *beside.values()), source)
+        scaled = {f.name: _overflow(f, readings[f.name]) for f in schema.numerical}
+        checked = (*(readings | scaled).values(), *beside.values())
+        columns.refuse_bad(frame, checked, source)
 
         prepared = [
             *(self._ids(f, readings[f.name].value) for f in schema.categorical),
@@ -159,6 +161,17 @@ def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, R
     for name in spec.numerical:
         readings[name] = columns.number(name, dtypes[name])
     return readings
+
+
+def _overflow(field: NumericalField, reading: Reading) -> Reading:
+    """The reading with values refused that are infinite in float32 once scaled."""
+    column, value, bad, expected = reading
+    scaled = ((value - field.mean) / field.scale).abs() > columns.FLOAT32_MAX
+    refused = scaled.fill_null(False)
+    if bad is not None:
+        refused = refused | bad.fill_null(False)
+    limits = f"{expected} that float32 holds as (x - {field.mean:g}) / {field.scale:g}"
+    return Reading(column, value, refused, limits)
 
 
 def side_columns(spec: FlatSpec, dtypes: pl.Schema) -> dict[str, Reading]:

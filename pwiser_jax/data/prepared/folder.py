@@ -7,7 +7,7 @@ fields, common.parquet. Reading adds `cache/`.
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from pwiser_jax.data.batches.cache import cached_rows, is_cache_entry
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.encoder import Encoder, features
+from pwiser_jax.data.prepared.leaks import refuse_leaks
 from pwiser_jax.data.prepared.manifest import (
     FILE,
     MARK,
@@ -34,9 +35,18 @@ from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.leaks import refuse_copies, refuse_names
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import Schema
+from pwiser_jax.tasks import measured
 
 ROW_GROUP = 65_536
 SHARD = 8 * ROW_GROUP
+TAKEN_NAMES = frozenset(
+    {
+        *("ctr", "ctcvr", "cvr", "exposure", "exposures", "no_click", "click_only"),
+        *("rows", "split", "groups", "pairs", "note", "loss"),
+        *("group", "time", "weight", "common"),
+    }
+)
+"""Names that no label may have: tasks, keys of reports, columns of prepared folders."""
 PICTURE = re.compile(r"inspect(/\w+\.png)?")
 """What `inspect` writes into a prepared folder."""
 
@@ -45,7 +55,13 @@ class DataWarning(UserWarning):
     """Something about the data that the user may not expect, in one sentence."""
 
 
-def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest:
+def write(
+    flat: FlatTable,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    allow_leaks: Collection[str] | str = (),
+) -> Manifest:
     """Encodes the splits of a table into a new prepared folder.
 
     Everything is built in a hidden folder beside `output` and renamed at the end: on
@@ -56,6 +72,8 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
         output: a folder that does not exist or is empty.
         overwrite: replace `output` where it is a prepared folder, once the new one is
             whole; a folder with other data is refused all the same.
+        allow_leaks: features that may predict a label alone, see `leaks`; a text has
+            names with commas between them.
 
     Raises:
         UserError: a value, column or split that training could not use, or an output
@@ -63,8 +81,10 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
 
     Warns:
         DataWarning: the test split is empty.
+        LeakWarning: a feature predicts a label suspiciously well.
     """
     refuse_names(flat.spec)
+    refuse_label_names(tuple(flat.spec.labels))
     with new_prepared(output, overwrite=overwrite) as folder:
         counts = {name: _count(flat, name) for name in SPLITS}
         refuse_empty(flat.spec, counts)
@@ -89,10 +109,11 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
             fill=encoder.fill,
             splits=counts,
             dropped=dict(flat.dropped),
-            options=dict(flat.options),
+            options=flat.options | allowed_leaks(allow_leaks),
             sources=tuple(SourceFile.of(path) for path in flat.sources),
             vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
         )
+        refuse_leaks(folder, manifest)
         manifest = write_manifest(folder, manifest)
     if not counts["test"].rows:
         warnings.warn(
@@ -101,6 +122,30 @@ def write(flat: FlatTable, output: Path, *, overwrite: bool = False) -> Manifest
             stacklevel=2,
         )
     return manifest
+
+
+def allowed_leaks(names: Collection[str] | str) -> dict[str, list[str]]:
+    """The option as the manifest holds it, only where it is given."""
+    split = names.split(",") if isinstance(names, str) else names
+    return {"allow_leaks": sorted(map(str.strip, split))} if names else {}
+
+
+def refuse_label_names(labels: tuple[str, ...]) -> None:
+    """Raises a UserError for a label with a name that means something else here."""
+    for name in labels:
+        if not name.strip() or name.strip().lower() in TAKEN_NAMES:
+            listed = ", ".join(sorted(TAKEN_NAMES))
+            raise UserError(
+                f"a label cannot be called {name!r}: rename it; these names have "
+                f"another meaning here: {listed}"
+            )
+    tasks = [task.name for task in measured(labels)]
+    for name in tasks:
+        if tasks.count(name) > 1:
+            raise UserError(
+                f"the labels {', '.join(labels)} give two tasks the name {name!r}: "
+                "rename one of them"
+            )
 
 
 def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
