@@ -1,11 +1,15 @@
-"""The training cache: a prepared folder's rows as arrays in files that are mapped.
+"""The training cache: the rows of a prepared folder as memory-mapped arrays.
 
-Parquet is small and for everybody; a batch, though, wants some rows of all columns. The
-cache holds each split, and the table of shared fields, as NumPy's .npy files whose rows
-lie side by side, so that taking rows is copying bytes, and only what is read is in
-memory. It is made at the first use, piece by piece, in `cache/` of the prepared folder
-(where that cannot be written, in the user's cache folder) and belongs to one manifest:
-of another one, or damaged, it is made again.
+A batch needs some rows of all columns, which Parquet reads slowly. The cache holds each
+split, and the table of shared fields, as .npy files in C order: taking rows copies
+bytes, and only what is read is in memory. The first use builds it, chunk by chunk, in
+`cache/` of the prepared folder or, where that is read-only, in the user's cache folder.
+It belongs to one manifest, and is built again for another one or where it is damaged.
+
+Each chunk of rows has a CRC-32. The first use in a process checks up to CHECKED bytes
+of each array: all of it, or every n-th chunk from a random one on, since reading all of
+a large cache would cost more than it saves. Building a cache checks the SHA-256 of each
+Parquet file.
 """
 
 import fcntl
@@ -18,10 +22,12 @@ import secrets
 import shutil
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -34,14 +40,16 @@ from pwiser_jax.data.batches.rows import (
     feature_arrays,
     join,
 )
-from pwiser_jax.data.prepared.manifest import FILE, Manifest
+from pwiser_jax.data.prepared.manifest import FILE, Manifest, SourceFile
 from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "cache.json"
 FOLDER = "cache"
 CHUNK = 65_536
+CHECKED = 64 << 20
+"""Bytes of each array that the first use checks: .06 s at 1.1 GB/s."""
 
 
 ENTRY = re.compile(
@@ -59,18 +67,18 @@ class CacheWarning(UserWarning):
 
 
 def cached_rows(folder: Path, manifest: Manifest, *splits: str) -> Rows:
-    """The rows of splits in turn, mapped; makes what is missing of the cache first.
+    """The rows of splits in turn, mapped; builds what is missing of the cache first.
 
     Raises:
         UserError: a Parquet file is missing, damaged or not what the manifest says, or
             the cache cannot be written.
     """
-    schema, parts = manifest.schema, [manifest.splits[name] for name in splits]
-    files = [name for part in parts for name in part.files]
-    rows = sum(part.rows for part in parts)
+    schema, chosen = manifest.schema, [manifest.splits[name] for name in splits]
+    files = [name for split in chosen for name in split.files]
+    rows = sum(split.rows for split in chosen)
     common = cached_common(folder, manifest)
-    own = _part(_Source(folder, manifest, "-".join(splits), files, rows))
-    arrays = arrays_of(own)
+    own_files = _arrays(_Table(folder, manifest, "-".join(splits), files, rows))
+    arrays = arrays_of(own_files)
     beside = {
         name: arrays.pop(name, None) for name in ("labels", "group", "time", "weight")
     }
@@ -83,7 +91,7 @@ def cached_rows(folder: Path, manifest: Manifest, *splits: str) -> Rows:
         shared=None
         if common is None or line is None
         else join(schema, line, arrays_of(common), tuple(common.values())),
-        pages=tuple(own.values()),
+        pages=tuple(own_files.values()),
     )
 
 
@@ -92,7 +100,7 @@ def cached_common(folder: Path, manifest: Manifest) -> dict[str, "MappedArray"] 
     if manifest.common is None:
         return None
     files, rows = (manifest.common.file,), manifest.common.rows
-    return _part(_Source(folder, manifest, "common", files, rows))
+    return _arrays(_Table(folder, manifest, "common", files, rows))
 
 
 def arrays_of(files: Mapping[str, "MappedArray"]) -> Inputs:
@@ -139,14 +147,27 @@ class MappedArray:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """The Parquet files that one part of the cache is made of."""
+class _Table:
+    """The Parquet files of a split, of several, or of the shared fields ("common")."""
 
     folder: Path
     manifest: Manifest
-    part: str
+    name: str
     files: Sequence[str]
     rows: int
+
+    def refuse_damaged(self) -> None:
+        """Raises a UserError where a file is not the one that the manifest describes.
+
+        Manifests of earlier versions do not say.
+        """
+        for name in self.files:
+            expected = self.manifest.files.get(name)
+            if expected and SourceFile.of(self.folder / name).sha256 != expected:
+                raise UserError(
+                    f"{self.folder / name} is damaged: it is not the file that prepare "
+                    "wrote; run prepare again"
+                )
 
     def frames(self) -> Iterator[pl.DataFrame]:
         try:
@@ -154,29 +175,29 @@ class _Source:
             yield from lazy.collect_batches(chunk_size=CHUNK, maintain_order=True)
         except (OSError, pl.exceptions.PolarsError):
             raise UserError(
-                f"{self.folder}: the {self.part} rows are missing or damaged; "
+                f"{self.folder}: the {self.name} rows are missing or damaged; "
                 "run prepare again"
             ) from None
 
     def arrays(self, frame: pl.DataFrame) -> Inputs:
         schema = self.manifest.schema
         try:
-            if self.part == "common":
+            if self.name == "common":
                 return feature_arrays(frame, schema, common=True)
             beside = beside_arrays(frame, schema)
-            if (table := self.manifest.common) is not None:
+            if (common := self.manifest.common) is not None:
                 line = beside["common"]
-                if len(line) and not 0 <= line.min() <= line.max() < table.rows:
-                    raise UserError(f"a row names a line outside {table.file}")
+                if len(line) and not 0 <= line.min() <= line.max() < common.rows:
+                    raise UserError(f"a row names a line outside {common.file}")
             return feature_arrays(frame, schema, common=False) | beside
         except UserError as error:
             raise UserError(
-                f"{self.folder}: {self.part}: {error}; run prepare again"
+                f"{self.folder}: {self.name}: {error}; run prepare again"
             ) from None
         except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"{self.folder}: the {self.part} columns are not those of the "
+                f"{self.folder}: the {self.name} columns are not those of the "
                 f"manifest ({reason}); run prepare again"
             ) from None
 
@@ -190,52 +211,83 @@ def _place(folder: Path, digest: str) -> Path:
     return home / "pwiser_jax" / digest[:16]
 
 
-def _part(source: _Source) -> dict[str, MappedArray]:
-    """The arrays of one part, by name; made first where they are not there."""
-    digest = hashlib.sha256((source.folder / FILE).read_bytes()).hexdigest()
-    place = _place(source.folder, digest)
-    found = _read(place, digest, source)
-    if found is not None:
-        return found
+def _arrays(table: _Table) -> dict[str, MappedArray]:
+    """The arrays of one table, by name; builds them first where they are missing."""
+    digest = hashlib.sha256((table.folder / FILE).read_bytes()).hexdigest()
+    place = _place(table.folder, digest)
+    arrays = _read(place, digest, table)
+    if arrays is not None:
+        return arrays
     try:
         place.mkdir(parents=True, exist_ok=True)
         with _alone(place):
-            # Another process may have made it while this one waited.
-            found = _read(place, digest, source)
-            if found is None:
+            # Another process may have built it while this one waited.
+            arrays = _read(place, digest, table)
+            if arrays is None:
                 _clean(place)
-                _build(place, digest, source)
-                found = _read(place, digest, source)
+                _build(place, digest, table)
+                arrays = _read(place, digest, table)
     except OSError as error:
         reason = error.strerror or str(error)
         rest = "; nothing of it is left" if error.errno in FULL else ""
         raise UserError(
-            f"{place}: the cache of the {source.part} rows cannot be written: "
+            f"{place}: the cache of the {table.name} rows cannot be written: "
             f"{reason}{rest}"
         ) from error
-    if found is None:
+    if arrays is None:
         raise UserError(f"{place}: the cache cannot be read back")
-    if place.parent != source.folder:
+    if place.parent != table.folder:
         warnings.warn(
-            f"{source.folder} cannot be written; its cache lies in {place}",
+            f"{table.folder} cannot be written; its cache lies in {place}",
             CacheWarning,
             stacklevel=2,
         )
-    return found
+    return arrays
 
 
-def _read(place: Path, digest: str, source: _Source) -> dict[str, MappedArray] | None:
-    """The part's arrays by name; None where it is absent, of other data or damaged."""
-    folder = place / source.part
+def _read(place: Path, digest: str, table: _Table) -> dict[str, MappedArray] | None:
+    """The arrays by name; None where they are missing, of other data or damaged."""
+    folder = place / table.name
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        text = (folder / MARKER).read_text()
+        marker = json.loads(text)
         if marker["key"] != _key(digest):
             return None
         arrays = {n: MappedArray.open(folder / f"{n}.npy") for n in marker["arrays"]}
+        if any(len(file.array) != table.rows for file in arrays.values()):
+            return None
+        if (folder, text) not in _checked:
+            for name, sums in marker["arrays"].items():
+                _check(arrays[name], marker["ends"], sums)
+            _checked.add((folder, text))
+    except _DamageError as damage:
+        warnings.warn(
+            f"{folder} is damaged ({damage}): it is made again", CacheWarning, 4
+        )
+        # Or else the next reader, with another sample, might take it as whole.
+        (folder / MARKER).unlink(missing_ok=True)
+        return None
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    whole = all(len(file.array) == source.rows for file in arrays.values())
-    return arrays if whole else None
+    return arrays
+
+
+_checked: set[tuple[Path, str]] = set()
+"""Tables, with the text of their markers, that this process has checked."""
+
+
+class _DamageError(Exception):
+    """Bytes of a cache are not those that were written."""
+
+
+def _check(file: MappedArray, ends: Sequence[int], sums: Sequence[int]) -> None:
+    """Compares chunks of rows with their CRC-32, up to CHECKED bytes."""
+    step = max(-(-file.array.nbytes // CHECKED), 1)
+    for at in range(secrets.randbelow(step), len(ends), step):
+        first = ends[at - 1] if at else 0
+        if zlib.crc32(file.array[first : ends[at]]) != sums[at]:
+            raise _DamageError(f"rows {first + 1:,} to {ends[at]:,}")
+    file.release()
 
 
 def _key(digest: str) -> list[str]:
@@ -244,7 +296,7 @@ def _key(digest: str) -> list[str]:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """One process at a time makes a cache; the lock ends with its process."""
+    """One process at a time builds a cache; the lock ends with its process."""
     descriptor = os.open(place, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -254,20 +306,19 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _clean(place: Path) -> None:
-    """Removes what killed processes left. Called under the lock."""
+    """Removes what killed processes left; the caller holds the lock."""
     for partial in place.glob(".*.partial-*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _build(place: Path, digest: str, source: _Source) -> None:
-    """Makes one part in a hidden folder, and moves it to its place when it is whole."""
-    partial = place / f".{source.part}.partial-{secrets.token_hex(4)}"
+def _build(place: Path, digest: str, table: _Table) -> None:
+    """Writes one table into a hidden folder and renames it when it is whole."""
+    partial = place / f".{table.name}.partial-{secrets.token_hex(4)}"
     partial.mkdir()
     try:
-        names = _write_arrays(partial, source)
-        marker = {"key": _key(digest), "arrays": names}
-        (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
-        target = place / source.part
+        marker = {"key": _key(digest)} | _write_arrays(partial, table)
+        (partial / MARKER).write_text(json.dumps(marker) + "\n")
+        target = place / table.name
         if target.exists():
             _refuse_foreign(target)
             shutil.rmtree(target)
@@ -276,39 +327,50 @@ def _build(place: Path, digest: str, source: _Source) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _refuse_foreign(part: Path) -> None:
-    entry = foreign_entry(part, lambda name: is_cache_entry(f"{FOLDER}/part/{name}"))
+def _refuse_foreign(folder: Path) -> None:
+    entry = foreign_entry(folder, lambda name: is_cache_entry(f"{FOLDER}/x/{name}"))
     if entry is not None:
         raise UserError(
-            f"{part} should be a part of a cache, but holds other data ({entry}): "
+            f"{folder} should be part of a cache, but holds other data ({entry}): "
             "move it elsewhere"
         )
 
 
-def _write_arrays(folder: Path, source: _Source) -> list[str]:
-    files = {}
+def _write_arrays(folder: Path, table: _Table) -> dict[str, Any]:
+    """Writes an .npy file for each array, chunk by chunk.
+
+    Returns:
+        "ends", the row after each chunk, and "arrays": name -> CRC-32 of each chunk.
+    """
+    files, ends = {}, []
+    sums: dict[str, list[int]] = {}
     rows = 0
     try:
-        for frame in source.frames():
+        for frame in table.frames():
             rows += frame.height
-            if rows > source.rows:
+            if rows > table.rows:
                 continue
-            for name, values in source.arrays(frame).items():
+            ends.append(rows)
+            for name, values in table.arrays(frame).items():
                 if name not in files:
                     files[name] = (folder / f"{name}.npy").open("xb")
-                    shape = (source.rows, *values.shape[1:])
+                    shape = (table.rows, *values.shape[1:])
                     _write_header(files[name], values.dtype, shape)
-                # Not `tofile`: it forgets the reason of an error.
-                files[name].write(np.ascontiguousarray(values).data)
+                    sums[name] = []
+                # Not `tofile`, whose error lacks the reason.
+                data = np.ascontiguousarray(values).data
+                files[name].write(data)
+                sums[name].append(zlib.crc32(data))
     finally:
         for file in files.values():
             file.close()
-    if rows != source.rows:
+    if rows != table.rows:
         raise UserError(
-            f"{source.folder}: {source.part} has {rows} rows, the manifest says "
-            f"{source.rows}; run prepare again"
+            f"{table.folder}: {table.name} has {rows} rows, the manifest says "
+            f"{table.rows}; run prepare again"
         )
-    return list(files)
+    table.refuse_damaged()
+    return {"ends": ends, "arrays": sums}
 
 
 def _write_header(file, dtype: np.dtype, shape: tuple[int, ...]) -> None:

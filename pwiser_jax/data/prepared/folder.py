@@ -109,7 +109,7 @@ def write(
             fill=encoder.fill,
             splits=counts,
             dropped=dict(flat.dropped),
-            options=flat.options | allowed_leaks(allow_leaks),
+            options={**flat.options, **allowed_leaks(allow_leaks)},
             sources=tuple(SourceFile.of(path) for path in flat.sources),
             vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
         )

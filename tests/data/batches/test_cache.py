@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pwiser_jax.data.batches.batches import (
 )
 from pwiser_jax.data.batches.cache import CacheWarning
 from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.data.prepared.manifest import read_manifest, write_manifest
 from pwiser_jax.errors import UserError
 from tests.data.multi_valued import expected_inputs, write_folder
 
@@ -116,6 +118,62 @@ def test_a_damaged_cache_is_made_again(folder: Path, damage):
     damage(folder / "cache" / "valid")
     np.testing.assert_array_equal(Prepared(folder).load("valid").labels, before)
     assert sorted(os.listdir(folder / "cache")) == ["common", "valid"]
+
+
+def flip(path: Path, byte: int) -> None:
+    """Flips one bit of a file, where a read-only mapping stays as it was."""
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 64
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["labels", "group", "categorical", "numerical", "time"]
+)
+def test_a_flipped_bit_is_seen_at_the_first_use(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A label of 64 was used; a row's other column is as wrong."""
+    before = Prepared(folder).load("valid")
+    path = folder / "cache" / "valid" / f"{name}.npy"
+    flip(path, path.stat().st_size - 100)
+    monkeypatch.setattr(cache, "_checked", set())  # as another process
+    with pytest.warns(CacheWarning, match=r"valid is damaged \(rows \d+ to \d+\)"):
+        after = Prepared(folder).load("valid")
+    for one, other in [(before.labels, after.labels), (before.group, after.group)]:
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(before.categorical, after.categorical)
+    np.testing.assert_array_equal(before.numerical, after.numerical)
+
+
+def test_of_a_large_array_another_sample_is_checked_each_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cache, "CHUNK", 10)
+    Prepared(folder).load("train")
+    monkeypatch.setattr(cache, "CHECKED", 1400 // 5)  # of labels, every fifth chunk
+    flip(folder / "cache" / "train" / "labels.npy", -1)
+    warned = 0
+    for _ in range(60):
+        monkeypatch.setattr(cache, "_checked", set())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            Prepared(folder).load("train")
+        if said:
+            warned += 1
+            flip(folder / "cache" / "train" / "labels.npy", -1)
+    # 60 draws of 1 in 5: 2 or fewer, or 28 or more, in fewer than 1 of 10,000 tries.
+    assert 2 < warned < 28
+
+
+def test_a_shard_that_is_not_the_one_prepare_wrote_is_refused(folder: Path):
+    write_manifest(folder, read_manifest(folder))
+    Prepared(folder).load("valid")
+    shutil.rmtree(folder / "cache")
+    change(folder, "valid-00000.parquet", p=pl.col("p") + 1)
+    with pytest.raises(UserError, match=r"valid-00000\.parquet is damaged: it is not"):
+        Prepared(folder).load("valid")
 
 
 def test_a_cache_of_other_data_is_made_again(folder: Path):
