@@ -1,24 +1,39 @@
-"""What the columns of prepared data are: the contract between data and models.
+"""The schema of a prepared folder: its columns, as data and models know them.
 
-A prepared folder holds Parquet files and `manifest.json`, which holds a `Schema`.
-Columns of the Parquet files: one int32 column a categorical field, one float32 column a
-numerical field (already scaled), one int8 column a label, `group` (int64), and where
-the source has them `time` (int64) and extra columns that are never features. A
-multi-valued field is two list columns of equal lengths, its name (int32 ids) and
-`NAME:weight` (float32), heaviest first; an empty list is a missing value.
+A prepared folder holds
 
-Fields that many rows share (a user's) may be stored once for all of them: `common`
-names them, `common.parquet` holds their columns, and a row's int32 column `common` is
-the number of its row there.
+    manifest.json          the schema, the files, and where they came from
+    train-00000.parquet    the rows of train; train-00001.parquet and so on follow, and
+                           the same of valid and test (none where a split is empty)
+    common.parquet         fields that rows share, where the schema has any
+    vocabulary.parquet     the value behind each id: columns field, value, id
+    cache/                 made by reading the folder, and safe to delete
 
-A categorical field's own ids are 0 .. size - 1. Three reserved ids follow, so that
-embedding tables of other libraries, which have its own rows only, can be loaded:
+The columns of the rows:
 
-    size      missing: the value is null or empty
-    size + 1  unseen:  a value that train does not have
-    size + 2  rare:    a value that train has, fewer times than the minimum count
+    a categorical field    int32, an id
+    a numerical field      float32, (x - mean) / scale
+    a multi-valued field   NAME, a list of int32 ids, and NAME:weight, a list of float32
+                           weights of the same length, heaviest first; an empty list is
+                           a missing value
+    a label                int8, 0 or 1
+    group                  int64, a hash of the search, session or user
+    time                   int64, if the source has one
+    weight                 float32, the weight of the row, if the source has one
+    an extra column        float64, kept beside the rows and never a feature
+    common                 int32, the row of common.parquet with the shared fields, if
+                           `Schema.common` names any (a user's features, for example,
+                           are stored once)
 
-A multi-valued field has the same ones; it shows a missing value by its empty list.
+A categorical field has the ids 0 .. size - 1 for its own values, and then three more:
+
+    size        missing: the value is null or empty
+    size + 1    unseen: train does not have the value
+    size + 2    rare: train has the value, but fewer times than the minimum count
+
+They come last so that embedding tables of other libraries, which have rows for the own
+values only, can be loaded. A multi-valued field has the same ids, but marks a missing
+value by an empty list.
 """
 
 from collections.abc import Mapping
@@ -38,7 +53,7 @@ Pool = Literal["sum", "mean"]
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """A field whose values are `size` ids of its own and three reserved ones."""
+    """A field with `size` ids for its own values and three reserved ones."""
 
     name: str
     size: int
@@ -57,7 +72,7 @@ class _Vocabulary:
 
     @property
     def rows(self) -> int:
-        """Rows in an embedding table: own ids and reserved ones."""
+        """Rows of the field's embedding table, reserved ids included."""
         return self.size + RESERVED_ROWS
 
 
@@ -70,8 +85,8 @@ class CategoricalField(_Vocabulary):
 class MultiValuedField(_Vocabulary):
     """At most `width` ids a row, each with a weight w.
 
-    With the ids' vectors e, `pool` "sum" is sum w e and "mean" is sum w e / sum w; no
-    id, or weights of 0 alone, give zeros.
+    Models pool the ids' vectors e: "sum" is sum w e, "mean" is sum w e / sum w. Without
+    any id, or where all weights are 0, the result is 0.
     """
 
     width: int
@@ -80,7 +95,7 @@ class MultiValuedField(_Vocabulary):
 
 @dataclass(frozen=True)
 class NumericalField:
-    """A numerical field, stored as (x - mean) / scale; mean and scale are train's."""
+    """A numerical field, stored as (x - mean) / scale, with mean and scale of train."""
 
     name: str
     mean: float = 0.0
@@ -89,7 +104,15 @@ class NumericalField:
 
 @dataclass(frozen=True)
 class Schema:
-    """Fields, labels (the ladder, lowest rung first) and extra columns."""
+    """The columns of prepared rows.
+
+    Args:
+        categorical, numerical, multi_valued: the fields.
+        labels: the ladder, lowest rung first.
+        extra: columns that are kept but never features.
+        common: fields of common.parquet, by name.
+        weight: whether rows have weights.
+    """
 
     categorical: tuple[CategoricalField, ...]
     numerical: tuple[NumericalField, ...] = ()
@@ -105,12 +128,12 @@ class Schema:
 
     @property
     def embedded(self) -> tuple[CategoricalField | MultiValuedField, ...]:
-        """The fields with ids, in the order in which an embedding table holds them."""
+        """The fields with ids, in the order of their rows in the embedding table."""
         return (*self.categorical, *self.multi_valued)
 
     @property
     def multi_width(self) -> int:
-        """Columns of all multi-valued fields side by side."""
+        """The widths of all multi-valued fields, summed."""
         return sum(field.width for field in self.multi_valued)
 
     def to_json(self) -> dict[str, Any]:

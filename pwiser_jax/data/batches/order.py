@@ -1,16 +1,16 @@
-"""The order of an epoch: as good as a full shuffle, read nearly in sequence.
+"""The order `rows`: nearly a full shuffle, but read in blocks from the disk.
 
-A split of fewer rows than two windows is permuted as a whole. A larger one is cut into
-blocks of rows that lie side by side. The blocks are permuted; every `window` of them in
-turn make a window, and the last window takes what is left over as well (up to twice as
-much). A window deals its blocks like hands of cards: place i takes the next row, in a
-random order, of block i mod `window`; the last window is permuted as a whole. So a disk
-reads whole blocks, and each row comes once.
+A split of fewer rows than two windows is permuted as a whole. A larger split is cut
+into blocks of consecutive rows. The blocks are permuted, and each `window` of them in
+turn form a window; the last window also takes the remaining blocks (so it has up to
+twice as many). Within a window, place i takes the next row of block i mod `window`, in
+a random order of that block's rows; the last window is permuted as a whole. So whole
+blocks are read, and each row comes once.
 
-What it is as a shuffle. Each block is equally likely to be anywhere in the epoch (but
-the incomplete one at the end of the file, which is always in the last window). Rows of
-one block come within one window of each other. A batch of B rows from a window of k of
-the n blocks has, for any value x of a row, a mean of the variance
+How it differs from a full shuffle. Each block is equally likely to be anywhere in the
+epoch, except the incomplete one at the end of the file, which is always in the last
+window. Rows of one block stay within one window. A batch of B rows from a window of k
+of the n blocks has, for any value x of a row, a mean of the variance
 
     var(block means) / k * (1 - k / n)  +  mean(var within blocks) / B * (1 - B / (k b))
 
@@ -32,7 +32,7 @@ WINDOW = 128
 
 
 class Window(NamedTuple):
-    """The rows of one window in their order, and where in the file they lie."""
+    """The rows of a window in their order, and the ranges of the file they are from."""
 
     rows: np.ndarray
     ranges: list[tuple[int, int]]
@@ -80,7 +80,7 @@ class EpochOrder:
     def ranges(
         self, number: int, process_index: int = 0, process_count: int = 1
     ) -> list[tuple[int, int]]:
-        """Where the rows of a window lie that are dealt to one of the processes."""
+        """The ranges of the file that one process reads for a window."""
         if self.count == 1:
             return [(0, self.rows)]
         blocks = self._blocks[number * self.window :]
@@ -97,13 +97,13 @@ class EpochOrder:
     def _window(self, number: int) -> Window:
         ranges = self.ranges(number)
         if self.count == 1:
-            # The same draw as the blocks have in a larger split.
+            # The draw that permutes the blocks of a larger split.
             order = np.random.default_rng(self._key).permutation(self.rows)
             return Window(order, ranges)
-        # Not (*key, 0): a seed ending in zeros draws as the one without them.
+        # Not (*key, 0): NumPy ignores zeros at the end of a seed.
         random = np.random.default_rng((*self._key, 1 + number))
-        lying = [np.arange(start, stop) for start, stop in ranges]
+        blocks = [np.arange(start, stop) for start, stop in ranges]
         if number == self.count - 1:
-            return Window(random.permutation(np.concatenate(lying)), ranges)
-        hands = random.permuted(np.stack(lying), axis=1)
-        return Window(hands.T.reshape(-1), ranges)
+            return Window(random.permutation(np.concatenate(blocks)), ranges)
+        shuffled = random.permuted(np.stack(blocks), axis=1)
+        return Window(shuffled.T.reshape(-1), ranges)

@@ -1,4 +1,4 @@
-"""Getting the next batches ready in a thread while the devices compute."""
+"""Prefetch: a thread prepares the next batches while the devices compute."""
 
 import queue
 import threading
@@ -12,23 +12,22 @@ POLL_SECONDS = 0.1
 
 @contextmanager
 def prefetched(items: Iterator[T], depth: int = 2) -> Iterator[Iterator[T]]:
-    """The same items in the same order, `depth` of them made ahead by a thread.
+    """Yields the same items in the same order; a thread computes `depth` of them ahead.
 
-    An exception of `items` is raised where its item would have come. The thread ends
-    with the context, at the latest with the item it is making; as a daemon it keeps no
-    program alive.
+    An exception in `items` is raised in place of its item. The thread ends with the
+    context, after at most one more item; a daemon, it does not keep a process alive.
 
     >>> with prefetched(iter("ab")) as letters:
     ...     list(letters)
     ['a', 'b']
     """
-    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 
     def put(item: T | None, error: BaseException | None) -> bool:
         while not stop.is_set():
             try:
-                made.put((item, error), timeout=POLL_SECONDS)
+                ready.put((item, error), timeout=POLL_SECONDS)
                 return True
             except queue.Full:
                 continue
@@ -44,9 +43,9 @@ def prefetched(items: Iterator[T], depth: int = 2) -> Iterator[Iterator[T]]:
         else:
             put(None, StopIteration())
 
-    def taken() -> Iterator[T]:
+    def results() -> Iterator[T]:
         while True:
-            item, error = made.get()
+            item, error = ready.get()
             if isinstance(error, StopIteration):
                 return
             if error is not None:
@@ -56,7 +55,7 @@ def prefetched(items: Iterator[T], depth: int = 2) -> Iterator[Iterator[T]]:
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
-        yield taken()
+        yield results()
     finally:
         stop.set()
         thread.join()

@@ -3,7 +3,7 @@
 A model's inputs are "categorical" int32[N, F] and "numerical" float32[N, M] in the
 schema's order and, where the schema has multi-valued fields, "multi_ids" int32[N, W]
 and "multi_weights" float32[N, W]: the fields side by side, each `width` columns wide,
-filled up with id 0 of weight 0.
+padded with id 0 of weight 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,14 +44,14 @@ class Pages(Protocol):
 
 @dataclass(frozen=True)
 class Shared:
-    """What rows share: row r has the fields of line `line[r]` of `inputs`.
+    """Fields that rows share: row r has those of line `line[r]` of `inputs`.
 
     Args:
         line: int32[N].
         inputs: the shared columns by input, [lines, columns].
         own: input -> where the rows' own columns go in the joined input.
         common: input -> where the shared ones go.
-        pages: of the files behind `inputs`.
+        pages: the mapped files of `inputs`.
     """
 
     line: np.ndarray
@@ -66,14 +66,14 @@ class Rows:
     """The rows of a split.
 
     Args:
-        inputs: what rows hold themselves; without `shared` that is all.
+        inputs: the fields that are not shared.
         labels: int8[N, L].
         group: int64[N].
         time: int64[N], or None.
         extra: name -> float64[N].
         weight: float32[N], the column of row weights; None: all are 1.
-        shared: what several rows have in common.
-        pages: of the files behind all of it but `shared.inputs`.
+        shared: the fields that several rows share.
+        pages: the mapped files of all arrays but `shared.inputs`.
         group_codes: int32[N], see `with_pair_columns`; so is `pair_values`.
         pair_values: float32[N].
     """
@@ -94,17 +94,17 @@ class Rows:
 
     @property
     def categorical(self) -> np.ndarray:
-        """int32[N, F] of all rows: a copy of the size of the split if some share."""
+        """int32[N, F] of all rows; a copy if rows share fields."""
         return self._whole("categorical")
 
     @property
     def numerical(self) -> np.ndarray:
-        """float32[N, M] of all rows, as `categorical`."""
+        """float32[N, M] of all rows; a copy if rows share fields."""
         return self._whole("numerical")
 
     @cached_property
     def conversions(self) -> np.ndarray:
-        """int64[C]: the rows with the highest label, in order."""
+        """int64[C]: the rows with the highest label, ascending."""
         return np.flatnonzero(self.labels[:, -1])
 
     @cached_property
@@ -119,7 +119,7 @@ class Rows:
     def take(
         self, index: np.ndarray | slice, names: Sequence[str] | None = None
     ) -> Inputs:
-        """The inputs of some rows, with what they share joined in."""
+        """The inputs of some rows, shared fields included."""
         names = tuple(self.inputs) if names is None else names
         own = {name: take_rows(self.inputs[name], index) for name in names}
         if self.shared is None:
@@ -188,7 +188,7 @@ def _joined(name: str, own: np.ndarray, line: np.ndarray, shared: Shared) -> np.
 def join(
     schema: Schema, line: np.ndarray, inputs: Inputs, pages: tuple[Pages, ...] = ()
 ) -> Shared:
-    """The `Shared` of a schema: the fields of `schema.common` stand in `inputs`."""
+    """The `Shared` of a schema, with the fields of `schema.common` in `inputs`."""
     fields = {
         "categorical": [(field.name, 1) for field in schema.categorical],
         "numerical": [(field.name, 1) for field in schema.numerical],
@@ -208,7 +208,7 @@ def join(
 
 
 def _runs(columns: Sequence[bool]) -> Runs:
-    """(source, target) slices that spread a matrix over the columns that are true."""
+    """(source, target) slices that copy a matrix into the columns that are true."""
     runs, source, target = [], 0, 0
     for true, group in groupby(columns):
         length = len(list(group))
@@ -222,7 +222,7 @@ def _runs(columns: Sequence[bool]) -> Runs:
 
 
 def feature_arrays(frame: pl.DataFrame, schema: Schema, *, common: bool) -> Inputs:
-    """The inputs of prepared columns: of the shared fields, or of the others."""
+    """The inputs of the shared fields, or of the others."""
 
     def here(fields: Sequence[Field]) -> list[Field]:
         return [f for f in fields if (f.name in schema.common) == common]
@@ -241,7 +241,7 @@ def feature_arrays(frame: pl.DataFrame, schema: Schema, *, common: bool) -> Inpu
 
 
 def feature_rows(frame: pl.DataFrame, schema: Schema, common: Inputs | None) -> Rows:
-    """Prepared columns as rows in memory, for prediction: features and nothing else.
+    """Prepared columns as rows in memory, for prediction; features alone.
 
     Args:
         frame: the columns of the fields, and `common` where the schema shares fields.
@@ -292,7 +292,7 @@ def refuse_bad_weights(what: str, values: np.ndarray) -> None:
 
 
 def matrix(frame: pl.DataFrame, names: Sequence[str], dtype: type) -> np.ndarray:
-    """C order: a batch gathers whole rows."""
+    """Columns as one matrix in C order, since batches gather whole rows."""
     values = np.empty((frame.height, len(names)), dtype)
     for at, name in enumerate(names):
         values[:, at] = frame[name].to_numpy()
@@ -302,7 +302,7 @@ def matrix(frame: pl.DataFrame, names: Sequence[str], dtype: type) -> np.ndarray
 def _padded_lists(
     frame: pl.DataFrame, fields: Sequence[MultiValuedField], suffix: str, dtype: type
 ) -> np.ndarray:
-    """List columns side by side, each field.width wide, filled up with 0."""
+    """List columns side by side, each padded with 0 to `field.width`."""
     ends = np.cumsum([0, *(field.width for field in fields)])
     padded = np.zeros((frame.height, int(ends[-1])), dtype)
     for at, field_ in enumerate(fields):

@@ -1,8 +1,8 @@
-"""Raw rows to prepared rows: vocabularies, missing values and scales, fit on train.
+"""Encodes raw rows: vocabularies, fill values and scales, fitted on train.
 
-`Encoder.fit` sees train only. `Encoder.transform` encodes any rows of the same columns
-in their order, and `Encoder.load` rebuilds the encoder of a prepared folder, so that
-`predict` encodes raw rows as training saw them.
+`Encoder.fit` sees train only. `Encoder.transform` encodes any rows with the same
+columns, in their order. `Encoder.load` restores the encoder of a prepared folder, so
+that `predict` encodes raw rows as training saw them.
 """
 
 from collections.abc import Mapping
@@ -32,14 +32,14 @@ from pwiser_jax.schema import (
 
 @dataclass(frozen=True)
 class Encoder:
-    """How raw columns become prepared ones.
+    """Maps raw columns to prepared ones.
 
     Args:
         spec: the raw columns.
         schema: the prepared columns.
         values: field -> the values with ids 0 .. size - 1 in this order, then the rare
             ones; fields of `spec.sizes` have none.
-        fill: numerical field -> the raw value that stands for a missing one.
+        fill: numerical field -> the raw value that replaces a missing one.
     """
 
     spec: FlatSpec
@@ -51,12 +51,12 @@ class Encoder:
     def fit(
         cls, train: pl.LazyFrame, spec: FlatSpec, source: Source = "train"
     ) -> "Encoder":
-        """Vocabularies, fills and scales of train; UserError on a value that is bad."""
+        """Fits vocabularies, fills and scales; a UserError names a bad value."""
         readings = features(train, spec, source)
         columns.refuse_bad(train, readings.values(), source)
-        own = {n: readings[n].value for n in spec.categorical if n not in spec.sizes}
-        found = vocabulary.fit_vocabularies(train, own, spec.min_count)
-        sizes = {name: kept for name, (_, kept) in found.items()} | dict(spec.sizes)
+        texts = {n: readings[n].value for n in spec.categorical if n not in spec.sizes}
+        fitted = vocabulary.fit_vocabularies(train, texts, spec.min_count)
+        sizes = {name: kept for name, (_, kept) in fitted.items()} | dict(spec.sizes)
         stats = moments(train, {n: readings[n].value for n in spec.numerical})
         numerical = (
             NumericalField(n, stats[n].mean, stats[n].scale)
@@ -71,7 +71,7 @@ class Encoder:
             extra=spec.extra,
             weight=spec.weight is not None,
         )
-        values = {name: ordered for name, (ordered, _) in found.items()}
+        values = {name: ordered for name, (ordered, _) in fitted.items()}
         return cls(spec, schema, values, {n: stats[n].mean for n in spec.numerical})
 
     def transform(
@@ -82,14 +82,14 @@ class Encoder:
         first_row: int = 0,
         source: Source = "the table",
     ) -> pl.LazyFrame:
-        """The prepared columns, lazily, rows in the frame's order.
+        """The prepared columns as a lazy frame, rows in their order.
 
         Args:
             frame: raw rows; columns that the spec does not name are ignored.
-            with_labels: False encodes the features alone, for prediction: labels,
-                group, time and extra columns are neither needed nor looked at.
-            first_row: where no group is encoded a row's group is its own number,
-                counted from here.
+            with_labels: False encodes the features alone, for prediction; no other
+                column is needed or read.
+            first_row: without a group column each row is a group, and its number is
+                the group's; the first row has this one.
             source: names the rows in errors.
 
         Raises:
@@ -98,14 +98,14 @@ class Encoder:
         spec, schema = self.spec, self.schema
         readings = features(frame, spec, source)
         dtypes = frame.collect_schema()
-        beside: dict[str, Reading] = {}
+        others: dict[str, Reading] = {}
         if with_labels:
             needed = (spec.group, spec.time, spec.weight, *spec.extra)
             needed = (*needed, *spec.labels.values())
             columns.require(frame, needed, source)
-            beside = side_columns(spec, dtypes)
+            others = side_columns(spec, dtypes)
         scaled = {f.name: _overflow(f, readings[f.name]) for f in schema.numerical}
-        checked = (*(readings | scaled).values(), *beside.values())
+        checked = (*(readings | scaled).values(), *others.values())
         columns.refuse_bad(frame, checked, source)
 
         prepared = [
@@ -117,12 +117,12 @@ class Encoder:
                 truth(column, dtypes[column]).alias(name)
                 for name, column in spec.labels.items()
             ]
-        if GROUP not in beside:
+        if GROUP not in others:
             frame = frame.with_row_index(columns.ROW, first_row)
             prepared.append(pl.col(columns.ROW).cast(pl.Int64).alias(GROUP))
         prepared += [
             (_hashed(read.value) if name == GROUP else read.value).alias(name)
-            for name, read in beside.items()
+            for name, read in others.items()
         ]
         return frame.select(prepared)
 
@@ -138,7 +138,7 @@ class Encoder:
         return scaled.cast(pl.Float32).alias(field.name)
 
     def save(self, folder: Path) -> None:
-        """Writes vocabulary.parquet; schema, spec and fills belong to the manifest."""
+        """Writes vocabulary.parquet; the manifest holds schema, spec and fills."""
         vocabulary.write_vocabularies(folder, self.schema.categorical, self.values)
 
     @classmethod
@@ -146,8 +146,10 @@ class Encoder:
         """The encoder of a prepared folder."""
         manifest = read_manifest(folder)
         spec, schema = manifest.spec, manifest.schema
-        own = [f for f in schema.categorical if f.name not in spec.sizes]
-        values = vocabulary.read_vocabularies(folder, own)
+        fields = [f for f in schema.categorical if f.name not in spec.sizes]
+        values = vocabulary.read_vocabularies(
+            folder, fields, manifest.vocabulary_sha256
+        )
         return cls(spec, schema, values, manifest.fill)
 
 

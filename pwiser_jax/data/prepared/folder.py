@@ -1,8 +1,6 @@
 """Prepared folders: written whole or not at all, and read for training.
 
-A folder holds train-00000.parquet, train-00001.parquet, ..., the same of valid and test
-(none for an empty split), vocabulary.parquet, manifest.json and, where rows share
-fields, common.parquet. Reading adds `cache/`.
+`schema` describes their files and columns.
 """
 
 import re
@@ -52,7 +50,7 @@ PICTURE = re.compile(r"inspect(/\w+\.png)?")
 
 
 class DataWarning(UserWarning):
-    """Something about the data that the user may not expect, in one sentence."""
+    """One sentence about the data that a user may not expect."""
 
 
 def write(
@@ -64,14 +62,13 @@ def write(
 ) -> Manifest:
     """Encodes the splits of a table into a new prepared folder.
 
-    Everything is built in a hidden folder beside `output` and renamed at the end: on
-    any failure nothing is left behind. The same input gives the same bytes.
+    The files are written into a hidden folder beside `output`, which is renamed at the
+    end: a failure leaves nothing behind. The same input gives the same bytes.
 
     Args:
         flat: rows by split; labels are 0 or 1 and nested.
         output: a folder that does not exist or is empty.
-        overwrite: replace `output` where it is a prepared folder, once the new one is
-            whole; a folder with other data is refused all the same.
+        overwrite: replace `output` if it is a prepared folder and holds nothing else.
         allow_leaks: features that may predict a label alone, see `leaks`; a text has
             names with commas between them.
 
@@ -149,7 +146,7 @@ def refuse_label_names(labels: tuple[str, ...]) -> None:
 
 
 def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
-    """A split's rows as Parquet files of SHARD rows, in groups of ROW_GROUP rows.
+    """Writes a split as Parquet files of SHARD rows, in row groups of ROW_GROUP.
 
     One shard is in memory at a time.
     """
@@ -158,7 +155,7 @@ def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
 
 
 def write_shard(shard: pl.DataFrame, folder: Path, split: str, at: int) -> None:
-    """The shard number `at` of a split."""
+    """Writes shard number `at` of a split."""
     shard.write_parquet(
         folder / shard_name(split, at),
         compression="zstd",
@@ -174,7 +171,7 @@ def shard_name(split: str, at: int) -> str:
 
 
 def shard_names(split: str, rows: int) -> tuple[str, ...]:
-    """The files of a split of so many rows."""
+    """The files of a split with so many rows."""
     return tuple(shard_name(split, at) for at in range(-(-rows // SHARD)))
 
 
@@ -216,7 +213,7 @@ def _first_foreign(folder: Path) -> str | None:
 
 
 def _count(flat: FlatTable, name: str) -> Split:
-    """The split's rows and labels; refuses labels that readers should have refused."""
+    """Counts rows and labels; checks the labels again, whatever the reader did."""
     frame, labels = flat.splits.get(name), flat.spec.labels
     if frame is None:
         return Split((), 0, dict.fromkeys(labels, 0))
@@ -228,7 +225,7 @@ def _count(flat: FlatTable, name: str) -> Split:
 
 
 def refuse_empty(spec: FlatSpec, counts: Mapping[str, Split]) -> None:
-    """Raise a UserError where train or valid could not be learned from."""
+    """Raises a UserError where train or valid lacks a class of a label."""
     for name in ("train", "valid"):
         split = counts[name]
         if not split.rows:
@@ -255,13 +252,13 @@ class Prepared:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Encodes further raw rows as these were."""
+        """Encodes further raw rows in the same way."""
         return Encoder.load(self.folder)
 
     def load(self, *splits: str) -> Rows:
-        """The rows of "train", "valid" or "test", mapped: see `cache`.
+        """The rows of "train", "valid" or "test", memory-mapped: see `cache`.
 
-        Of several splits, their rows one after another, with a cache of their own.
+        The rows of several splits follow each other, and have a cache of their own.
 
         Raises:
             UserError: there are none, or they are damaged.

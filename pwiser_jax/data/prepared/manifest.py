@@ -40,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class CommonTable:
-    """The Parquet file of the fields that rows share, and its rows."""
+    """The Parquet file of shared fields, and its number of rows."""
 
     file: str
     rows: int
@@ -48,7 +48,7 @@ class CommonTable:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A raw file that was read: its name without folders, size and content."""
+    """A raw file: its name without folders, its size and its hash."""
 
     name: str
     bytes: int
@@ -71,16 +71,16 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a prepared folder but its rows.
+    """What is known of a prepared folder without reading its rows.
 
     Args:
         dataset: the reader's name.
         schema: the prepared columns.
         spec: the raw columns, so that further raw rows can be encoded.
-        fill: numerical field -> the raw value that stands for a missing one.
+        fill: numerical field -> the raw value that replaces a missing one.
         splits: train, valid and test; an empty one has no files.
         common: the one table of `schema.common`, for all splits; None without any.
-        dropped: reason -> rows dropped or put right.
+        dropped: reason -> rows that were dropped or changed.
         options: the reader's options.
         sources: the raw files.
         vocabulary_sha256: of vocabulary.parquet.
@@ -123,7 +123,7 @@ class Manifest:
                 tuple(split["files"]),
                 split["rows"],
                 # Sorted keys lose the ladder's order, which the schema keeps.
-                {label: split["labels"][label] for label in schema.labels},
+                {k: split["labels"][k] for k in schema.labels if k in split["labels"]},
             )
             for name in SPLITS
             for split in [tree["splits"][name]]
@@ -150,7 +150,7 @@ def _spec(tree: dict[str, Any], labels: tuple[str, ...]) -> FlatSpec:
 
 
 def plain(value: Any) -> Any:
-    """An option as JSON: a path is its last name, a date is ISO text."""
+    """An option in JSON's types: a path becomes its last name, a date ISO text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

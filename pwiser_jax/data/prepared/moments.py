@@ -1,8 +1,8 @@
-"""Mean and standard deviation of numerical columns, the same bits on every run.
+"""Mean and standard deviation of numerical columns, bit for bit reproducible.
 
-A parallel sum of floats depends on how the rows were divided, and with it every scaled
-value. Here rows go in fixed blocks, in order, and blocks are merged with Chan's formula
-(Chan, Golub and LeVeque, 1983), which does not cancel.
+A parallel sum of floats depends on how rows are divided among threads. Here blocks of a
+fixed size are merged in order by the formula of Chan, Golub and LeVeque (1983), which
+does not cancel.
 """
 
 import math
@@ -17,7 +17,7 @@ BLOCK = 65_536
 
 @dataclass
 class Moments:
-    """Of the values seen so far: how many, their mean, squared deviations and range."""
+    """Count, mean, sum of squared deviations and range of the values so far."""
 
     count: int = 0
     mean: float = 0.0
@@ -26,7 +26,7 @@ class Moments:
     high: float = -math.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Takes in float64[N]."""
+        """Adds float64[N]."""
         added = len(values)
         if not added:
             return
@@ -42,18 +42,18 @@ class Moments:
 
     @property
     def scale(self) -> float:
-        """The population's standard deviation; 1 where all values are equal."""
+        """The standard deviation (divided by N); 1 where all values are equal."""
         if self.low >= self.high:
             return 1.0
         return math.sqrt(self.squares / self.count) or 1.0
 
 
 def moments(frame: pl.LazyFrame, columns: Mapping[str, pl.Expr]) -> dict[str, Moments]:
-    """Moments of float64 columns without their nulls, by name, in one pass."""
-    found = {name: Moments() for name in columns}
+    """The moments of float64 columns by name, nulls left out, in one pass."""
+    moments_of = {name: Moments() for name in columns}
     if columns:
-        chosen = frame.select(expr.alias(name) for name, expr in columns.items())
-        for block in chosen.collect_batches(chunk_size=BLOCK, maintain_order=True):
+        selected = frame.select(expr.alias(name) for name, expr in columns.items())
+        for block in selected.collect_batches(chunk_size=BLOCK, maintain_order=True):
             for name, series in zip(columns, block, strict=True):
-                found[name].add(series.drop_nulls().to_numpy())
-    return found
+                moments_of[name].add(series.drop_nulls().to_numpy())
+    return moments_of

@@ -1,5 +1,6 @@
-"""Vocabularies: the values of a categorical column in train, and the id of each."""
+"""Vocabularies: the values that a categorical column has in train, and their ids."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,10 +16,10 @@ INTEGER = r"^-?\d{1,18}$"
 def fit_vocabularies(
     train: pl.LazyFrame, columns: Mapping[str, pl.Expr], min_count: int
 ) -> dict[str, tuple[pl.Series, int]]:
-    """For each column its values in train, kept ones first, and how many are kept.
+    """For each column its values in train, and how many of them get an id.
 
-    Values are kept if train has them `min_count` times. Kept values, and after them
-    rare ones, are in ascending order: by number where all are integers, else as text.
+    Values that train has `min_count` times get one and come first, rare ones after
+    them; each part ascends, by number where all values are integers, else as text.
     """
     counted = [
         train.select(expr.alias("value"))
@@ -38,15 +39,15 @@ def _ordered(table: pl.DataFrame, min_count: int) -> tuple[pl.Series, int]:
     rare = pl.col("count") < min_count
     by: list[pl.Expr] = [rare, pl.col("value")]
     if table["value"].str.contains(INTEGER).all():
-        # "7" and "007" are one number and two values: text decides between them.
+        # "7" and "007" are one number but two values: order them as text.
         by.insert(1, pl.col("value").cast(pl.Int64))
     ordered = table.sort(by)
     return ordered["value"], ordered.height - int(ordered.select(rare.sum()).item())
 
 
 def encode(field: CategoricalField, value: pl.Expr, values: pl.Series) -> pl.Expr:
-    """The int32 ids of text values under a vocabulary of kept and rare values."""
-    # An Enum hashes its categories once, however many blocks of rows stream past.
+    """The int32 ids of text values; `values` are the kept and then the rare ones."""
+    # An Enum hashes its categories once, not once for each block of rows.
     position = value.cast(pl.Enum(values), strict=False).to_physical().cast(pl.Int32)
     return (
         pl.when(value.is_null())
@@ -102,10 +103,19 @@ def write_vocabularies(
 
 
 def read_vocabularies(
-    folder: Path, fields: Sequence[CategoricalField]
+    folder: Path, fields: Sequence[CategoricalField], sha256: str
 ) -> dict[str, pl.Series]:
-    """The values of the named fields from a prepared folder, in the order of write."""
+    """The values of fields from a prepared folder, in the order of their ids.
+
+    Raises:
+        UserError: the file is missing, damaged, or not the one with this hash.
+    """
     try:
+        if (
+            sha256
+            and hashlib.sha256((folder / FILE).read_bytes()).hexdigest() != sha256
+        ):
+            raise OSError("another file")
         table = pl.read_parquet(folder / FILE, glob=False)
         parts = table.partition_by("field", as_dict=True, maintain_order=True)
         empty = pl.Series("value", [], pl.String)

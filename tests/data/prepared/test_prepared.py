@@ -586,7 +586,12 @@ def test_a_damaged_folder_says_so(tmp_path: Path):
         Prepared(tmp_path).load("valid")
     with pytest.raises(UserError, match="no split 'dev'"):
         Prepared(tmp_path).load("dev")
-    (tmp_path / "vocabulary.parquet").unlink()
+    vocabulary = tmp_path / "vocabulary.parquet"
+    values = pl.read_parquet(vocabulary)
+    values.with_columns(value=pl.col("value").reverse()).write_parquet(vocabulary)
+    with pytest.raises(UserError, match=r"vocabulary\.parquet is missing or damaged"):
+        _ = Prepared(tmp_path).encoder
+    vocabulary.unlink()
     with pytest.raises(UserError, match=r"vocabulary\.parquet is missing or damaged"):
         _ = Prepared(tmp_path).encoder
     manifest = tmp_path / "manifest.json"
