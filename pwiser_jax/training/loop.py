@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from pwiser_jax.config import Config
-from pwiser_jax.data.batches.batches import steps_per_epoch
+from pwiser_jax.data.batches.batches import paired_conversions, steps_per_epoch
 from pwiser_jax.data.batches.prefetch import prefetched
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
@@ -73,7 +73,9 @@ def train(
         reporter.line(f"{output} is finished already")
         return TrainResult.from_dict(finished)
     with opened(output, config, data) if first else nullcontext():
-        train_rows, valid_rows = protocol.rows_of(config.protocol, prepared)
+        train_rows, valid_rows = split_rows([config], prepared)
+        for text in group_notes(config, train_rows):
+            reporter.line(text)
         steps = epoch_steps(config, train_rows)
         total = config.train.epochs * steps
         runs = Runs(
@@ -109,7 +111,49 @@ def open_data(config: Config) -> Prepared:
 def epoch_steps(config: Config, rows: Rows) -> int:
     """Steps of an epoch."""
     data = config.data
-    return steps_per_epoch(rows, data.batch_size, min_conversions=data.min_conversions)
+    return steps_per_epoch(
+        rows, data.batch_size, min_conversions=data.min_conversions, order=data.order
+    )
+
+
+def split_rows(configs: Sequence[Config], prepared: Prepared) -> tuple[Rows, Rows]:
+    """The rows to train on, with the columns of the losses, and to validate on."""
+    train, valid = protocol.rows_of(configs[0].protocol, prepared)
+    losses = [config.loss for config in configs]
+    columns = [loss.pair_value for loss in losses if loss.pair_value]
+    train = train.with_pair_columns(
+        groups=any(loss.segments == "group" for loss in losses),
+        pair_value=columns[0] if columns else None,
+    )
+    return train, valid
+
+
+def group_notes(config: Config, rows: Rows) -> list[str]:
+    """Lines about groups and batches for the start of a run."""
+    data, notes = config.data, []
+    if data.order == "groups":
+        cut = rows.by_group.packing(data.batch_size).cut_groups
+        if cut:
+            notes.append(
+                f"{cut:,} groups have more than {data.batch_size} rows: each is cut "
+                "into several batches"
+            )
+    if config.loss.segments == "group":
+        share = paired_conversions(
+            rows,
+            data.batch_size,
+            seed=config.train.seed,
+            min_conversions=data.min_conversions,
+            order=data.order,
+        )
+        if share is not None:
+            warn = data.order == "rows"
+            notes.append(
+                f"{'warning: ' if warn else ''}{share:.1%} of the conversions share "
+                "their batch with a lower row of their group"
+                + ("; with data.order groups more of them would" if warn else "")
+            )
+    return notes
 
 
 def train_runs(runs: Runs, stop_after: int | None, trace: Trace) -> None:

@@ -27,8 +27,13 @@ from pwiser_jax.host import prepare_host
 from pwiser_jax.schema import Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.stacked import Stacked
-from pwiser_jax.training.loop import epoch_steps, open_data, train_runs
-from pwiser_jax.training.run import protocol
+from pwiser_jax.training.loop import (
+    epoch_steps,
+    group_notes,
+    open_data,
+    split_rows,
+    train_runs,
+)
 from pwiser_jax.training.run.folder import (
     RESULT,
     check_run,
@@ -179,7 +184,9 @@ def _train(
     labels, space = prepared.schema.labels, each[0].model.cvr_space
     built = [objectives.build(config.loss, labels, space) for config in each]
     union, weights = objectives.union(built)
-    train_rows, valid_rows = protocol.rows_of(each[0].protocol, prepared)
+    train_rows, valid_rows = split_rows(each, prepared)
+    for text in group_notes(each[0], train_rows):
+        reporter.line(text)
     steps = epoch_steps(each[0], train_rows)
     total = each[0].train.epochs * steps
     runs = Runs(

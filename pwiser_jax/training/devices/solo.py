@@ -78,6 +78,7 @@ class Solo:
             epoch=epoch,
             start_step=start_step,
             min_conversions=data.min_conversions,
+            order=data.order,
             process_index=processes.index(),
             process_count=processes.count(),
         )

@@ -171,6 +171,7 @@ class Stacked:
                 epoch=epoch,
                 start_step=start_step,
                 min_conversions=data.min_conversions,
+                order=data.order,
             )
             for seed in self._seeds
         ]
