@@ -13,6 +13,7 @@ from pwiser_jax.data.batches.batches import paired_conversions, steps_per_epoch
 from pwiser_jax.data.batches.prefetch import prefetched
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.data.prepared.manifest import refuse_other_data
 from pwiser_jax.errors import UserError
 from pwiser_jax.host import prepare_host
 from pwiser_jax.training import objective as objectives
@@ -182,6 +183,9 @@ def train_runs(runs: Runs, stop_after: int | None, trace: Trace) -> None:
         finally:
             runs.close_records()
             saves.close()
+        if processes.first():
+            for output in runs.outputs:
+                refuse_other_data(output, Path(config.data.path))
         runs.finish()
     finally:
         runs.store.close()

@@ -252,12 +252,12 @@ def refuse_other_data(run: Path, folder: Path, *, rows: bool = True) -> None:
         )
     if not rows:
         return
-    ours, theirs = rows_hash(run / "data"), rows_hash(folder)
+    ours = rows_hash(run / "data")
     if ours is None:  # an earlier version's run: its manifest says less
         old, new = read_manifest(run / "data"), read_manifest(folder)
         same = (old.splits, old.sources) == (new.splits, new.sources)
     else:
-        same = ours == theirs
+        same = ours == rows_hash(folder)
     if not same:
         raise UserError(
             f"{folder} holds other rows than {run} was trained on: it was prepared "
