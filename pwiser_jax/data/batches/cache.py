@@ -285,7 +285,7 @@ def _check(file: MappedArray, ends: Sequence[int], sums: Sequence[int]) -> None:
     step = max(-(-file.array.nbytes // CHECKED), 1)
     for at in range(secrets.randbelow(step), len(ends), step):
         first = ends[at - 1] if at else 0
-        if zlib.crc32(file.array[first : ends[at]]) != sums[at]:
+        if zlib.crc32(file.array[first : ends[at]].data) != sums[at]:
             raise _DamageError(f"rows {first + 1:,} to {ends[at]:,}")
     file.release()
 

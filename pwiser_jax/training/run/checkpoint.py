@@ -11,9 +11,11 @@ writes into a temporary folder and renames it: a kill leaves whole checkpoints o
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -47,8 +49,9 @@ class Checkpoints:
             (np.number, ocp.type_handlers.ScalarHandler()),
             (jax.Array, ocp.type_handlers.ArrayHandler()),
         )
+        self._links = ExitStack()
         self._manager = ocp.CheckpointManager(
-            self._folder.resolve(),
+            self._links.enter_context(_literal(self._folder.resolve())),
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(
                     type_handler_registry=arrays, multiprocessing_options=alone
@@ -149,6 +152,7 @@ class Checkpoints:
     def close(self) -> None:
         if processes.first():
             self._manager.close()
+            self._links.close()
 
 
 def checksum(state: Any, loop: dict[str, Any]) -> str:
@@ -160,6 +164,22 @@ def checksum(state: Any, loop: dict[str, Any]) -> str:
         digest.update(name.encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+@contextmanager
+def _literal(folder: Path) -> Iterator[Path]:
+    """A path of the folder without `*`, `?` and `[`.
+
+    Orbax looks for files by a glob of the whole path: in a run folder `lr=[0.1]` it
+    finds nothing, and in `run*` those of `run1` too.
+    """
+    if not set("*?[") & set(str(folder)):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="pwiser-") as place:
+        link = Path(place) / folder.name
+        link.symlink_to(folder)
+        yield link
 
 
 class BackgroundSaves:

@@ -192,3 +192,19 @@ def test_a_trace_changes_no_number(data: Path, finished: Path, tmp_path: Path) -
     train(small_config(data), run, Silent(), profile=True)
     assert list((run / "profile").rglob("*.xplane.pb"))
     assert read_metrics(run) == read_metrics(finished)
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "run*", "run?", "lr={0.1}", "$x %20"])
+def test_the_name_of_a_run_is_no_pattern(tmp_path: Path, name: str) -> None:
+    """Neither is nothing read, nor a neighbour that the name would match."""
+    states = {name: {"w": np.arange(5.0)}, "runs": {"w": np.ones(5)}}
+    for folder, state in states.items():
+        checkpoints = Checkpoints(tmp_path / folder, "last")
+        checkpoints.save(3, state, {"step": 3})
+        checkpoints.close()
+    for folder, state in states.items():
+        checkpoints = Checkpoints(tmp_path / folder, "last")
+        restored = checkpoints.restore(state, pytest.fail)
+        checkpoints.close()
+        assert restored is not None
+        np.testing.assert_array_equal(restored[0]["w"], state["w"])
