@@ -20,6 +20,7 @@ from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.devices.several import several_steps
 from pwiser_jax.training.devices.shards import (
+    is_table,
     map_tables,
     shard_rows,
     table_axes,
@@ -58,9 +59,30 @@ def train_program(spec: StepSpec) -> Any:
     # Even a sum over one device is a copy.
     axis = AXIS if spec.sharded or jax.device_count() > 1 else None
     step = functools.partial(train_step, dataclasses.replace(spec, axis_name=axis))
-    axes = table_axes(state_shapes(spec)) if spec.sharded else None
+    steps = several_steps(step)
+    if not spec.sharded:
+        return _pmapped(steps, None)
+    # With several processes pmap hashes the axes, so they are a tuple, of the leaves.
+    shapes = jax.tree.leaves_with_path(state_shapes(spec))
+    tree = jax.tree.structure(state_shapes(spec))
+    axes = tuple(0 if is_table(path) else None for path, _ in shapes)
+
+    def of_leaves(leaves: tuple[Any, ...], *rest: Any) -> tuple[Any, Any]:
+        state, metrics = steps(tree.unflatten(leaves), *rest)
+        return tuple(jax.tree.leaves(state)), metrics
+
+    program = _pmapped(of_leaves, axes)
+
+    def of_state(state: TrainState, *rest: Any) -> tuple[TrainState, Any]:
+        leaves, metrics = program(tuple(jax.tree.leaves(state)), *rest)
+        return tree.unflatten(leaves), metrics
+
+    return of_state
+
+
+def _pmapped(steps: Any, axes: Any) -> Any:
     return jax.pmap(
-        several_steps(step),
+        steps,
         axis_name=AXIS,
         in_axes=(axes, 0, None, None),
         out_axes=(axes, None),
