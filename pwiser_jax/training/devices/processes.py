@@ -1,18 +1,20 @@
-"""Many processes, on one host or on many: how they meet, agree and end.
+"""Many processes, on one host or on many: how they join, agree and end.
 
 Each process runs the same program on its own devices. jax's distributed runtime joins
-them; what one has to tell the others outside of a step goes through the key-value store
-of that runtime. Alone, a process agrees with itself at no cost.
+them; messages outside of a step are collectives of `multihost_utils`, which all
+processes call in the same order. A single process agrees with itself at no cost.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
@@ -23,14 +25,12 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.training.devices.signals import Interrupted
 
 CONNECT_SECONDS = 120
+# jax ends a process that has not heard from another for so long.
 HEARTBEAT_SECONDS = 60
-# How often a process looks whether another has told an error, and how long one that has
-# lost the others waits for the reason.
-LOOK_SECONDS = 0.5
+# Process 0 has jax's coordinator: on an error it waits, for others to say theirs first.
 REASON_SECONDS = 3.0
-# What of a large array processes tell each other at a time.
+# Large arrays are broadcast in pieces of this size.
 PIECE_BYTES = 64 * 2**20
-FAILED = "pwiser/failed"
 
 
 def index() -> int:
@@ -42,7 +42,7 @@ def count() -> int:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is process 0, which writes the files and prints."""
     return index() == 0
 
 
@@ -52,37 +52,46 @@ def joined(
 ) -> Iterator[None]:
     """Within the context this process is one of several. Comes before any use of jax.
 
-    An error in one of them ends all of them, with its sentence and its exit code; where
-    a process is lost without a word, the others say so and end with exit code 1.
+    If a process fails, it says why; the others stop with exit code 1 within a minute.
 
     Args:
-        coordinator: HOST:PORT of process 0; None: what the cluster's environment says.
+        coordinator: HOST:PORT of process 0; None: from the cluster's environment.
         processes: how many there are; None as above.
-        process: which one this is, from 0 on; None as above.
+        process: the number of this one, from 0; None as above.
     Raises:
         UserError: there is no such cluster, or it cannot be reached.
     """
+    _catch_abort()
     _connect(coordinator, processes, process)
-    stop = threading.Event()
-    watch = threading.Thread(target=_watch, args=(stop,), name="watch", daemon=True)
-    watch.start()
     try:
         yield
     except (Interrupted, SystemExit):
         raise
     except UserError as error:
-        _fail(str(error), 2)
+        _end(str(error), 2)
     except jax.errors.JaxRuntimeError as error:
-        # A collective whose partner has gone, mostly: the partner may have told why.
-        time.sleep(REASON_SECONDS)
+        # Mostly a collective whose partner is gone.
         reason = str(error).partition("\n")[0]
-        _fail(f"another process was lost, or jax failed ({reason})", 1)
+        _end(f"another process was lost, or jax failed ({reason})", 1)
     except BaseException as error:
         traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}", 1)
-    finally:
-        stop.set()
-        watch.join()
+        _end(f"{type(error).__name__}: {error}", 1)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(signum: int) -> None:
+    _end("another process was lost: see what jax says of it above", 1)
+
+
+def _catch_abort() -> None:
+    """Turns jax's abort when another process is lost into a sentence and exit code 1.
+
+    jax offers no callback for it, and aborts in a thread of its own, where Python's
+    signal handlers do not run; this one does.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p  # the handler before, which is not called
+    libc.signal(int(signal.SIGABRT), _aborted)
 
 
 def _connect(
@@ -111,47 +120,20 @@ def _connect(
         )
 
 
-def _client() -> Any:
-    from jax._src import distributed  # the only way to the key-value store
-
-    return distributed.global_state.client
-
-
-def _watch(stop: threading.Event) -> None:
-    """Ends this process when another has told an error: a collective that waits for the
-    other cannot be left in any other way."""
-    while not stop.wait(LOOK_SECONDS):
-        try:
-            told = _client().key_value_try_get(FAILED)
-        except jax.errors.JaxRuntimeError:  # nothing is told
-            continue
-        code, _, sentence = told.partition(" ")
-        _end(sentence, int(code))
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    """Tells the others, and ends."""
-    # Where another was faster, or all are gone, nothing is left to tell.
-    with suppress(jax.errors.JaxRuntimeError):
-        _client().key_value_set(FAILED, f"{code} process {index()}: {sentence}")
-    _end(sentence, code)
-
-
 _ending = threading.Lock()
 
 
 def _end(sentence: str, code: int) -> NoReturn:
     """Ends this process without the barrier that jax would wait at."""
-    _ending.acquire()  # for good: of two threads with a sentence the second says none
+    _ending.acquire()  # for good: of two threads only the first has a sentence
     print(f"pwiser: error: {sentence}", file=sys.stderr, flush=True)
     if first():
-        # The store lives in the first process: the others may still have to read it.
         time.sleep(REASON_SECONDS)
     os._exit(code)
 
 
 def from_first(tree: Any) -> Any:
-    """A tree of JSON's types as the first process has it. Called by all, in turn."""
+    """A tree of JSON's types from process 0; all processes call it."""
     if count() == 1:
         return tree
     send = multihost_utils.broadcast_one_to_all
@@ -163,35 +145,35 @@ def from_first(tree: Any) -> Any:
 
 
 def state_from_first(state: Any) -> Any:
-    """Arrays as the first process has them; those of the others count by shape.
+    """The arrays of process 0; those of the others give their shapes.
 
-    Large ones come in pieces, for on its way a piece is on each device whole.
+    Large arrays come in pieces: each device holds a whole piece for a moment.
     """
     if count() == 1:
         return state
     send = multihost_utils.broadcast_one_to_all
     leaves, tree = jax.tree.flatten(jax.device_get(state))
     large = [i for i, leaf in enumerate(leaves) if leaf.nbytes > PIECE_BYTES]
-    found = dict(enumerate(leaves))
-    found |= send({i: leaf for i, leaf in found.items() if i not in large})
+    received = dict(enumerate(leaves))
+    received |= send({i: leaf for i, leaf in received.items() if i not in large})
     for i in large:
         pieces = np.array_split(leaves[i], -(-leaves[i].nbytes // PIECE_BYTES))
-        found[i] = np.concatenate([send(piece) for piece in pieces])
-    return tree.unflatten(found[i] for i in range(len(leaves)))
+        received[i] = np.concatenate([send(piece) for piece in pieces])
+    return tree.unflatten(received[i] for i in range(len(leaves)))
 
 
 def gathered(values: np.ndarray) -> np.ndarray:
-    """[N, ...] of each process, N the same in all -> [processes * N, ...] in order."""
+    """[N, ...] of each process, N equal in all -> [processes * N, ...], in order."""
     if count() == 1:
         return values
     return multihost_utils.process_allgather(values, tiled=True)
 
 
 def share(rows: int) -> tuple[int, int]:
-    """The range start .. stop of `rows` rows that is this process's to look at.
+    """The range start .. stop of `rows` rows that this process evaluates.
 
-    Ranges are side by side and of one length, but for the last ones; one that would be
-    empty is the last row once more, for its process to have something at all.
+    Ranges are adjacent and of equal length, except the last ones; an empty range is
+    replaced by the last row, since every process must have a row.
     """
     each = -(-rows // count())
     return min(index() * each, rows - 1), min((index() + 1) * each, rows)
