@@ -33,6 +33,9 @@ from pwiser_jax.training.run.trace import Trace
 from pwiser_jax.training.runs import Runs
 from pwiser_jax.training.schedule import Schedule
 
+# A run whose epochs have fewer steps than this is warned of.
+FEW_STEPS = 20
+
 
 def train(
     config: Config,
@@ -166,6 +169,12 @@ def train_runs(runs: Runs, stop_after: int | None, trace: Trace) -> None:
     try:
         runs.restore()
         start, train = runs.step, config.train
+        if runs.epoch_steps < FEW_STEPS:
+            reporter.line(
+                f"warning: an epoch has only {runs.epoch_steps} steps, each of "
+                f"{config.data.batch_size} rows: too few to learn much; a smaller "
+                "data.batch_size makes more"
+            )
         schedule = Schedule(
             epoch_steps=runs.epoch_steps,
             log_every=train.log_every,
