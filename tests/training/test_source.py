@@ -1,7 +1,9 @@
 """Rows from the devices' memory are those from the files, bit for bit."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,18 +21,27 @@ from tests.data.multi_valued import write_folder
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_both_sources_give_the_same_batches(shared: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_both_sources_give_the_same_batches(
+    shared: bool, grouped: bool, tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     if shared:
         write_folder(folder)
     else:
         prepare_synthetic(folder, rows=6_000, seed=3)
     rows = Prepared(folder).load("train")
+    if grouped:
+        weight = np.random.default_rng(0).random(len(rows)).astype(np.float32)
+        column = "p" if shared else "true_ctr"
+        rows = replace(rows, weight=weight).with_pair_columns(
+            groups=True, pair_value=column
+        )
     # 90 rows are not shared evenly by 4 devices, nor an epoch by batches.
-    order = {"seed": 1, "epoch": 2, "min_conversions": 8}
-    taken = epoch_order(rows, 90, **order)
+    kind: dict[str, Any] = {"order": "groups"} if grouped else {"min_conversions": 8}
+    taken = epoch_order(rows, 90, seed=1, epoch=2, **kind)
     files, device = Streamed(rows), Resident(rows)
-    left = steps_per_epoch(rows, 90, min_conversions=8)
+    left = steps_per_epoch(rows, 90, **kind)
     while left:
         calls = list(islice(taken, 3))
         left -= len(calls)
