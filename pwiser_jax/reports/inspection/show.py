@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pwiser_jax.data.prepared.leaks import REFUSED, WARNED, FeatureAuc, feature_aucs
+from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.errors import UserError
 from pwiser_jax.reports.inspection.measures import RESERVED, Inspection, inspect_folder
 from pwiser_jax.reports.inspection.plots import pictures
@@ -22,6 +24,7 @@ BAR_WIDTH = 16
 DPI = 144
 LEVELS = "▁▂▃▄▅▆▇█"
 SHOWN_COUNTS = 20
+SHOWN_FEATURES = 8
 
 
 def inspect(folder: Path, batch_size: int, output: Path, console: Console) -> None:
@@ -34,6 +37,8 @@ def inspect(folder: Path, batch_size: int, output: Path, console: Console) -> No
     for table in tables(found):
         console.print(table)
         console.print()
+    console.print(_alone(feature_aucs(folder, read_manifest(folder))))
+    console.print()
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures(found).items():
@@ -173,6 +178,28 @@ def _drift(found: Inspection) -> Table:
         ["label", "lowest", "highest", "95% if shuffled", "along the file"],
         lines,
         left=["label", "along the file"],
+    )
+
+
+def _alone(aucs: Sequence[FeatureAuc]) -> Table:
+    """The features that predict a label best on their own."""
+    best = sorted(aucs, key=lambda each: -each.low)[:SHOWN_FEATURES]
+    return _table(
+        "Features alone: AUC for a label on a sample of train",
+        ["feature", "label", "by its", "AUC", "at least (95%)"],
+        [
+            (
+                each.feature,
+                each.label,
+                "missing values" if each.by == "missing" else each.by,
+                f"{each.auc:.3f}",
+                f"{each.low:.3f}" if each.low > WARNED else "",
+            )
+            for each in best
+        ],
+        left=["feature", "label", "by its"],
+        caption=f"the best {len(best)} of {len(aucs)}; prepare warns above {WARNED} "
+        f"and refuses above {REFUSED}",
     )
 
 

@@ -1,7 +1,9 @@
 """Features that are known only after the event are refused, others are not."""
 
 import dataclasses
+import io
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from pwiser_jax.data.prepared.folder import write
 from pwiser_jax.data.prepared.leaks import LeakWarning, feature_aucs, refuse_leaks
 from pwiser_jax.data.prepared.manifest import read_manifest, write_manifest
 from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
 from pwiser_jax.errors import UserError
+from pwiser_jax.reports.inspection.show import inspect
 from tests.data.multi_valued import write_folder
 from tests.data.prepared.tables import LABELS, flat
 
@@ -90,6 +94,15 @@ def test_a_good_feature_is_a_warning_and_chance_is_nothing(
             assert by_name[feature, label].low < 0.6
     # P(a normal of mean 20 / 9 and variance 2 is above 0).
     assert by_name["visits", "click"].auc == pytest.approx(0.942, abs=0.01)
+
+
+def test_inspect_shows_the_features_that_predict_alone(tmp_path: Path):
+    write(table("dwell"), tmp_path / "out", allow_leaks="dwell")
+    console = Console(record=True, width=100, file=io.StringIO())
+    inspect(tmp_path / "out", 256, tmp_path / "pictures", console)
+    text = console.export_text()
+    (line,) = (x for x in text.splitlines() if re.match(r" *dwell .*1\.000", x))
+    assert line.split() == ["dwell", "click", "value", "1.000", "1.000"]
 
 
 def test_a_label_with_few_rows_of_a_class_is_not_measured(tmp_path: Path):
