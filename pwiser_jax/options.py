@@ -152,7 +152,7 @@ class Parser(ArgumentParser):
 # Messages of jsonargparse and argparse, and the method that says the same.
 _REWRITES = (
     (r"^Parser key \"([\w.]+)\": Unable to load config '(.*?)' - ", Parser._no_config),
-    (r"^Parser key \"([\w.]+)\":.*(?:Got|Given) value: (.*)$", Parser._wrong_type),
+    (r"^Parser key \"([\w.]+)\":.*(?:Got|Given) value: ?(.*)$", Parser._wrong_type),
     (r"unrecognized arguments: (.*)$", Parser._unknown),
     (
         r"argument ([\w.-]+): invalid choice: '?(.*?)'? \(choose from (.*)\)$",

@@ -1,13 +1,16 @@
 """Every file of configs/ can be read, and its model is built and has a gradient."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pwiser_jax.config import load_config
+from pwiser_jax.config import Config, load_config
 from pwiser_jax.data.datasets.funnel import LADDERS
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import MODELS, build
@@ -90,3 +93,53 @@ def test_a_wrong_file_is_named_with_its_option(
     with pytest.raises(UserError, match=word.replace(".", r"\.")) as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+
+
+# Values of every wrong kind, as YAML writes them.
+VALUES = (
+    *("null", ".nan", ".inf", "-.inf", "-1", "0", "1e30", str(10**30), "2147483648"),
+    *('""', '" "', "[]", "{}", "[1, 2]", "[null]", "[[1]]", "{a: 1}", "{a: null}"),
+    *("{1: 2}", "true", "x", "0.5", "3", "2024-01-01", "!!python/object:os.system x"),
+)
+OPTIONS = [
+    f"{section.name}.{option.name}" if section.name != "protocol" else "protocol"
+    for section in fields(Config)
+    for option in (
+        fields(getattr(Config(), section.name))
+        if is_dataclass(getattr(Config(), section.name))
+        else [section]
+    )
+]
+
+
+def is_one_sentence(load: Callable[[], Config]) -> None:
+    """A value is accepted, or refused by a sentence without Python's own names."""
+    message = ""
+    try:
+        config = load()
+        objectives.build(config.loss, SCHEMA.labels, config.model.cvr_space)
+    except UserError as error:
+        message = str(error)
+    for text in ("\n", "<class", "typing.", "NoneType", "Traceback"):
+        assert text not in message
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_any_value_of_an_option_is_accepted_or_refused_in_a_sentence(
+    tmp_path: Path, option: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    section, _, name = option.rpartition(".")
+    for value in VALUES:
+        line = f"{name}: {value}"
+        path.write_text(f"{section}: {{{line}}}\n" if section else f"{line}\n")
+        is_one_sentence(lambda: load_config(path))
+
+
+@settings(max_examples=80, derandomize=True, deadline=None)
+@given(st.sampled_from(OPTIONS), st.sampled_from(VALUES) | st.text(max_size=5))
+def test_any_value_on_the_command_line_is_accepted_or_refused_in_a_sentence(
+    option: str, value: str
+) -> None:
+    path = CONFIGS / "synthetic" / "smoke.yaml"
+    is_one_sentence(lambda: load_config(path, [f"--{option}={value}"]))

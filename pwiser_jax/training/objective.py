@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
@@ -50,7 +49,6 @@ __all__ = [
     "Objective",
     "Weights",
     "build",
-    "expected_paired_share",
     "notes",
     "ramped",
     "register_constraint",
@@ -206,14 +204,14 @@ class Objective:
     ) -> dict[str, Array]:
         """Pairs and active pairs by term: "pairs/HEAD/HI>LO" and "active/HEAD/HI>LO".
 
-        Within segments, "pairs/conversions_paired" instead: the share of conversions
+        Within segments, "groups/conversions_paired" instead: the share of conversions
         that have a row with a lower label in their segment; NaN without conversions.
         Arguments are those of the loss.
         """
         counts: dict[str, Array] = {}
         if self.segments:
             share = _paired_share(batch, len(self.rungs) - 1, axis_name)
-            return {"pairs/conversions_paired": share}
+            return {"groups/conversions_paired": share}
         for name in self.ranked if self.terms else ():
             head = self._head(name, logits, batch, weights, banks or {}, axis_name)
             pairs_by_term = ladder_pairs(
@@ -475,54 +473,14 @@ def _check_space(config: LossConfig, labels: tuple[str, ...], space: CvrSpace) -
         )
 
 
-def notes(
-    config: LossConfig,
-    objective: Objective,
-    *,
-    order: str = "rows",
-    batch_size: int = 0,
-    groups: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
-) -> list[str]:
-    """Lines for the user at the start of a run.
-
-    Args:
-        config: the loss's configuration.
-        objective: built from it.
-        order: data.order.
-        batch_size: data.batch_size.
-        groups: int[N], of the training rows, where pairs are limited to groups.
-        labels: int[N, L], of the training rows, for the same.
-    """
-    unordered = objective.segments and order != "groups"
-    if unordered and groups is not None and labels is not None:
-        share = expected_paired_share(groups, labels, batch_size)
-        return [
-            f"loss.segments group with data.order {order}: about {share:.1%} of "
-            "conversions have a pair in their batch; --data.order groups keeps groups "
-            "together"
-        ]
+def notes(config: LossConfig, objective: Objective) -> list[str]:
+    """Lines for the user at the start of a run."""
     if config.ranking != NONE and not objective.ranked:
         return [
             f"loss.ranking {config.ranking} has lambda 0 for every head: training "
             f"{config.pointwise} alone"
         ]
     return []
-
-
-def expected_paired_share(
-    groups: np.ndarray, labels: np.ndarray, batch_size: int
-) -> float:
-    """Expected share of conversions with a lower row of their group in their batch.
-
-    Batches are random rows: a conversion whose group has k lower rows lacks one with
-    probability about (1 - (B - 1) / (N - 1))^k.
-    """
-    level, top = labels.sum(axis=1), labels.shape[1]
-    lower = np.bincount(groups[level < top], minlength=int(groups.max()) + 1)
-    rows = lower[groups[level == top]]
-    chance = min(1.0, (batch_size - 1) / max(len(groups) - 1, 1))
-    return float(np.mean(1 - (1 - chance) ** rows)) if len(rows) else 0.0
 
 
 def union(
