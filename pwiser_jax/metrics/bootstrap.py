@@ -63,14 +63,14 @@ def bootstrap_auc_difference(
     count = int(codes.max()) + 1
     order_a, order_b = _Order(positive, scores_a), _Order(positive, scores_b)
     rng = np.random.default_rng(seed)
-    found: list[NDArray[np.float64]] = []
+    differences: list[NDArray[np.float64]] = []
     for start in range(0, draws, BLOCK):
         times = rng.multinomial(
             count, np.full(count, 1 / count), min(BLOCK, draws - start)
         )
         weights = times[:, codes].astype(np.float64)
-        found.append(order_a.auc(weights) - order_b.auc(weights))
-    gaps = np.concatenate(found)
+        differences.append(order_a.auc(weights) - order_b.auc(weights))
+    gaps = np.concatenate(differences)
     gaps = gaps[~np.isnan(gaps)]
     if len(gaps) < 2:
         return Interval(value, np.nan, np.nan, np.nan)

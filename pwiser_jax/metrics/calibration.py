@@ -1,4 +1,4 @@
-"""Are the probabilities right? Log loss, ratio of sums, reliability, a refit."""
+"""Log loss and calibration of probabilities: ratio of sums, reliability, refit."""
 
 from dataclasses import dataclass
 

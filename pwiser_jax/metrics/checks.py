@@ -1,4 +1,4 @@
-"""What every metric asks of its rows."""
+"""Checks of labels, values and groups."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

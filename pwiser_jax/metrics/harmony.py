@@ -1,4 +1,4 @@
-"""Do scores order the levels of the funnel, and do two tasks order rows alike?"""
+"""Discordance of scores with levels, and agreement of two orders."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -52,9 +52,9 @@ def discordance(levels: ArrayLike, scores: ArrayLike) -> Discordance:
     for low, high in combinations(range(len(present)), 2):
         rows = (levels == present[low]) | (levels == present[high])
         share = 1 - auc(levels[rows] == present[high], scores[rows])
-        own = int(counts[low]) * int(counts[high])
+        count = int(counts[low]) * int(counts[high])
         shares[int(present[high]), int(present[low])] = share
-        wrong, pairs = wrong + share * own, pairs + own
+        wrong, pairs = wrong + share * count, pairs + count
     return Discordance(wrong / pairs if pairs else np.nan, pairs, shares)
 
 

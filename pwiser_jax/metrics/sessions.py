@@ -39,8 +39,8 @@ def session_ndcg(
         return (places < (k or np.inf)) / np.log2(places + 2)
 
     best = _sums_by_place(gains, gains, codes, discount)
-    found = _sums_by_place(gains, scores, codes, discount)
-    return np.divide(found, best, out=np.full_like(best, np.nan), where=best > 0)
+    achieved = _sums_by_place(gains, scores, codes, discount)
+    return np.divide(achieved, best, out=np.full_like(best, np.nan), where=best > 0)
 
 
 def session_revenue(

@@ -1,4 +1,4 @@
-"""A mean over runs (seeds, folds or days): intervals, tests, how many are needed."""
+"""Statistics of runs (seeds, folds or days): intervals, tests, numbers of seeds."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -135,8 +135,8 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or ((p < 0) | (p > 1)).any():
         raise ValueError("p_values must be a vector of numbers in [0, 1]")
-    made = np.flatnonzero(~np.isnan(p))
-    order = made[np.argsort(p[made], kind="stable")]
+    defined = np.flatnonzero(~np.isnan(p))
+    order = defined[np.argsort(p[defined], kind="stable")]
     factors = np.arange(len(order), 0, -1)
     adjusted = np.full(len(p), np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(factors * p[order]), 1)

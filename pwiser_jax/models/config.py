@@ -19,9 +19,9 @@ class ModelConfig:
             "click": it predicts conversion on clicked rows only; "product": ESMM, the
             product of both heads is trained on all rows.
         embedding_dim: width of an embedded field.
-        small_rows: a categorical field of at most so many rows is multiplied with a
-            layer's weights as a whole table, once a batch, instead of row by row: the
-            same function with less work. Unset: as many as embedding_dim; 0: none.
+        small_rows: layers multiply the whole table of a categorical field of at most so
+            many rows once a batch, instead of a vector for each row: the same function
+            with less work. Unset: embedding_dim; 0: no field.
         bottom: hidden layers of the bottom of single_task, shared_bottom and aitm; may
             be empty, like tower, but not in aitm.
         expert: hidden layers of an expert of mmoe.
@@ -35,12 +35,12 @@ class ModelConfig:
         two_logits: whether each head has two logits f0 and f1 (of label 0 and of label
             1), as JRC needs them; the head's logit is then f1 - f0.
         dropout: rate of every dropout.
-        compute: "bfloat16": the factors of matrix products are rounded to it; twice and
-            more as fast on accelerators made for it, slower on most CPUs. Sums, batch
+        compute: type of the factors of matrix products. "bfloat16" is faster on
+            accelerators that support it and slower on most CPUs. Sums, batch
             statistics, losses, parameters and the optimizer stay in float32.
 
     Raises:
-        ValueError: a size or a rate that no model can have; the message names it.
+        ValueError: a size or a rate is out of its range; the message names the option.
     """
 
     name: str = "mmoe"

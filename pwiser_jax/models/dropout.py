@@ -1,10 +1,8 @@
-"""Dropout whose mask depends on where a value is, and on nothing else.
+"""Dropout whose mask is a hash of (seed, row of the global batch, unit).
 
-A generator that fills an array depends on the array's shape: the same batch on two
-devices, or under vmap, would meet other masks. Here each value hashes its own
-coordinates (seed, row of the whole batch, unit), so the mask of a row is the same
-wherever the row is computed. One finaliser a value is also several times cheaper than
-threefry on a CPU.
+The mask of a row is therefore the same on any number of devices and under vmap, where
+a generator's bits depend on the array's shape. One hash a value is also several times
+cheaper than threefry on a CPU.
 """
 
 import math
@@ -18,8 +16,9 @@ from pwiser_jax.models.context import Context
 
 
 def scramble(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which each input bit flips each output bit about half
-    of the time: the finaliser "lowbias32".
+    """Hashes uint32 by the finaliser "lowbias32", a bijection.
+
+    Each input bit flips each output bit about half of the time.
 
     Reference: Chris Wellons, https://nullprogram.com/blog/2018/07/31/
     """
@@ -35,11 +34,20 @@ def keep_mask(
     rate: float,
     axis: int = -2,
 ) -> jax.Array:
-    """bool of the given shape, the rows on `axis`, True with probability 1 - rate.
+    """Draws the mask: True (keep) with probability 1 - rate.
 
-    seeds is uint32[2] and rows uint32[B]. Rows and units are scrambled under their own
-    seeds first: neighbouring coordinates then meet the last hash far apart, and two
-    layers whose seeds happen to be close share nothing.
+    Rows and units are hashed with separate seeds before they are combined, so that
+    neighbouring coordinates and similar seeds give independent bits.
+
+    Args:
+        seeds: uint32[2].
+        rows: uint32[B], positions in the global batch.
+        shape: of the mask, with B on `axis`.
+        rate: the probability to drop a value.
+        axis: the axis of the rows.
+
+    Returns:
+        bool of that shape.
     """
     of_units = list(shape)
     of_units[axis] = 1
@@ -52,12 +60,12 @@ def keep_mask(
 
 
 class Dropout(nn.Module):
-    """Zeroes each value of x with probability rate, scales up the rest.
+    """Zeroes each value with probability rate and divides the others by 1 - rate.
 
     x holds the rows on one axis: [B, D], [E, B, D] or, with axis 0, [B, E, D].
 
-    Only in training. Needs the rng "dropout", the same key on every device; another
-    key for each step, the module's place in the model is folded in.
+    Active in training only. Needs the rng "dropout": the same key on all devices and a
+    new one each step. Flax folds in the module's path.
     """
 
     rate: float
@@ -70,7 +78,7 @@ class Dropout(nn.Module):
         rows = context.rows
         if rows is None:
             if context.axis_name is not None:
-                # Counting from 0 on each device would give them all the same mask.
+                # Positions from 0 would give all devices the same mask.
                 raise ValueError("rows must be given for dropout with an axis_name")
             rows = jnp.arange(x.shape[self.axis], dtype=jnp.uint32)
         seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)

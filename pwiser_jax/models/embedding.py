@@ -62,7 +62,7 @@ class Embedding(nn.Module):
         return Features(parts)
 
     def _small(self) -> dict[str, jax.Array]:
-        """The vectors of each field in `small`, [rows, dim], by its name."""
+        """The table [rows, dim] of each small field, by name."""
         fields = self.layout.small
         ends = np.cumsum([field.rows for field in fields])[:-1]
         tables = jnp.split(self._table("small", fields), ends)
@@ -72,10 +72,10 @@ class Embedding(nn.Module):
     def _large(
         self, inputs: Mapping[str, jax.Array], context: Context
     ) -> dict[str, jax.Array]:
-        """[B, dim] by the name of each field in `large`."""
+        """The vectors [B, dim] of each large field, by name."""
         layout = self.layout
         if "large_rows" in inputs:
-            # Not `param`, which refuses a table of another number of rows.
+            # `param` would raise: the table may have fewer rows than the layout.
             table = self.get_variable("params", "large")
             rows = inputs["large_rows"]
         else:
@@ -85,11 +85,11 @@ class Embedding(nn.Module):
         multi_valued = layout.schema.multi_valued
         singles = [field for field in layout.large if field not in multi_valued]
         widths = [1] * len(singles) + [field.width for field in multi_valued]
-        # Cut at once: the gradient of one slice alone has the size of all.
-        own = jnp.split(vectors, np.cumsum(widths)[:-1], axis=1)
-        fields = {f.name: v[:, 0] for f, v in zip(singles, own, strict=False)}
+        # One split: the gradient of a single slice would have the size of all.
+        by_field = jnp.split(vectors, np.cumsum(widths)[:-1], axis=1)
+        fields = {f.name: v[:, 0] for f, v in zip(singles, by_field, strict=False)}
         start = 0
-        for field, several in zip(multi_valued, own[len(singles) :], strict=True):
+        for field, several in zip(multi_valued, by_field[len(singles) :], strict=True):
             columns = slice(start, start + field.width)
             weights = context.zero_padding(inputs["multi_weights"][:, columns], 0)
             fields[field.name] = pool(several, weights, field.pool)
@@ -97,19 +97,19 @@ class Embedding(nn.Module):
         return fields
 
     def _table(self, name: str, fields: tuple) -> jax.Array:
-        all_own = sum(field.size for field in self.layout.schema.embedded)
-        own = own_rows(fields)
-        start = _xavier(own, math.sqrt(6 / (all_own + self.dim)))
+        ids = sum(field.size for field in self.layout.schema.embedded)
+        has_id = own_rows(fields)
+        start = _xavier(has_id, math.sqrt(6 / (ids + self.dim)))
         if self.zeros:
             start = nn.initializers.zeros
-        return self.param(name, start, (len(own), self.dim))
+        return self.param(name, start, (len(has_id), self.dim))
 
 
 def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
-    """[B, W, dim] and [B, W] -> [B, dim]: sum_j w_j e_j, "mean" divides by sum_j w_j.
+    """Pools vectors [B, W, dim] by weights [B, W]: sum_j w_j e_j, [B, dim].
 
-    Weights of 0, as padding has, leave their vectors out, with a gradient of 0; rows
-    without any other weight give zeros.
+    "mean" divides by sum_j w_j. Padding has weight 0 and neither a value nor a gradient
+    goes through it; a row of weights 0 gives zeros.
     """
     total = jnp.einsum("bw,bwd->bd", weights, vectors)
     if how == "sum":
@@ -118,9 +118,9 @@ def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
     return total / jnp.where(weight == 0, 1, weight)
 
 
-def _xavier(own: np.ndarray, bound: float) -> nn.initializers.Initializer:
+def _xavier(has_id: np.ndarray, bound: float) -> nn.initializers.Initializer:
     def start(key, shape, dtype=jnp.float32, out_sharding=None):
         table = jax.random.uniform(key, shape, dtype, -bound, bound)
-        return jnp.where(own[:, None], table, 0)
+        return jnp.where(has_id[:, None], table, 0)
 
     return start

@@ -1,4 +1,4 @@
-"""Gates of experts: a softmax a row, and the mixtures that it weighs."""
+"""Gates, and the mixtures of experts that they weigh."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-SOWN = "mix_"  # and the gate's name: a layer may have that name alone
+SOWN = "mix_"  # before the gate's name, which a layer may have
 
 
 def softmax_gate(module: nn.Module, name: str, scores: jax.Array) -> jax.Array:
-    """softmax(scores), f[B, E]: a row's weights of the experts.
+    """softmax(scores): the weight of each expert for each row, f[B, E].
 
-    They are sown into "intermediates" as "mix_NAME", for whoever wants to watch them.
+    Sows the weights into the collection "intermediates" as "mix_NAME", for diagnostics.
     """
     weights = nn.softmax(scores)
     module.sow("intermediates", SOWN + name, weights)
@@ -24,11 +24,14 @@ def softmax_gate(module: nn.Module, name: str, scores: jax.Array) -> jax.Array:
 def mix(
     gates: Mapping[str, Mapping[str, jax.Array]], groups: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The mixture [B, D] of each gate, by its name.
+    """Mixes the experts that each gate reads.
 
     Args:
-        gates: a gate's weights of the groups of experts that it reads, [B, E_g] each.
-        groups: experts by the name of their group, [E_g, B, D] each.
+        gates: by gate, its weights of the experts of each group, [B, E_g] each.
+        groups: outputs of the experts by group, [E_g, B, D] each.
+
+    Returns:
+        The mixture of each gate, [B, D].
     """
     terms: dict[str, list[jax.Array]] = {gate: [] for gate in gates}
     for group, experts in groups.items():
@@ -47,11 +50,11 @@ def mixtures(weights: jax.Array, experts: jax.Array) -> jax.Array:
 
 
 def by_products(weights: jax.Array, experts: jax.Array) -> jax.Array:
-    """`mixtures` as small products of matrices, one a row.
+    """`mixtures` as a small matrix product for each row.
 
-    On a CPU products make XLA store the experts, once for all mixtures; into sums it
-    draws what made them, dropout's bits among that, again for each mixture. With the
-    weights to the left the longer rows, of D numbers, are the inner ones.
+    On a CPU, XLA fuses the computation of the experts, dropout included, into each sum
+    over them and repeats it for each mixture; a product makes it store them once. The
+    weights are on the left, so that the inner loop runs over the D columns.
     """
     y = jax.lax.dot_general(weights, experts, (((2,), (0,)), ((1,), (1,))))
     return y.swapaxes(0, 1)
@@ -59,10 +62,10 @@ def by_products(weights: jax.Array, experts: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def by_sums(weights: jax.Array, experts: jax.Array) -> jax.Array:
-    """`mixtures` as sums of terms.
+    """`mixtures` as elementwise sums.
 
-    An accelerator reads the experts as they lie; for products XLA transposes them
-    first. The gradient of the experts is one sum over all mixtures.
+    On an accelerator this reads the experts in their layout, where a product would
+    transpose them first. The gradient of the experts is one sum over all mixtures.
     """
     return jnp.stack([jnp.sum(w.T[:, :, None] * experts, axis=0) for w in weights])
 

@@ -13,9 +13,9 @@ def both_logits(head: str) -> str:
 
 
 def product_logit(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The logit of σ(a) σ(b): -log(e^-a + e^-b + e^(-a-b)), elementwise.
+    """The logit of σ(a) σ(b), elementwise: -log(e^-a + e^-b + e^(-a-b)).
 
-    Exact where a product of probabilities would round to 0 or to 1.
+    Accurate where the product of the probabilities would round to 0 or to 1.
     """
     return -logsumexp(jnp.stack([-a, -b, -a - b]), axis=0)
 
@@ -23,10 +23,10 @@ def product_logit(a: jax.Array, b: jax.Array) -> jax.Array:
 def joint_logits(
     logits: dict[str, jax.Array], labels: tuple[str, ...], space: CvrSpace
 ) -> dict[str, jax.Array]:
-    """The heads' logits, and in the spaces "click" and "product" the joint tasks' too.
+    """Adds the logits of joint tasks in the spaces "click" and "product".
 
-    There a head above the first is conditional on the rung before, and P(level >= k) is
-    the product of the first k heads.
+    There each head above the first is conditional on the label before, and P(level >=
+    k) is the product of the first k heads. In "ctcvr" the heads are joint already.
     """
     if space == "ctcvr":
         return logits

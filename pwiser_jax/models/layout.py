@@ -1,4 +1,4 @@
-"""Which table holds which field, and where: fields of few rows and all the others."""
+"""Which embedding table holds which field: `small` or `large`, and at which rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ Field = CategoricalField | MultiValuedField
 
 @dataclass(frozen=True)
 class Layout:
-    """Two tables of vectors, `small` and `large`, a field's rows together in one.
+    """The rows of each field in two embedding tables, `small` and `large`.
 
-    A categorical field with at most `limit` rows, reserved ones included, is small: it
-    is cheaper to multiply its whole table with a layer's weights, once a batch, than
-    the vector of each row. Multi-valued fields are large.
+    A categorical field of at most `limit` rows, reserved ones included, is small: a
+    layer multiplies its table once a batch, not the vector of each row. Multi-valued
+    fields are large.
 
     Attributes:
         schema: the fields.
-        limit: rows of the largest small field.
-        factored: whether the numerical columns' own layer is multiplied out, too.
+        limit: most rows of a small field.
+        factored: whether layers multiply the numerical layer's weights once a batch.
     """
 
     schema: Schema
@@ -48,22 +48,22 @@ class Layout:
     @cached_property
     def places(self) -> dict[str, int]:
         """The first row of each field in its table, by the field's name."""
-        found = {}
+        places = {}
         for fields in (self.small, self.large):
             starts = np.cumsum([0, *(field.rows for field in fields)])
             names = (field.name for field in fields)
-            found |= dict(zip(names, starts[:-1].tolist(), strict=True))
-        return found
+            places |= dict(zip(names, starts[:-1].tolist(), strict=True))
+        return places
 
     @property
     def large_size(self) -> int:
-        """The rows of the table `large`."""
+        """The number of rows of `large`."""
         return sum(field.rows for field in self.large)
 
     def large_rows(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
         """The rows of `large` that each row of a batch reads: int32[B, L].
 
-        A column a large categorical field, then the columns of the multi-valued ones.
+        One column for each large categorical field, then those of multi-valued fields.
         """
         singles = [
             inputs["categorical"][:, i] + np.int32(self.places[field.name])
@@ -83,7 +83,7 @@ class Layout:
 
 
 def layout(config: ModelConfig, schema: Schema) -> Layout:
-    """The layout of a model's tables."""
+    """Returns the layout of a model's tables."""
     limit = config.small_rows
     limit = config.embedding_dim if limit is None else limit
     return Layout(schema, limit, 0 < len(schema.numerical) < limit)

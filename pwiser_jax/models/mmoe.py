@@ -1,4 +1,4 @@
-"""MMoE: each task mixes the same experts in its own way, row by row."""
+"""MMoE: a gate for each task mixes shared experts."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""PLE: levels of experts, some of one task and some shared, mixed level by level."""
+"""PLE: levels of experts, those of each task and shared ones, mixed at each level."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from pwiser_jax.models.features import Features, product, width
 from pwiser_jax.models.gates import mix, softmax_gate
 from pwiser_jax.models.layers import Blocks, Linear
 
-ALL = ""  # the name of the shared group and of its gate: no task has it
+ALL = ""  # name of the shared experts and their gate; no task has an empty name
 
 
 class PLE(MultiTaskModel):
@@ -27,7 +27,8 @@ class PLE(MultiTaskModel):
         g_k = Σ softmax(gate_k(previous g_k)) · (experts of k, then shared experts)
         g_s = Σ softmax(gate_s(previous g_s)) · (experts of all tasks, then shared ones)
 
-    Nothing would read g_s of the last level: it has no shared gate. One level is CGC.
+    The last level has no shared gate, since no layer would read its g_s. A single level
+    is CGC.
 
     Reference: Tang et al., Progressive Layered Extraction (PLE), RecSys 2020,
     equations 1 to 8.
@@ -52,9 +53,9 @@ class PLE(MultiTaskModel):
 
 
 class ExtractionLevel(nn.Module):
-    """(g_k by task, g_s) of one level from those of the one before.
+    """Computes a level's (g_k by task, g_s) from those of the level before.
 
-    The last level returns the g_s that it was given.
+    The last level returns its input g_s unchanged.
     """
 
     hidden: tuple[int, ...]
@@ -102,7 +103,7 @@ class ExtractionLevel(nn.Module):
         sizes: Mapping[str, int],
         context: Context,
     ) -> dict[str, jax.Array]:
-        """A gate's weights of the groups that it mixes, [B, E_g] each."""
+        """Returns a gate's weights of the experts of each group, [B, E_g] each."""
         name = f"gate_{gate}" if gate else "shared_gate"
         layer = Linear(sum(sizes.values()), name=name)(width(x))
         scores = product(x, layer, context.dtype)
