@@ -174,10 +174,12 @@ def _read(
         parts = _each(files, lambda file: _prepared_parts(file, keep, size))
         yield parts, None if common is None else arrays_of(common)
     else:
-        if prepared.schema.multi_valued or prepared.schema.common:
+        lists = {field.name for field in prepared.schema.multi_valued}
+        if prepared.schema.common or lists - set(prepared.encoder.spec.multi_valued):
             raise UserError(
-                f"{source} is no file of a prepared folder: rows with multi-valued or "
-                "shared fields can be predicted once they are prepared"
+                f"{source} is no file of a prepared folder: rows with "
+                "multi-valued or shared fields of this dataset can be predicted once "
+                "they are prepared"
             )
         yield (
             _each(_files(source), lambda f: _table_parts(prepared, f, keep, size)),

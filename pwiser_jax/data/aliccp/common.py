@@ -112,8 +112,8 @@ class CommonFeatures:
         new[1:] = index[1:] != index[:-1]
         wanted = index[new]
         place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        found = np.where(known[place] == wanted, line[place], np.int32(MISSING))
-        return found[np.cumsum(new) - 1]
+        lines = np.where(known[place] == wanted, line[place], np.int32(MISSING))
+        return lines[np.cumsum(new) - 1]
 
     @property
     def single(self) -> np.ndarray:

@@ -84,15 +84,15 @@ class AliccpEncoder:
         with_values: bool,
     ) -> "AliccpEncoder":
         """An id counts once for each row of train, also where its line is shared."""
-        found = counts.single | counts.lists
-        found |= {name: IdCounts() for name in (*USER_SINGLE, *reader.user_lists)}
+        id_counts = counts.single | counts.lists
+        id_counts |= {name: IdCounts() for name in (*USER_SINGLE, *reader.user_lists)}
         for k, name in enumerate(USER_SINGLE):
-            found[name].add(common.single[k], counts.rows_of_line)
+            id_counts[name].add(common.single[k], counts.rows_of_line)
         for first, lists in common.lists():
             for name in reader.user_lists:
                 ragged = ragged_of(lists, name)
-                found[name].add(ragged.ids, counts.rows_of_line[first + ragged.row])
-        tables = {name: IdTable.of(own, min_count) for name, own in found.items()}
+                id_counts[name].add(ragged.ids, counts.rows_of_line[first + ragged.row])
+        tables = {name: IdTable.of(own, min_count) for name, own in id_counts.items()}
         schema = Schema(
             categorical=tuple(
                 CategoricalField(name, len(tables[name].kept))
@@ -124,8 +124,8 @@ class AliccpEncoder:
         line = array(columns, COMMON)
         frame |= {name: array(columns, name) for name in LABELS}
         frame |= {GROUP: group[line], COMMON: line}
-        own = [f.name for f in self.schema.multi_valued if f.name in columns]
-        return pl.DataFrame(frame).with_columns(self._lists(columns, own))
+        lists = [f.name for f in self.schema.multi_valued if f.name in columns]
+        return pl.DataFrame(frame).with_columns(self._lists(columns, lists))
 
     def write_common(self, common: CommonFeatures, path: Path, scratch: Path) -> None:
         """The one table of all common lines, in groups of ROW_GROUP lines."""

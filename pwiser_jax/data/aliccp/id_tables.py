@@ -61,8 +61,8 @@ class IdCounts:
         place = np.flatnonzero(self._dense)
         ids, counts = (place + self._low).astype(np.int32), self._dense[place]
         if self._sparse:
-            own = pl.DataFrame({"id": ids, "count": counts}, schema=SCHEMA)
-            whole = pl.concat([own, *self._sparse]).group_by("id")
+            dense = pl.DataFrame({"id": ids, "count": counts}, schema=SCHEMA)
+            whole = pl.concat([dense, *self._sparse]).group_by("id")
             merged = whole.agg(pl.col("count").sum()).sort("id")
             ids, counts = merged["id"].to_numpy(), merged["count"].to_numpy()
         return ids[counts > 0], counts[counts > 0]
@@ -104,25 +104,25 @@ class IdEncoder:
     ) -> None:
         self._field = field
         known = np.concatenate([table.kept, table.rare])
-        own = np.full(len(known), field.rare, np.int32)
-        own[: field.size] = np.arange(field.size)
+        ids = np.full(len(known), field.rare, np.int32)
+        ids[: field.size] = np.arange(field.size)
         self._low = int(known.min()) if len(known) else 0
         span = int(known.max()) - self._low + 1 if len(known) else 0
         self._dense = span <= MOST_PLACES
         if self._dense:
             # A place before the first id and one after the last, for those beyond.
-            self._own = np.full(span + 2, field.unseen, np.int32)
-            self._own[known - (self._low - 1)] = own
+            self._ids = np.full(span + 2, field.unseen, np.int32)
+            self._ids[known - (self._low - 1)] = ids
         else:
             order = np.argsort(known)
-            self._known, self._own = known[order], own[order]
+            self._known, self._ids = known[order], ids[order]
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
         """int32[N] from int32[N]."""
         if self._dense:
-            found = self._own.take(raw - np.int64(self._low - 1), mode="clip")
+            encoded = self._ids.take(raw - np.int64(self._low - 1), mode="clip")
         else:
             place = np.minimum(np.searchsorted(self._known, raw), len(self._known) - 1)
             same = self._known[place] == raw
-            found = np.where(same, self._own[place], np.int32(self._field.unseen))
-        return np.where(raw == MISSING, np.int32(self._field.missing), found)
+            encoded = np.where(same, self._ids[place], np.int32(self._field.unseen))
+        return np.where(raw == MISSING, np.int32(self._field.missing), encoded)

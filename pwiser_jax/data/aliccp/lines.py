@@ -85,9 +85,9 @@ def _line_end(text: memoryview) -> int:
     """Just after the last line end, 0 without one."""
     part = 1 << 16
     for stop in range(len(text), 0, -part):
-        found = bytes(text[max(stop - part, 0) : stop]).rfind(b"\n")
-        if found >= 0:
-            return max(stop - part, 0) + found + 1
+        at = bytes(text[max(stop - part, 0) : stop]).rfind(b"\n")
+        if at >= 0:
+            return max(stop - part, 0) + at + 1
     return 0
 
 

@@ -45,6 +45,11 @@ from pwiser_jax.data.prepared.manifest import (
 )
 from pwiser_jax.data.raw.archives import TARS, Files, Source, is_tar
 from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec
+from pwiser_jax.data.raw.joins import (
+    MAX_UNMATCHED,
+    check_share,
+    refuse_unmatched,
+)
 from pwiser_jax.data.raw.labels import FIXES
 from pwiser_jax.data.raw.ragged import Ragged
 from pwiser_jax.data.raw.split import check_fractions
@@ -56,7 +61,6 @@ if TYPE_CHECKING:
 
 HALVES = ("train", "test")
 COMMON_FILE = "common.parquet"
-MOST_LOST = 0.01
 NEARLY = 0.01
 
 # The dataset's own numbers: Ma et al., SIGIR 2018, and the files themselves.
@@ -83,6 +87,7 @@ def prepare_aliccp(
     log_counts: bool = False,
     valid_fraction: float = 0.05,
     on_bad_label: BadLabel = "error",
+    max_unmatched: float = MAX_UNMATCHED,
     strict: bool = False,
     allow_leaks: tuple[str, ...] | str = (),
     overwrite: bool = False,
@@ -107,12 +112,15 @@ def prepare_aliccp(
         on_bad_label: what to do with a conversion without a click: refuse (error),
             leave the row out (drop), set its conversion to 0 (nest) or its click to 1
             (fill). The published train file has 230.
+        max_unmatched: refuse where a larger share of the rows than this names a common
+            line that is not there; they are left out and counted.
         strict: refuse fields that are not known; otherwise they are counted.
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
+    check_share(max_unmatched)
     check_fractions({"valid": valid_fraction})
     for option, value in {"--min-count": min_count, "--max-values": max_values}.items():
         if value < 1:
@@ -137,7 +145,7 @@ def prepare_aliccp(
         common = CommonFeatures(Path(scratch), valid_fraction)
         for half in HALVES:
             common.read(half, reader, files["common_features", half])
-        job = _Skeletons(reader, common, files, on_bad_label, log_counts)
+        job = _Skeletons(reader, common, files, on_bad_label, max_unmatched, log_counts)
         counts = TrainCounts(len(common), reader.item_lists)
         spill = {name: Spill(Path(scratch), name) for name in ("train", "valid")}
         for name, piece in job.read("train"):
@@ -189,6 +197,7 @@ def prepare_aliccp(
                 "log_counts": log_counts,
                 "valid_fraction": valid_fraction,
                 "on_bad_label": on_bad_label,
+                "max_unmatched": max_unmatched,
                 "strict": strict,
                 **allowed_leaks(allow_leaks),
                 "counted": {k: n for k, n in sorted(counted.items()) if n},
@@ -221,16 +230,16 @@ def find_source(place: Path, kind: str, half: str) -> Source:
     name = f"{kind}_{half}.csv"
     if place.is_file() and is_tar(place):
         return Source(place, (name,))
-    found = Files(place).find(name)
+    source = Files(place).find(name)
     tars = [place / f"sample_{half}{suffix}" for suffix in TARS]
     for path in tars:
-        if found is None and path.is_file():
-            found = Source(path, (name,))
-    if found is None:
+        if source is None and path.is_file():
+            source = Source(path, (name,))
+    if source is None:
         raise UserError(
             f"{place}: no file {name}, {name}.gz or in a zip, and no {tars[1].name}"
         )
-    return found
+    return source
 
 
 @dataclass
@@ -242,6 +251,7 @@ class _Skeletons:
         common: the common lines of both halves.
         files: (kind, half) -> file.
         on_bad_label: see `prepare_aliccp`.
+        max_unmatched: see `prepare_aliccp`.
         log_counts: see `prepare_aliccp`.
         dropped: reason -> rows dropped or put right.
         counted: what else was met.
@@ -252,6 +262,7 @@ class _Skeletons:
     common: CommonFeatures
     files: Mapping[tuple[str, str], Source]
     on_bad_label: BadLabel
+    max_unmatched: float
     log_counts: bool
     dropped: Counter[str] = field(default_factory=Counter)
     counted: Counter[str] = field(default_factory=Counter)
@@ -295,13 +306,11 @@ class _Skeletons:
             if not kept.all():
                 columns = select(columns, kept)
             yield from self._pieces(half, pieces, columns)
-        if lost > MOST_LOST * total["rows"]:
-            raise UserError(
-                f"{source}: {lost:,} of {total['rows']:,} rows name a "
-                "common_feature_index that "
-                f"{self.files['common_features', half]} lacks, the first of them in "
-                f"line {first_lost}; up to {MOST_LOST:.0%} are dropped"
-            )
+        lines = self.files["common_features", half]
+        missing = f"name a common_feature_index that {lines} lacks, first in line "
+        refuse_unmatched(
+            lost, total["rows"], self.max_unmatched, source, f"{missing}{first_lost}"
+        )
         for name, rest in pieces.items():
             yield from ((name, piece) for piece in rest.rest())
         self.totals[half] = dict(total)
@@ -336,8 +345,8 @@ class _Skeletons:
         valid = self.common.valid[array(columns, COMMON)]
         for name, mask in {"train": ~valid, "valid": valid}.items():
             if mask.any():
-                own = columns if mask.all() else select(columns, mask)
-                yield from ((name, piece) for piece in pieces[name].add(own))
+                part = columns if mask.all() else select(columns, mask)
+                yield from ((name, piece) for piece in pieces[name].add(part))
 
 
 def _write(
@@ -370,15 +379,15 @@ def _write(
     return splits
 
 
-def _compare(half: str, found: Mapping[str, int]) -> None:
+def _compare(half: str, counts: Mapping[str, int]) -> None:
     """Warns where a file that has as many rows as the published one differs from it."""
     published = PUBLISHED[half]
-    if abs(found["rows"] - published["rows"]) > NEARLY * published["rows"]:
+    if abs(counts["rows"] - published["rows"]) > NEARLY * published["rows"]:
         return
     for name, count in published.items():
-        if found.get(name, 0) != count:
+        if counts.get(name, 0) != count:
             warnings.warn(
-                f"{half} has {found.get(name, 0):,} {name.replace('_', ' ')}, the "
+                f"{half} has {counts.get(name, 0):,} {name.replace('_', ' ')}, the "
                 f"published file {count:,}",
                 DataWarning,
                 stacklevel=2,

@@ -147,11 +147,11 @@ class RawReader:
     ) -> Iterator[tuple[int, Block]]:
         line = 1
         work = partial(_parsed, read=read, columns=columns, names=names)
-        for found in in_order(self._pool, work, blocks(source)):
-            if isinstance(found, _Bad):
-                at, reason = find_bad(found.text, columns, names) or (0, "unreadable")
+        for parsed in in_order(self._pool, work, blocks(source)):
+            if isinstance(parsed, _Bad):
+                at, reason = find_bad(parsed.text, columns, names) or (0, "unreadable")
                 raise UserError(f"{source}, line {line + at}: {reason}")
-            block, unknown = found
+            block, unknown = parsed
             if self._strict and unknown:
                 at, name = unknown
                 raise UserError(
@@ -203,16 +203,16 @@ def _features(
     triples: Triples, singles: int, lists: tuple[str, ...], width: int
 ) -> Features:
     """Fields 0 .. singles - 1 are single-valued, those of `lists` follow."""
-    found = heaviest(triples, singles, len(lists), width)
-    ids, weights = Heaviest.values(found.single)
+    kept = heaviest(triples, singles, len(lists), width)
+    ids, weights = Heaviest.values(kept.single)
     return Features(
         ids,
         weights,
         {
             name: Ragged(counts, *Heaviest.values(keys[: counts.sum()]))
-            for name, counts, keys in zip(lists, found.counts, found.lists, strict=True)
+            for name, counts, keys in zip(lists, kept.counts, kept.lists, strict=True)
         },
-        found.content,
-        found.repeated,
+        kept.content,
+        kept.repeated,
         triples.unknown,
     )

@@ -86,12 +86,12 @@ class Spill:
     def pieces(self) -> Iterator[Columns]:
         for path in self._paths:
             with np.load(path) as arrays:
-                found: dict[str, np.ndarray | Ragged] = {}
+                columns: dict[str, np.ndarray | Ragged] = {}
                 for key in arrays.files:
                     name, _, part = key.partition("/")
                     if not part:
-                        found[name] = arrays[key]
+                        columns[name] = arrays[key]
                     elif part == PARTS[0]:
                         lists = (arrays[f"{name}/{part}"] for part in PARTS)
-                        found[name] = Ragged(*lists)
-            yield found
+                        columns[name] = Ragged(*lists)
+            yield columns

@@ -144,12 +144,12 @@ def parse(text: np.ndarray, columns: Sequence[Column], names: Names) -> Triples:
     weight = weight[:count]
     for at in np.flatnonzero(np.isnan(weight)):
         weight[at] = _weight(text, place[at])
-    found = None
+    first_name = None
     if unknown:
         name = NAME.match(text[first_place:].data)
-        found = first_line, name[0].decode() if name else ""
+        first_name = first_line, name[0].decode() if name else ""
     return Triples(
-        values, line[:count], field[:count], ids[:count], weight, unknown, found
+        values, line[:count], field[:count], ids[:count], weight, unknown, first_name
     )
 
 
@@ -210,9 +210,9 @@ def _is(word: np.uint64, byte: int) -> np.uint64:
 def _end(words: np.ndarray, at: np.int64) -> np.int64:
     """The place of the next ITEM or NEWLINE."""
     while True:
-        found = _is(words[at], ITEM) | _is(words[at], NEWLINE)
-        if found:
-            below = (found & (~found + np.uint64(1))) - np.uint64(1)
+        marks = _is(words[at], ITEM) | _is(words[at], NEWLINE)
+        if marks:
+            below = (marks & (~marks + np.uint64(1))) - np.uint64(1)
             return at + np.int64(((below & ONES) * ONES) >> np.uint64(56)) - 1
         at += 8
 

@@ -18,9 +18,14 @@ from pwiser_jax.atomic import scratch_folder
 from pwiser_jax.data.prepared.folder import check_output, write
 from pwiser_jax.data.prepared.manifest import Manifest
 from pwiser_jax.data.raw.archives import Files, Source, unpack
-from pwiser_jax.data.raw.columns import Reading, refuse_bad
+from pwiser_jax.data.raw.columns import Reading, number, refuse_bad
 from pwiser_jax.data.raw.flat import BadLabel, FlatSpec, FlatTable
 from pwiser_jax.data.raw.frames import scan_parquet
+from pwiser_jax.data.raw.joins import (
+    MAX_UNMATCHED,
+    check_share,
+    refuse_unmatched,
+)
 from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.sources import DataType, refuse_repeats, scan_csv
 from pwiser_jax.data.raw.split import split_by_group
@@ -48,7 +53,6 @@ RAW_NAMES = dict(
 )
 
 RAW_INTEGERS = (*RAW_CATEGORICAL, LEVEL)
-LOST_SHARE = 0.01
 KNOWN = "known"
 SEARCH = "search"
 SPEC = FlatSpec(
@@ -69,6 +73,7 @@ def prepare_aliexpress(
     valid_fraction: float = 0.05,
     on_bad_label: BadLabel = "error",
     allow_leaks: tuple[str, ...] | str = (),
+    max_unmatched: float = MAX_UNMATCHED,
     overwrite: bool = False,
 ) -> Manifest:
     """AliExpress Search of one country: exposures with clicks and purchases.
@@ -86,9 +91,12 @@ def prepare_aliexpress(
             (fill).
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
+        max_unmatched: refuse where a larger share of the item rows than this has a
+            search that the user file lacks; they are left out and counted.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
+    check_share(max_unmatched)
     files = Files(source)
     code = _country(files, country)
     dropped: Counter[str] = Counter()
@@ -104,7 +112,7 @@ def prepare_aliexpress(
                     files.require(f"{code}_user_{split}.csv"),
                     files.require(f"{code}_item_{split}.csv"),
                 )
-                frame, counts = _raw_rows(*sources, folder)
+                frame, counts = _raw_rows(*sources, folder, max_unmatched)
             # A search of test is another one than train's of the same id.
             search = 2 * pl.col(SEARCH) + int(split == "test")
             splits[split] = frame.with_columns(search.alias(SEARCH))
@@ -121,6 +129,7 @@ def prepare_aliexpress(
                 "country": code,
                 "valid_fraction": valid_fraction,
                 "on_bad_label": on_bad_label,
+                "max_unmatched": max_unmatched,
             },
         )
         return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
@@ -132,8 +141,10 @@ def _country(files: Files, wanted: str | None) -> str | None:
         return wanted.lower()
     if "train.csv" in files.names:
         return None
-    found = [re.fullmatch(r"([a-z]{2})_item_train\.csv", name) for name in files.names]
-    codes = [match[1] for match in found if match]
+    matches = [
+        re.fullmatch(r"([a-z]{2})_item_train\.csv", name) for name in files.names
+    ]
+    codes = [match[1] for match in matches if match]
     if len(codes) == 1:
         return codes[0]
     if codes:
@@ -161,13 +172,16 @@ def _joined_rows(
         frame = scan_csv(path, dtypes=dtypes, required=dtypes, name=str(table))
         wanted = frame.select(*dtypes).rename({"search_id": SEARCH})
         stored = _stored(wanted, folder / f"{table.name}.parquet")
-    return check_labels(
-        stored, LABELS, on_bad_label, lambda row: f"{table}, line {row + 1}"
-    )
+
+    def line(row: int) -> str:
+        return f"{table}, line {row + 1}"
+
+    refuse_bad(stored, [number(name, pl.Float32()) for name in NUMERICAL], line)
+    return check_labels(stored, LABELS, on_bad_label, line)
 
 
 def _raw_rows(
-    users: Source, items: Source, folder: Path
+    users: Source, items: Source, folder: Path, max_unmatched: float
 ) -> tuple[pl.LazyFrame, dict[str, int]]:
     """The publisher's two files, joined by search id in the order of the items."""
     with _unpacked(users, folder) as user_path, _unpacked(items, folder) as item_path:
@@ -183,15 +197,13 @@ def _raw_rows(
         )
         stored = _stored(joined, folder / f"{items.name}.parquet")
     level = pl.col(LEVEL)
-    reading = Reading(LEVEL, level, ~level.is_between(0, 2), "0, 1 or 2")
-    refuse_bad(stored, [reading], lambda row: f"{items}, line {row}")
+    readings = [Reading(LEVEL, level, ~level.is_between(0, 2), "0, 1 or 2")]
+    readings += [number(name, pl.Float32()) for name in RAW_NUMERICAL]
+    refuse_bad(stored, readings, lambda row: f"{items}, line {row}")
     counted = stored.select(pl.len(), pl.col(KNOWN).null_count()).collect()
     total, lost = counted.row(0)
-    if lost > LOST_SHARE * total:
-        raise UserError(
-            f"{items}: {lost:,} of {total:,} rows have a search that {users} does not; "
-            f"up to {LOST_SHARE:.0%} would be left out: is it the file of these items?"
-        )
+    missing = f"have a search that {users} lacks"
+    refuse_unmatched(lost, total, max_unmatched, items, missing)
     frame = stored.filter(pl.col(KNOWN)).select(
         pl.col(ITEM_ID).alias(SEARCH),
         *(pl.col(raw).alias(name) for raw, name in RAW_NAMES.items()),

@@ -56,7 +56,7 @@ def history(
         first_day: outcome -> p on the first day, which has none before it.
     """
     columns = list(outcomes.values())
-    own = earlier_sums(rows, key, day, columns)
+    sums = earlier_sums(rows, key, day, columns)
     whole = rows.with_columns(pl.lit(0).alias(EVERYTHING))
     totals = earlier_sums(whole, [EVERYTHING], day, columns)
     rates = (
@@ -66,13 +66,13 @@ def history(
         .alias(PRIOR + outcome)
         for outcome, column in outcomes.items()
     )
-    own = own.join(totals.select(day, *rates), on=day, how="left")
+    sums = sums.join(totals.select(day, *rates), on=day, how="left")
     smoothed = (
         (pl.col(column) + STRENGTH * pl.col(PRIOR + outcome))
         / (pl.col(COUNT) + STRENGTH)
         for outcome, column in outcomes.items()
     )
-    features = own.select(
+    features = sums.select(
         *key,
         day,
         pl.col(COUNT).log1p().alias(f"{name}_exposures"),

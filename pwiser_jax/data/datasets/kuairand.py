@@ -19,6 +19,11 @@ from pwiser_jax.data.prepared.manifest import Manifest
 from pwiser_jax.data.raw.archives import Files, Source, unpack
 from pwiser_jax.data.raw.columns import Reading, number, refuse_bad
 from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
+from pwiser_jax.data.raw.joins import (
+    MAX_UNMATCHED,
+    check_share,
+    refuse_unmatched,
+)
 from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.sources import refuse_repeats, scan_csv
 from pwiser_jax.data.raw.split import split_by_time
@@ -96,6 +101,7 @@ def prepare_kuairand(
     valid_until: str = "2022-05-05",
     min_count: int = 20,
     allow_leaks: tuple[str, ...] | str = (),
+    max_unmatched: float = MAX_UNMATCHED,
     overwrite: bool = False,
 ) -> Manifest:
     """KuaiRand-Pure: exposures of short videos with clicks, likes and long views.
@@ -112,9 +118,12 @@ def prepare_kuairand(
         min_count: a categorical value seen less often than this in train is rare.
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
+        max_unmatched: refuse where a larger share of the log's rows than this has a
+            user or a video that the other files do not describe; they are counted.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
+    check_share(max_unmatched)
     train_end = _day("--train-until", train_until)
     valid_end = _day("--valid-until", valid_until)
     files = Files(source)
@@ -129,8 +138,19 @@ def prepare_kuairand(
             outcome: sum(counts[outcome] for _, counts in parts)
             for outcome in ("like", "long_view")
         }
-        rows = _join(rows, _read_users(users, folder), "user_id")
-        rows = _join(rows, _read_videos(videos, folder), "video_id")
+        tables = {
+            "user": (users, _read_users(users, folder)),
+            "video": (videos, _read_videos(videos, folder)),
+        }
+        counted: dict[str, int] = {}
+        for what, (file, features) in tables.items():
+            key = f"{what}_id"
+            unmatched = rows.join(features, on=key, how="anti").height
+            missing = f"name a {what} that {file} lacks"
+            refuse_unmatched(unmatched, rows.height, max_unmatched, logs[-1], missing)
+            if unmatched:
+                counted[f"rows_without_{what}_features"] = unmatched
+            rows = rows.join(features, on=key, how="left", maintain_order="left")
     rows = _with_features(rows)
     spec = FlatSpec(
         CATEGORICAL,
@@ -153,6 +173,8 @@ def prepare_kuairand(
             "train_until": train_end,
             "valid_until": valid_end,
             "min_count": min_count,
+            "max_unmatched": max_unmatched,
+            "counted": counted,
             "rows_that_repeat_user_video_and_time": _repeated(rows),
         },
     )
@@ -233,11 +255,6 @@ def _scan(
 def _lines(source: Source) -> Callable[[int], str]:
     """From a 1-based row below the header to its place in the file."""
     return lambda row: f"{source}, line {row + 1}"
-
-
-def _join(rows: pl.DataFrame, features: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Every row of the log; where its user or video is not described, nulls."""
-    return rows.join(features, on=key, how="left", maintain_order="left")
 
 
 def _with_features(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,23 +1,31 @@
-"""`prepare table`: any CSV, TSV or Parquet file, with a schema file.
+"""`prepare table`: any CSV, TSV or Parquet table, with a schema file.
 
-Everything is checked on the whole file before it is split, so that an error names the
-file's own line or row.
+Everything is checked on the whole table before it is split, so that an error names the
+file's own line or row. How values become categories and groups: see `raw.canonical`.
 """
 
 import csv
+import re
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import polars as pl
 
 from pwiser_jax.data.datasets.table_schema import TableSchema, read_table_schema
-from pwiser_jax.data.prepared.encoder import features, side_columns
-from pwiser_jax.data.prepared.folder import check_output, write
+from pwiser_jax.data.prepared.encoder import (
+    features,
+    find_kinds,
+    list_features,
+    side_columns,
+)
+from pwiser_jax.data.prepared.folder import DataWarning, check_output, write
 from pwiser_jax.data.prepared.manifest import Manifest, is_prepared
-from pwiser_jax.data.raw import columns
+from pwiser_jax.data.raw import canonical, columns
 from pwiser_jax.data.raw.archives import Source as File
 from pwiser_jax.data.raw.archives import unpack
 from pwiser_jax.data.raw.columns import Reading
@@ -25,29 +33,44 @@ from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec, FlatTable
 from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.leaks import refuse_names
-from pwiser_jax.data.raw.sources import scan_csv
+from pwiser_jax.data.raw.sources import scan_csv, separator_of
 from pwiser_jax.data.raw.split import split_by_group, split_by_time
-from pwiser_jax.errors import UserError
+from pwiser_jax.errors import UserError, first_line
 
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FORMATS = "a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file, or a folder of .parquet"
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """The rows of a file; called with a 1-based row, the place of that row in it."""
+    """The rows of a table; called with a 1-based row, that row's place in its file.
+
+    Args:
+        name: in messages.
+        frame: the rows.
+        path: the plain CSV file, where it is one.
+        separator: of the CSV file; None: Parquet.
+        parts: the files of a folder, with their rows.
+    """
 
     name: str
     frame: pl.LazyFrame
     path: Path
     separator: str | None = None
+    parts: tuple[tuple[Path, int], ...] = ()
 
     def __str__(self) -> str:
         return self.name
 
     def __call__(self, row: int) -> str:
+        for part, rows in self.parts:
+            if row <= rows:
+                return f"{part}, row {row}"
+            row -= rows
         if self.separator is None:
             return f"{self.name}, row {row}"
-        # A quoted value may hold line ends, so that rows must be read to be counted.
+        # A quoted value may hold line ends: rows are read to be counted.
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=self.separator)
             for _ in range(row):
@@ -59,41 +82,113 @@ class RawTable:
 def open_table(
     path: Path, *, time: str | None = None, empty: bool = False
 ) -> Iterator[RawTable]:
-    """The rows of a CSV, TSV (both also gzipped) or Parquet file, in its order.
+    """The rows of a CSV or TSV file (also gzipped), a Parquet file or a folder of them.
 
     Columns of text files are text, but the time column becomes integers, dates or
-    datetimes. `predict` reads raw tables through this too, so that a value means the
-    same there. `empty` accepts a table without rows.
+    datetimes. Another separator is guessed from the header. In a folder, files whose
+    name begins with "_" or "." are ignored, and folders such as `day=2022-05-03` are a
+    column, as Spark, BigQuery and Dask write them. `predict` reads raw tables through
+    this too; `empty` accepts a table without rows.
 
     Raises:
-        UserError: names file and line of what is not as it should be.
+        UserError: names file and line of what is wrong.
     """
+    try:
+        if path.is_dir():
+            yield _with_time(_open_folder(path), time)
+            return
+        with tempfile.TemporaryDirectory(prefix="pwiser-") as folder:
+            yield _with_time(_open_file(path, Path(folder), empty), time)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def _open_file(path: Path, folder: Path, empty: bool) -> RawTable:
     file = File(path)
     suffix = Path(file.name).suffix.lower()
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if suffix not in (*SEPARATORS, ".parquet"):
-        raise UserError(f"{path}: expected a .csv, .tsv, .csv.gz, .tsv.gz or .parquet")
+        raise UserError(f"{path}: expected {FORMATS} files")
+    _refuse_prepared(path)
+    plain = unpack(file, folder)
+    if suffix == ".parquet":
+        return RawTable(str(path), _exact(scan_parquet(plain)), plain)
+    separator = separator_of(plain, SEPARATORS[suffix])
+    frame = scan_csv(plain, dtypes={}, name=str(path), separator=separator, empty=empty)
+    return RawTable(str(path), frame, plain, separator)
+
+
+def _open_folder(folder: Path) -> RawTable:
+    """The parts of a folder, part 2 before part 10."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    parts = [path.relative_to(folder) for path in paths]
+    parts = [p for p in parts if not any(name[0] in "._" for name in p.parts)]
+    for part in parts:
+        if part.suffix.lower() != ".parquet":
+            raise UserError(
+                f"{folder / part} is no part of a Parquet table; expected {FORMATS} "
+                "files"
+            )
+    if not parts:
+        raise UserError(f"{folder} is a folder without .parquet files")
+    parts.sort(key=_natural)
+    frames, counts = [], []
+    schema: dict[str, pl.DataType] = {}
+    for part in parts:
+        path = folder / part
+        _refuse_prepared(path)
+        frame = scan_parquet(path).with_columns(
+            pl.lit(value, pl.String).alias(name) for name, value in _partition(part)
+        )
+        types = dict(frame.collect_schema())
+        schema = schema or types
+        for name in {**schema, **types}:
+            if schema.get(name) != types.get(name):
+                raise UserError(
+                    f"{path}: column {name!r} is {types.get(name, 'absent')}, but "
+                    f"{schema.get(name, 'absent')} in {folder / parts[0]}"
+                )
+        frames.append(frame.select(list(schema)))
+        counts.append((path, int(frame.select(pl.len()).collect().item())))
+    return RawTable(str(folder), _exact(pl.concat(frames)), folder, parts=tuple(counts))
+
+
+def _natural(path: Path) -> list[list[str | int]]:
+    """A key that sorts names with numbers by their numbers."""
+    texts = (re.split(r"(\d+)", name) for name in path.parts)
+    return [[int(t) if t.isdecimal() else t for t in name] for name in texts]
+
+
+def _partition(part: Path) -> list[tuple[str, str | None]]:
+    """The columns that a part's folders name, such as `day=2022-05-03`."""
+    pairs = (name.partition("=") for name in part.parts[:-1])
+    return [
+        (
+            unquote(key),
+            None if value == NO_VALUE else unquote(value),
+        )
+        for key, equals, value in pairs
+        if equals
+    ]
+
+
+def _refuse_prepared(path: Path) -> None:
     if is_prepared(path):
         raise UserError(
             f"{path} holds rows that prepare has encoded: give the raw rows, or the "
             "file in its prepared folder"
         )
-    try:
-        with tempfile.TemporaryDirectory(prefix="pwiser-") as folder:
-            plain = unpack(file, Path(folder))
-            separator = SEPARATORS.get(suffix)
-            if separator:
-                frame = scan_csv(
-                    plain, dtypes={}, name=str(path), separator=separator, empty=empty
-                )
-            else:
-                frame = scan_parquet(plain)
-            table = RawTable(str(path), frame, plain, separator)
-            yield _with_time(table, time)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def _exact(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Float32 columns as the float64 of their shortest text, which a CSV file holds."""
+    types = frame.collect_schema()
+    return frame.with_columns(
+        pl.col(name).cast(pl.String).cast(pl.Float64)
+        for name, dtype in types.items()
+        if dtype == pl.Float32
+    )
 
 
 def prepare_table(
@@ -108,9 +203,11 @@ def prepare_table(
     """Your own table: CSV, TSV or Parquet, with a schema file.
 
     Args:
-        source: a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file; CSV with a header.
+        source: a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file, or a folder of .parquet
+            files; CSV with a header.
         output: the new folder.
-        schema: a YAML file that names the columns and the split.
+        schema: a YAML file that names the columns and the split; `pwiser schema` writes
+            a first one.
         on_bad_label: what to do with a label without the one below it, such as a
             conversion without a click: refuse (error), leave the row out (drop), set
             the label and those above it to 0 (nest), or those below it to 1 (fill).
@@ -123,57 +220,100 @@ def prepare_table(
     spec = FlatSpec(
         categorical=meaning.categorical,
         numerical=meaning.numerical,
+        multi_valued=meaning.multi_valued,
         labels=meaning.labels,
         group=meaning.group,
         time=meaning.time,
+        weight=meaning.weight,
         min_count=meaning.min_count,
+        min_counts=meaning.min_counts,
+        buckets=meaning.buckets,
         standardize=meaning.standardize,
     )
     refuse_names(spec)
     with open_table(source, time=spec.time) as table:
         column = meaning.split.options.get("column")
-        named = (*spec.categorical, *spec.numerical, *spec.labels.values())
-        named = (*named, spec.group, spec.time, column)
-        columns.require(table.frame, named, table)
-        readings = features(table.frame, spec, table)
-        others = side_columns(spec, table.frame.collect_schema())
-        checked = (*readings.values(), *others.values())
+        named = (*spec.features, *spec.labels.values(), spec.group, spec.time)
+        types = columns.require(table.frame, (*named, spec.weight, column), table)
+        kinds, mixed = find_kinds(table.frame, spec, table)
+        spec = replace(spec, kinds=kinds)
+        for name in mixed:
+            _warn_of_mixed(table, name, kinds.get(name) == "number")
+        lists = list_features(table.frame, spec, table)
+        readings = features(table.frame, spec, table) | lists
+        checked = (*readings.values(), *side_columns(spec, types).values())
         columns.refuse_bad(table.frame, checked, table)
         frame, dropped = check_labels(table.frame, spec.labels, on_bad_label, table)
         flat = FlatTable(
             dataset="table",
             spec=spec,
-            splits=_split(frame, meaning, table),
-            sources=(source, schema),
+            splits=_split(frame, meaning, spec, table),
+            sources=(*([part for part, _ in table.parts] or [source]), schema),
             dropped=dropped,
-            options={"on_bad_label": on_bad_label, "schema": meaning.raw},
+            options={
+                "on_bad_label": on_bad_label,
+                "schema": meaning.raw,
+                "counted": _too_long(table.frame, spec, lists),
+            },
         )
         return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
 
 
+def _warn_of_mixed(table: RawTable, column: str, are_numbers: bool) -> None:
+    read = (
+        "they are read as the same numbers"
+        if are_numbers
+        else "as other values are no whole numbers, all are kept as text"
+    )
+    warnings.warn(
+        f"{table}: column {column!r} holds whole numbers in two forms, such as 7 and "
+        f"7.0; {read}",
+        DataWarning,
+        stacklevel=3,
+    )
+
+
+def _too_long(
+    frame: pl.LazyFrame, spec: FlatSpec, lists: Mapping[str, Reading]
+) -> dict[str, int]:
+    """How many values are beyond `max_values`, by multi-valued column."""
+    beyond = [
+        (reading.value.list.len().cast(pl.Int64) - spec.multi_valued[name].max_values)
+        .clip(0)
+        .sum()
+        .alias(f"values_beyond_max_values_of_{name}")
+        for name, reading in lists.items()
+    ]
+    if not beyond:
+        return {}
+    counts = frame.select(beyond).collect(engine="streaming").row(0, named=True)
+    return {name: count for name, count in counts.items() if count}
+
+
 def _split(
-    frame: pl.LazyFrame, meaning: TableSchema, table: RawTable
+    frame: pl.LazyFrame, meaning: TableSchema, spec: FlatSpec, table: RawTable
 ) -> dict[str, pl.LazyFrame]:
     rule, options = meaning.split, dict(meaning.split.options)
-    if rule.by == "group" and meaning.group:
+    if rule.by == "group" and spec.group:
         seed = options.pop("seed", 0)
+        kind = spec.kinds.get(spec.group)
         return split_by_group(
-            frame, meaning.group, fractions=options, seed=seed, source=table
+            frame, spec.group, fractions=options, seed=seed, kind=kind, source=table
         )
-    if rule.by == "time" and meaning.time:
-        return split_by_time(frame, meaning.time, **options, source=table)
+    if rule.by == "time" and spec.time:
+        return split_by_time(frame, spec.time, **options, source=table)
     column = options["column"]
-    name = pl.col(column).cast(pl.String)
+    name = pl.col(column).cast(pl.String).str.strip_chars()
     known = ", ".join(SPLITS)
     reading = Reading(column, name, ~name.is_in(SPLITS).fill_null(False), known)
-    columns.refuse_bad(frame, [reading], table)
+    columns.refuse_bad(table.frame, [reading], table)
     return {split: frame.filter(name == split) for split in SPLITS}
 
 
 def _with_time(table: RawTable, time: str | None) -> RawTable:
     """The table with a text time column as integers, dates or datetimes.
 
-    The first value that is not empty says which.
+    The first value that is not empty decides which.
     """
     dtypes = table.frame.collect_schema()
     if time is None or dtypes.get(time) != pl.String:
@@ -187,11 +327,8 @@ def _with_time(table: RawTable, time: str | None) -> RawTable:
         value = text.str.strptime(pl.Date, "%Y-%m-%d", strict=False)
         kind = "a date such as 2022-05-03"
     else:
-        value = text.str.replace("T", " ").str.strptime(
-            pl.Datetime("us"), "%Y-%m-%d %H:%M:%S%.f", strict=False
-        )
+        value = canonical.moment(text)
         kind = "a time such as 2022-05-03 14:30:00"
     reading = Reading(time, value, value.is_null(), f"{kind} in every row")
     columns.refuse_bad(table.frame, [reading], table)
-    frame = table.frame.with_columns(value.alias(time))
-    return RawTable(table.name, frame, table.path, table.separator)
+    return replace(table, frame=table.frame.with_columns(value.alias(time)))

@@ -6,7 +6,7 @@ that `predict` encodes raw rows as training saw them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,26 @@ import polars as pl
 from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.data.prepared.moments import moments
-from pwiser_jax.data.raw import columns
+from pwiser_jax.data.raw import canonical, columns
+from pwiser_jax.data.raw.canonical import Kinds
 from pwiser_jax.data.raw.columns import Reading, Source
 from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.data.raw.hashing import group_hash
 from pwiser_jax.data.raw.labels import truth
+from pwiser_jax.data.raw.ragged import Ragged
 from pwiser_jax.schema import (
     GROUP,
+    LIST_WEIGHTS,
     ROW_WEIGHT,
     TIME,
     CategoricalField,
+    MultiValuedField,
     NumericalField,
     Schema,
 )
+
+LISTS = "\0lists of "  # no column of a file can have this name
+LIST_TYPE = pl.Struct({"ids": pl.List(pl.Int32), "weights": pl.List(pl.Float32)})
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,20 @@ class Encoder:
         cls, train: pl.LazyFrame, spec: FlatSpec, source: Source = "train"
     ) -> "Encoder":
         """Fits vocabularies, fills and scales; a UserError names a bad value."""
+        kinds = find_kinds(train, spec, source).kinds
+        spec = replace(spec, kinds={**kinds, **spec.kinds})
         readings = features(train, spec, source)
-        columns.refuse_bad(train, readings.values(), source)
+        lists = list_features(train, spec, source)
+        columns.refuse_bad(train, (*readings.values(), *lists.values()), source)
         texts = {n: readings[n].value for n in spec.categorical if n not in spec.sizes}
-        fitted = vocabulary.fit_vocabularies(train, texts, spec.min_count)
-        sizes = {name: kept for name, (_, kept) in fitted.items()} | dict(spec.sizes)
+        texts |= {name: reading.value.explode() for name, reading in lists.items()}
+        for name in spec.buckets:
+            texts.pop(name, None)
+        least = {n: spec.min_counts.get(n, spec.min_count) for n in texts}
+        fitted = vocabulary.fit_vocabularies(train, texts, least)
+        sizes = {name: kept for name, (_, kept) in fitted.items()}
+        sizes |= {**spec.sizes, **spec.buckets}
+        widths = _longest(train, lists)
         stats = moments(train, {n: readings[n].value for n in spec.numerical})
         numerical = (
             NumericalField(n, stats[n].mean, stats[n].scale)
@@ -70,6 +86,12 @@ class Encoder:
             labels=tuple(spec.labels),
             extra=spec.extra,
             weight=spec.weight is not None,
+            multi_valued=tuple(
+                MultiValuedField(
+                    name, sizes[name], min(column.max_values, widths[name]), column.pool
+                )
+                for name, column in spec.multi_valued.items()
+            ),
         )
         values = {name: ordered for name, (ordered, _) in fitted.items()}
         return cls(spec, schema, values, {n: stats[n].mean for n in spec.numerical})
@@ -97,6 +119,7 @@ class Encoder:
         """
         spec, schema = self.spec, self.schema
         readings = features(frame, spec, source)
+        lists = list_features(frame, spec, source)
         dtypes = frame.collect_schema()
         others: dict[str, Reading] = {}
         if with_labels:
@@ -105,12 +128,21 @@ class Encoder:
             columns.require(frame, needed, source)
             others = side_columns(spec, dtypes)
         scaled = {f.name: _overflow(f, readings[f.name]) for f in schema.numerical}
-        checked = (*(readings | scaled).values(), *others.values())
+        checked = (*(readings | scaled).values(), *lists.values(), *others.values())
         columns.refuse_bad(frame, checked, source)
 
         prepared = [
             *(self._ids(f, readings[f.name].value) for f in schema.categorical),
             *(self._scaled(f, readings[f.name].value) for f in schema.numerical),
+        ]
+        frame = frame.with_columns(
+            self._lists(f, lists[f.name].value).alias(LISTS + f.name)
+            for f in schema.multi_valued
+        )
+        prepared += [
+            pl.col(LISTS + field.name).struct.field(part).alias(field.name + end)
+            for field in schema.multi_valued
+            for part, end in (("ids", ""), ("weights", LIST_WEIGHTS))
         ]
         if with_labels:
             prepared += [
@@ -129,8 +161,29 @@ class Encoder:
     def _ids(self, field: CategoricalField, value: pl.Expr) -> pl.Expr:
         if field.name in self.spec.sizes:
             return vocabulary.encode_own_ids(field, value).alias(field.name)
-        values = self.values[field.name]
-        return vocabulary.encode(field, value, values).alias(field.name)
+        return self._encoded(field, value).alias(field.name)
+
+    def _encoded(
+        self, field: CategoricalField | MultiValuedField, value: pl.Expr
+    ) -> pl.Expr:
+        if field.name in self.spec.buckets:
+            return vocabulary.encode_buckets(field, value)
+        return vocabulary.encode(field, value, self.values[field.name])
+
+    def _lists(self, field: MultiValuedField, value: pl.Expr) -> pl.Expr:
+        """Lists of texts as a struct of ids and weights; equal values add up."""
+
+        def encoded(lists: pl.Series) -> pl.Series:
+            counts = lists.list.len().fill_null(0).cast(pl.Int64)
+            texts = lists.filter(counts > 0).explode().rename("text").to_frame()
+            ids = texts.select(self._encoded(field, pl.col("text"))).to_series()
+            ones = np.ones(len(ids), np.float32)
+            ragged = Ragged(counts.to_numpy(), ids.to_numpy(), ones).merged()
+            found = zip(("ids", "weights"), ragged.lists(), strict=True)
+            return pl.DataFrame(dict(found)).to_struct(lists.name)
+
+        kept = value.list.head(field.width)
+        return kept.map_batches(encoded, return_dtype=LIST_TYPE, is_elementwise=True)
 
     def _scaled(self, field: NumericalField, value: pl.Expr) -> pl.Expr:
         filled = value.fill_null(self.fill[field.name])
@@ -139,14 +192,15 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Writes vocabulary.parquet; the manifest holds schema, spec and fills."""
-        vocabulary.write_vocabularies(folder, self.schema.categorical, self.values)
+        vocabulary.write_vocabularies(folder, self.schema.embedded, self.values)
 
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
         """The encoder of a prepared folder."""
         manifest = read_manifest(folder)
         spec, schema = manifest.spec, manifest.schema
-        fields = [f for f in schema.categorical if f.name not in spec.sizes]
+        known = {*spec.sizes, *spec.buckets}
+        fields = [f for f in schema.embedded if f.name not in known]
         values = vocabulary.read_vocabularies(
             folder, fields, manifest.vocabulary_sha256
         )
@@ -158,10 +212,14 @@ def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, R
     dtypes = columns.require(frame, (*spec.categorical, *spec.numerical), source)
     readings = {}
     for name in spec.categorical:
-        read = columns.whole_number if name in spec.sizes else columns.category
-        readings[name] = read(name, dtypes[name])
+        if name in spec.sizes:
+            readings[name] = columns.whole_number(name, dtypes[name])
+        else:
+            kind = spec.kinds.get(name)
+            readings[name] = columns.category(name, dtypes[name], kind)
     for name in spec.numerical:
-        readings[name] = columns.number(name, dtypes[name])
+        kind = spec.kinds.get(name)
+        readings[name] = columns.number(name, dtypes[name], kind)
     return readings
 
 
@@ -176,11 +234,55 @@ def _overflow(field: NumericalField, reading: Reading) -> Reading:
     return Reading(column, value, refused, limits)
 
 
+def list_features(
+    frame: pl.LazyFrame, spec: FlatSpec, source: Source
+) -> dict[str, Reading]:
+    """How each multi-valued column is read, as lists of canonical texts."""
+    dtypes = columns.require(frame, spec.multi_valued, source)
+    return {
+        name: columns.categories(
+            name, dtypes[name], spec.kinds.get(name), column.separator
+        )
+        for name, column in spec.multi_valued.items()
+    }
+
+
+def find_kinds(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> Kinds:
+    """The kinds of the columns of a table that `spec.kinds` does not have.
+
+    Numerical columns have one only where they hold booleans.
+    """
+    dtypes = columns.require(frame, (*spec.features, spec.group), source)
+    names = (*spec.categorical, *spec.numerical, *([spec.group] if spec.group else ()))
+    values = {n: pl.col(n) for n in names if n not in {*spec.sizes, *spec.kinds}}
+    for name, column in spec.multi_valued.items():
+        if name not in spec.kinds:
+            value, _ = columns.lists(name, dtypes[name], column.separator)
+            values[name] = value.explode()
+    kinds, mixed = canonical.kinds_of(frame, values)
+    numbers = {*spec.numerical} - {*spec.categorical, spec.group}
+    return Kinds(
+        {n: k for n, k in kinds.items() if n not in numbers or k == "boolean"},
+        [name for name in mixed if name not in numbers],
+    )
+
+
+def _longest(frame: pl.LazyFrame, lists: Mapping[str, Reading]) -> dict[str, int]:
+    """The length of each multi-valued column's longest list, at least 1."""
+    if not lists:
+        return {}
+    longest = (r.value.list.len().max().alias(name) for name, r in lists.items())
+    row = frame.select(longest).collect(engine="streaming").row(0, named=True)
+    return {name: max(length or 0, 1) for name, length in row.items()}
+
+
 def side_columns(spec: FlatSpec, dtypes: pl.Schema) -> dict[str, Reading]:
     """Prepared name -> reading of the columns beside features and labels."""
     readings = {}
     if spec.group:
-        readings[GROUP] = columns.group_key(spec.group, dtypes[spec.group])
+        readings[GROUP] = columns.group_key(
+            spec.group, dtypes[spec.group], spec.kinds.get(spec.group)
+        )
     if spec.time:
         readings[TIME] = columns.time_stamp(spec.time, dtypes[spec.time])
     if spec.weight:

@@ -87,7 +87,7 @@ def write(
         refuse_empty(flat.spec, counts)
         train = flat.splits["train"]
         encoder = Encoder.fit(train, flat.spec, "train")
-        readings = features(train, flat.spec, "train")
+        readings = features(train, encoder.spec, "train")
         values = {name: reading.value for name, reading in readings.items()}
         refuse_copies(train, flat.spec, values)
 
@@ -102,7 +102,7 @@ def write(
         manifest = Manifest(
             dataset=flat.dataset,
             schema=encoder.schema,
-            spec=flat.spec,
+            spec=encoder.spec,
             fill=encoder.fill,
             splits=counts,
             dropped=dict(flat.dropped),

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from pwiser_jax.data.raw.flat import SPLITS, FlatSpec
+from pwiser_jax.data.raw.flat import SPLITS, FlatSpec, ListColumn
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import Schema
 from pwiser_jax.version import __version__
@@ -145,6 +145,8 @@ class Manifest:
 def _spec(tree: dict[str, Any], labels: tuple[str, ...]) -> FlatSpec:
     for key in ("categorical", "numerical", "extra"):
         tree[key] = tuple(tree[key])
+    lists = tree.get("multi_valued", {})  # earlier versions have none
+    tree["multi_valued"] = {name: ListColumn(**lists[name]) for name in lists}
     tree["labels"] = {name: tree["labels"][name] for name in labels}
     return FlatSpec(**tree)
 

@@ -4,22 +4,25 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from pwiser_jax.data.raw.hashing import hash_strings
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import CategoricalField, MultiValuedField
 
+Field = CategoricalField | MultiValuedField
 FILE = "vocabulary.parquet"
 INTEGER = r"^-?\d{1,18}$"
 
 
 def fit_vocabularies(
-    train: pl.LazyFrame, columns: Mapping[str, pl.Expr], min_count: int
+    train: pl.LazyFrame, columns: Mapping[str, pl.Expr], min_counts: Mapping[str, int]
 ) -> dict[str, tuple[pl.Series, int]]:
     """For each column its values in train, and how many of them get an id.
 
-    Values that train has `min_count` times get one and come first, rare ones after
-    them; each part ascends, by number where all values are integers, else as text.
+    Values that train has as often as `min_counts` says get one and come first, rare
+    ones after them; each part ascends, by number where all are integers, else as text.
     """
     counted = [
         train.select(expr.alias("value"))
@@ -30,7 +33,7 @@ def fit_vocabularies(
     ]
     tables = pl.collect_all(counted, engine="streaming") if counted else []
     return {
-        name: _ordered(table, min_count)
+        name: _ordered(table, min_counts[name])
         for name, table in zip(columns, tables, strict=True)
     }
 
@@ -45,7 +48,7 @@ def _ordered(table: pl.DataFrame, min_count: int) -> tuple[pl.Series, int]:
     return ordered["value"], ordered.height - int(ordered.select(rare.sum()).item())
 
 
-def encode(field: CategoricalField, value: pl.Expr, values: pl.Series) -> pl.Expr:
+def encode(field: Field, value: pl.Expr, values: pl.Series) -> pl.Expr:
     """The int32 ids of text values; `values` are the kept and then the rare ones."""
     # An Enum hashes its categories once, not once for each block of rows.
     position = value.cast(pl.Enum(values), strict=False).to_physical().cast(pl.Int32)
@@ -73,9 +76,20 @@ def encode_own_ids(field: CategoricalField, value: pl.Expr) -> pl.Expr:
     )
 
 
+def encode_buckets(field: Field, value: pl.Expr) -> pl.Expr:
+    """The int32 ids of text values that are hashed into `field.size` of them."""
+
+    def bucket(values: pl.Series) -> pl.Series:
+        hashed = hash_strings(values.fill_null("")) % np.uint64(field.size)
+        return pl.Series(values.name, hashed.astype(np.int32))
+
+    hashed = value.map_batches(bucket, return_dtype=pl.Int32, is_elementwise=True)
+    return pl.when(value.is_null()).then(field.missing).otherwise(hashed).cast(pl.Int32)
+
+
 def write_vocabularies(
     folder: Path,
-    fields: Sequence[CategoricalField | MultiValuedField],
+    fields: Sequence[Field],
     values: Mapping[str, pl.Series],
 ) -> None:
     """vocabulary.parquet: columns field, value and id; fields in the schema's order."""
@@ -103,7 +117,7 @@ def write_vocabularies(
 
 
 def read_vocabularies(
-    folder: Path, fields: Sequence[CategoricalField], sha256: str
+    folder: Path, fields: Sequence[Field], sha256: str
 ) -> dict[str, pl.Series]:
     """The values of fields from a prepared folder, in the order of their ids.
 

@@ -1,20 +1,22 @@
-"""Raw columns read as categories, whole numbers or numbers, and what is refused there.
+"""Raw columns read as categories, whole numbers or numbers; bad values are refused.
 
-Each reading is a pair of Polars expressions: the value, null where it is missing, and
-whether the raw value is bad. Bad values are found by one streaming pass and refused
-with the place, the column and the value.
+Each `Reading` is a pair of Polars expressions: the value, null where it is missing, and
+whether the raw value is bad. `refuse_bad` looks for bad values in one streaming pass
+and names place, column and value.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import date, datetime, time
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from pwiser_jax.data.raw import canonical
+from pwiser_jax.data.raw.canonical import Kind, is_text, not_whole
 from pwiser_jax.errors import UserError
 
 FLOAT32_MAX = 3.4028234663852886e38
-INT64_LIMIT = 2.0**63
 ROW = "__pwiser_row__"
 
 Source = str | Callable[[int], str]
@@ -35,30 +37,49 @@ def place(source: Source, row: int) -> str:
     return source(row) if callable(source) else f"{source}, row {row}"
 
 
-def is_text(dtype: pl.DataType) -> bool:
-    """Text, or the type that a column of nothing but nulls has."""
-    return isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)
+def category(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Reading:
+    """A category as its canonical text, null where it is null, NaN or empty."""
+    reading = canonical.canonical(pl.col(name), dtype, kind)
+    if reading is None:
+        raise UserError(
+            f"column {name!r} holds {dtype}; it cannot be a categorical field"
+        )
+    expected = "a whole number, as the column is categorical"
+    return Reading(name, *reading, expected)
 
 
-def category(name: str, dtype: pl.DataType) -> Reading:
-    """A category as a string, null where it is null, NaN or empty.
+def categories(
+    name: str, dtype: pl.DataType, kind: Kind | None, separator: str | None
+) -> Reading:
+    """The values of a multi-valued column as lists of canonical texts.
 
-    Whole numbers are written in plain decimal, so 3, 3.0, "3" and "3.0" are one value.
+    Missing values are left out: a missing list is null or empty.
     """
-    column = pl.col(name)
-    if dtype.is_integer() or dtype.is_temporal():
-        return Reading(name, column.cast(pl.String), None, "a category")
-    if dtype == pl.Boolean:
-        value = column.cast(pl.Int8).cast(pl.String)
-        return Reading(name, value, None, "a category")
-    if dtype.is_float():
-        value, bad = _whole(name)
-        expected = "a whole number, as the column is categorical"
-        return Reading(name, value.cast(pl.String), bad, expected)
-    if is_text(dtype):
-        text = _without_zero_fraction(column.cast(pl.String))
-        return Reading(name, pl.when(text != "").then(text), None, "a category")
-    raise UserError(f"column {name!r} holds {dtype}; it cannot be a categorical field")
+    value, inner = lists(name, dtype, separator)
+    reading = canonical.canonical(pl.element(), inner, kind)
+    if reading is None:
+        raise UserError(f"column {name!r} holds {dtype}; expected lists of categories")
+    text, bad = reading
+    wrong = None if bad is None else value.list.eval(bad).list.any()
+    expected = "whole numbers, as the column is multi-valued"
+    return Reading(name, value.list.eval(text.drop_nulls()), wrong, expected)
+
+
+def lists(
+    name: str, dtype: pl.DataType, separator: str | None
+) -> tuple[pl.Expr, pl.DataType]:
+    """The lists of a multi-valued column, and the type of their values."""
+    value = pl.col(name)
+    if isinstance(dtype, pl.List | pl.Array):
+        value = value.arr.to_list() if isinstance(dtype, pl.Array) else value
+        inner = dtype.inner
+        return value, inner if isinstance(inner, pl.DataType) else inner()
+    if is_text(dtype) and separator:
+        return value.cast(pl.String).str.split(separator), pl.String()
+    raise UserError(
+        f"column {name!r} holds {dtype}; a multi-valued field needs lists, or text and "
+        "a separator"
+    )
 
 
 def whole_number(name: str, dtype: pl.DataType) -> Reading:
@@ -69,15 +90,18 @@ def whole_number(name: str, dtype: pl.DataType) -> Reading:
         value = column.cast(pl.Int64, strict=False).fill_null(-1)
         return Reading(name, pl.when(column.is_not_null()).then(value), None, "an id")
     if dtype.is_float():
-        return Reading(name, *_whole(name), "a whole number")
+        number = pl.col(name).cast(pl.Float64).fill_nan(None)
+        value = number.cast(pl.Int64, strict=False)
+        return Reading(name, value, not_whole(number), "a whole number")
     if is_text(dtype):
-        text = _without_zero_fraction(column.cast(pl.String).str.strip_chars())
+        text = column.cast(pl.String).str.strip_chars()
+        text = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
         value = text.cast(pl.Int64, strict=False)
         return Reading(name, value, (text != "") & value.is_null(), "a whole number")
     raise UserError(f"column {name!r} holds {dtype}; it cannot hold a field's ids")
 
 
-def number(name: str, dtype: pl.DataType) -> Reading:
+def number(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Reading:
     """A number as float64, null where it is null, NaN or empty; infinities are bad."""
     column = pl.col(name)
     if dtype.is_numeric() or dtype == pl.Boolean:
@@ -85,6 +109,8 @@ def number(name: str, dtype: pl.DataType) -> Reading:
         return Reading(name, value, value.abs() > FLOAT32_MAX, "a finite number")
     if is_text(dtype):
         text = column.cast(pl.String).str.strip_chars()
+        if kind == "boolean":
+            text = text.replace(canonical.TRUTHS)
         parsed = text.cast(pl.Float64, strict=False)
         value = parsed.fill_nan(None)
         bad = ((text != "") & parsed.is_null()) | (value.abs() > FLOAT32_MAX)
@@ -93,10 +119,10 @@ def number(name: str, dtype: pl.DataType) -> Reading:
 
 
 def time_stamp(name: str, dtype: pl.DataType) -> Reading:
-    """A time as int64: an integer as it is, a date's day, a datetime's microsecond."""
+    """A time as int64: an integer, the day of a date, the microsecond of a datetime."""
     column = pl.col(name)
     if isinstance(dtype, pl.Datetime):
-        column = column.dt.timestamp("us")
+        column = canonical.utc(column, dtype)
     elif dtype != pl.Date and not dtype.is_integer():
         raise UserError(
             f"time column {name!r} holds {dtype}; expected integers, dates or datetimes"
@@ -105,33 +131,18 @@ def time_stamp(name: str, dtype: pl.DataType) -> Reading:
     return Reading(name, value, value.is_null(), "a time in every row")
 
 
-def group_key(name: str, dtype: pl.DataType) -> Reading:
-    """A group's value, to be hashed: whole numbers, dates or text in every row."""
-    column = pl.col(name)
-    if dtype.is_float():
-        value, fraction = _whole(name)
-        bad = value.is_null() | fraction
-        return Reading(name, value, bad, "a group in every row")
-    if dtype.is_integer() or dtype.is_temporal() or is_text(dtype):
-        return Reading(name, column, column.is_null(), "a group in every row")
-    raise UserError(f"group column {name!r} holds {dtype}; expected ids or text")
-
-
-def _whole(name: str) -> tuple[pl.Expr, pl.Expr]:
-    """Value and badness of a float column that should hold whole numbers."""
-    number = pl.col(name).fill_nan(None)
-    bad = (number != number.floor()) | (number.abs() >= INT64_LIMIT)
-    return number.cast(pl.Int64, strict=False), bad
-
-
-def _without_zero_fraction(text: pl.Expr) -> pl.Expr:
-    return text.str.replace(r"^(-?\d+)\.0+$", "${1}")
+def group_key(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Reading:
+    """A group's value, to be hashed: equal for values of one canonical text."""
+    value = canonical.group_value(pl.col(name), dtype, kind)
+    if value is None:
+        raise UserError(f"group column {name!r} holds {dtype}; expected ids or text")
+    return Reading(name, value, value.is_null(), "a group in every row")
 
 
 def require(
     frame: pl.LazyFrame, names: Iterable[str | None], source: Source
 ) -> pl.Schema:
-    """The frame's schema; refuses a frame that lacks one of the named columns."""
+    """The frame's schema; refuses a frame without one of the named columns."""
     schema = frame.collect_schema()
     missing = [name for name in dict.fromkeys(names) if name and name not in schema]
     if missing:
@@ -144,12 +155,12 @@ def require(
 
 
 def first_rows(frame: pl.LazyFrame, bad: Sequence[pl.Expr]) -> dict[int, int]:
-    """Number of the expression -> the first 0-based row where it holds, if any."""
+    """The first 0-based row where an expression holds, by the expression's number."""
     if not bad:
         return {}
     firsts = [pl.col(ROW).filter(at).min().alias(str(k)) for k, at in enumerate(bad)]
-    found = frame.with_row_index(ROW).select(firsts).collect(engine="streaming")
-    return {k: row for k, row in enumerate(found.row(0)) if row is not None}
+    rows = frame.with_row_index(ROW).select(firsts).collect(engine="streaming")
+    return {k: row for k, row in enumerate(rows.row(0)) if row is not None}
 
 
 def value_at(frame: pl.LazyFrame, column: str, row: int) -> Any:
@@ -157,20 +168,28 @@ def value_at(frame: pl.LazyFrame, column: str, row: int) -> Any:
     return frame.select(column).slice(row, 1).collect().item()
 
 
+def written(value: Any) -> str:
+    """A value as a user would write it, for an error's sentence."""
+    if isinstance(value, pl.Series):
+        return f"[{', '.join(map(written, value))}]"
+    return str(value) if isinstance(value, date | datetime | time) else repr(value)
+
+
 def shown(value: Any) -> str:
     """A raw value in an error's sentence."""
-    return "is empty" if value is None or value == "" else f"holds {value!r}"
+    empty = value is None or (isinstance(value, str) and not value.strip())
+    return "is empty" if empty else f"holds {written(value)}"
 
 
 def refuse_bad(
     frame: pl.LazyFrame, readings: Iterable[Reading], source: Source
 ) -> None:
-    """Raise a UserError that names the first bad row, its column and its value."""
+    """Raises a UserError that names the first bad row, its column and its value."""
     checked = [reading for reading in readings if reading.bad is not None]
-    found = first_rows(frame, [r.bad for r in checked if r.bad is not None])
-    if found:
-        first = min(found, key=lambda key: found[key])
-        column, row = checked[first].column, found[first]
+    rows = first_rows(frame, [r.bad for r in checked if r.bad is not None])
+    if rows:
+        first = min(rows, key=lambda key: rows[key])
+        column, row = checked[first].column, rows[first]
         raise UserError(
             f"{place(source, row + 1)}: column {column!r} "
             f"{shown(value_at(frame, column, row))}; expected {checked[first].expected}"

@@ -11,8 +11,26 @@ from typing import Any, Literal
 
 import polars as pl
 
+from pwiser_jax.data.raw.canonical import Kind
+from pwiser_jax.schema import Pool
+
 BadLabel = Literal["error", "drop", "nest", "fill"]
 SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class ListColumn:
+    """A column with several categories in each row.
+
+    Args:
+        separator: between two values of a text column; None: the column holds lists.
+        max_values: of a row's values, so many are kept, the first ones.
+        pool: how models pool their vectors, see `schema.MultiValuedField`.
+    """
+
+    separator: str | None = None
+    max_values: int = 20
+    pool: Pool = "mean"
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,13 @@ class FlatSpec:
         extra: numeric columns kept beside the rows, never features.
         sizes: categorical columns that hold ids 0 .. size - 1 already; any other
             integer there is unseen. Every other column gets a vocabulary from train.
+        multi_valued: columns that hold several categories in each row.
         min_count: a value seen fewer times than this in train is rare.
+        min_counts: the same by column, where it differs.
+        buckets: categorical or multi-valued columns without a vocabulary, whose values
+            are hashed into so many ids.
+        kinds: column -> kind of its values, see `canonical`; of text columns that have
+            none, the encoder looks at train.
         standardize: scale numericals by train's mean and standard deviation; False
             leaves them as they are.
     """
@@ -43,9 +67,18 @@ class FlatSpec:
     time: str | None = None
     extra: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    multi_valued: Mapping[str, ListColumn] = field(default_factory=dict)
     min_count: int = 1
+    min_counts: Mapping[str, int] = field(default_factory=dict)
+    buckets: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
     standardize: bool = True
     weight: str | None = None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The columns of all features."""
+        return (*self.categorical, *self.numerical, *self.multi_valued)
 
 
 @dataclass(frozen=True)

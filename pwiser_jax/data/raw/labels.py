@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import polars as pl
 
+from pwiser_jax.data.raw.canonical import is_text
 from pwiser_jax.data.raw.columns import (
     Reading,
     Source,
     first_rows,
-    is_text,
     place,
     refuse_bad,
     require,

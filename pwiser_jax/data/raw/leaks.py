@@ -22,7 +22,7 @@ a label by chance."""
 
 def refuse_names(spec: FlatSpec) -> None:
     """Raise a UserError where a column has two meanings, or a name of ours."""
-    features = (*spec.categorical, *spec.numerical)
+    features = spec.features
     if not features:
         raise UserError("no column is named as a feature: name at least one")
     kept = {

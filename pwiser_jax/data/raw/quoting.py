@@ -54,12 +54,15 @@ def count_rows(path: Path, separator: str, quoted: bool) -> int:
             if quoted and b'"' in block:
                 text = np.frombuffer(bytes([last]) + block + edge, np.uint8)
                 marks = np.flatnonzero(text[1:-1] == QUOTE)
-                opening = (quotes + np.arange(len(marks))) % 2 == 0
-                fits = np.where(opening, opens[text[marks]], closes[text[marks + 2]])
-                if not fits.all():
-                    bad.append((int(marks[fits.argmin()]), BAD_QUOTE))
-                if opening.any():
-                    last_opened = start + int(marks[opening][-1])
+                opening, closing = marks[quotes % 2 :: 2], marks[1 - quotes % 2 :: 2]
+                for at, fits in (
+                    (opening, opens[text[opening]]),
+                    (closing, closes[text[closing + 2]]),
+                ):
+                    if not fits.all():
+                        bad.append((int(at[fits.argmin()]), BAD_QUOTE))
+                if len(opening):
+                    last_opened = start + int(opening[-1])
             if b"\r" in block and block.count(b"\r") != (block + edge).count(b"\r\n"):
                 text = np.frombuffer(block + edge, np.uint8)
                 at = np.flatnonzero((text[:-1] == RETURN) & (text[1:] != LINE_FEED))

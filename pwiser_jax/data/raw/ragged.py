@@ -70,12 +70,12 @@ class Ragged:
             "row", "weight", "id", descending=[False, True, False]
         )
         counts = np.bincount(row, minlength=rows)
-        found = cls(counts, values["id"].to_numpy(), values["weight"].to_numpy())
+        lists = cls(counts, values["id"].to_numpy(), values["weight"].to_numpy())
         if width is None or not len(counts) or counts.max() <= width:
-            return found
+            return lists
         first = np.cumsum(counts) - counts
-        kept = np.arange(len(found.ids)) - np.repeat(first, counts) < width
-        return cls(np.minimum(counts, width), found.ids[kept], found.weights[kept])
+        kept = np.arange(len(lists.ids)) - np.repeat(first, counts) < width
+        return cls(np.minimum(counts, width), lists.ids[kept], lists.weights[kept])
 
     def merged(self) -> "Ragged":
         """Each id once in a list, with the sum of its weights."""

@@ -1,19 +1,21 @@
-"""Cutting rows into train, valid and test: by group or by time, never by row."""
+"""Splits rows into train, valid and test: by group or by time, never by row."""
 
 import math
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from pwiser_jax.data.raw.canonical import Kind, kinds_of, utc
 from pwiser_jax.data.raw.columns import (
     Source,
     group_key,
     refuse_bad,
     require,
     time_stamp,
+    written,
 )
 from pwiser_jax.data.raw.flat import SPLITS
 from pwiser_jax.data.raw.hashing import group_fraction
@@ -28,16 +30,18 @@ def split_by_group(
     *,
     fractions: Mapping[str, float],
     seed: int = 0,
+    kind: Kind | None = None,
     source: Source = "the table",
 ) -> dict[str, pl.LazyFrame]:
-    """Whole groups to each split, by a written-out hash of the group's value.
+    """Assigns whole groups to splits, by a fixed hash of the group's value.
 
     Args:
         frame: rows; their order is kept within a split.
         group: column of the search, session or user; without empty values.
         fractions: of "valid" and, if wanted, "test", the expected share of groups;
             "train" gets the rest.
-        seed: another seed cuts other groups.
+        seed: another seed chooses other groups.
+        kind: of the group's values, see `canonical`; None: the column's own.
         source: names the rows in errors.
 
     Returns:
@@ -45,7 +49,9 @@ def split_by_group(
     """
     check_fractions(fractions)
     dtype = require(frame, [group], source)[group]
-    key = group_key(group, dtype)
+    if kind is None:
+        kind = kinds_of(frame, {group: pl.col(group)}).kinds.get(group)
+    key = group_key(group, dtype, kind)
     refuse_bad(frame, [key], source)
 
     def share(values: pl.Series) -> pl.Series:
@@ -63,7 +69,7 @@ def split_by_group(
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
-    """Raise a UserError for shares of groups that leave no rows or none for train."""
+    """Raises a UserError for shares of groups that leave none for train."""
     for name, fraction in fractions.items():
         if name not in ("valid", "test"):
             raise UserError(f"a fraction is given for {name!r}; expected valid or test")
@@ -88,7 +94,8 @@ def split_by_time(
 ) -> dict[str, pl.LazyFrame]:
     """Train up to a moment, valid up to a second one, test after it; both inclusive.
 
-    A date includes its whole day, also where the column holds times of the day.
+    A date includes its whole day, also where the column holds datetimes. Times with a
+    zone are compared in UTC.
 
     Args:
         frame: rows; their order is kept within a split.
@@ -101,8 +108,12 @@ def split_by_time(
     moments = {"train_until": train_until, "valid_until": valid_until}
     for name, moment in moments.items():
         _check_moment(time, dtype, name, moment)
+    train_until, valid_until = _in_utc(train_until), _in_utc(valid_until)
     if type(train_until) is not type(valid_until):
-        raise UserError("train_until and valid_until must be of the same kind")
+        raise UserError(
+            f"train_until is {train_until} and valid_until is {valid_until}; expected "
+            "two dates or two datetimes"
+        )
     if not train_until < valid_until:  # pyright: ignore[reportOperatorIssue]
         raise UserError(
             f"train_until is {train_until} and valid_until is {valid_until}; "
@@ -110,14 +121,23 @@ def split_by_time(
         )
     refuse_bad(frame, [time_stamp(time, dtype)], source)
     at = pl.col(time)
-    if isinstance(dtype, pl.Datetime) and not isinstance(train_until, datetime):
-        at = at.dt.date()
+    if isinstance(dtype, pl.Datetime):
+        at = utc(at, dtype)
+        if not isinstance(train_until, datetime):
+            at = at.dt.date()
     parts = (
         at <= train_until,
         (at > train_until) & (at <= valid_until),
         at > valid_until,
     )
     return {name: frame.filter(part) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def _in_utc(moment: Moment) -> Moment:
+    """A datetime with a zone as one without, in UTC."""
+    if isinstance(moment, datetime) and moment.tzinfo is not None:
+        return moment.astimezone(UTC).replace(tzinfo=None)
+    return moment
 
 
 def _check_moment(time: str, dtype: pl.DataType, name: str, moment: Any) -> None:
@@ -133,4 +153,6 @@ def _check_moment(time: str, dtype: pl.DataType, name: str, moment: Any) -> None
             f"time column {time!r} holds {dtype}; expected integers, dates or datetimes"
         )
     if not fits or isinstance(moment, bool):
-        raise UserError(f"{name} is {moment!r}; column {time!r} needs {expected}")
+        raise UserError(
+            f"{name} is {written(moment)}; column {time!r} needs {expected}"
+        )

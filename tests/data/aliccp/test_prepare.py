@@ -267,6 +267,8 @@ def test_rows_without_a_common_line(files: Files, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"10 of 900 rows .* in line 3; up to 1%"):
         prepare_aliccp(source, tmp_path / "out", overwrite=True)
     assert read_manifest(tmp_path / "out") == manifest
+    manifest = prepare_aliccp(source, tmp_path / "more", max_unmatched=0.05)
+    assert manifest.dropped == {"rows_without_common_line_dropped": 10}
 
 
 def test_common_lines_that_repeat(files: Files, tmp_path: Path) -> None:

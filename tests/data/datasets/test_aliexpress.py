@@ -220,6 +220,10 @@ def test_many_items_without_a_user_row_are_refused(small, tmp_path):
     with pytest.raises(UserError, match=r"item_train\.csv: \d+ of \d+ rows have a"):
         prepare_aliexpress(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    manifest = prepare_aliexpress(source, tmp_path / "out", max_unmatched=0.9)
+    assert manifest.dropped["items_without_user_row_dropped"] > 0
+    with pytest.raises(UserError, match="--max-unmatched is 2; expected 0 to 1"):
+        prepare_aliexpress(source, tmp_path / "new", max_unmatched=2)
 
 
 KILLED = """
@@ -438,3 +442,16 @@ def test_real_rows_are_read_as_they_are(real_rows, tmp_path):
         assert sum(map(len, parts)) == 1_000
         total = sum(part.numerical.astype(np.float64).sum(0) for part in parts)
         np.testing.assert_allclose(total, tables["train"][:, 17:80].sum(0), rtol=1e-6)
+
+
+def test_an_infinite_number_names_the_line_of_its_file(small, tmp_path):
+    files, _ = small
+    joined = mtreclib(files)
+    for name, place in {"nl_item_train.csv": files, "train.csv": joined}.items():
+        lines = [list(line) for line in place[name]]
+        lines[9][5] = "inf" if name != "train.csv" else lines[9][5]
+        if name == "train.csv":
+            lines[9][20] = "inf"
+        source = write_files(tmp_path / name, place | {name: lines})
+        with pytest.raises(UserError, match=rf"{name}, line 10: .* holds inf"):
+            prepare_aliexpress(source, tmp_path / "out")

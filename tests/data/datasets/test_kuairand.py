@@ -462,10 +462,25 @@ def test_frame_without_rows_of_a_user_keeps_the_row(tmp_path):
     """A user or video that is not described has missing fields, not a missing row."""
     files = raw_files(200)
     files[USERS] = files[USERS][:10]
-    prepared = prepare(files, tmp_path)
+    prepared = prepare(files, tmp_path, max_unmatched=0.9)
     rows = all_rows(prepared)
     assert len(rows) == 200
     at = [f.name for f in prepared.schema.categorical].index("user_active_degree")
     field = prepared.schema.categorical[at]
     described = np.array([line["user_id"] < 10 for line in files[LOG]])
     np.testing.assert_array_equal(rows.categorical[:, at] != field.missing, described)
+    counted = prepared.manifest.options["counted"]
+    assert counted == {"rows_without_user_features": int((~described).sum())}
+
+
+@pytest.mark.parametrize(("name", "key"), [(USERS, "user"), (VIDEOS, "video")])
+def test_features_that_match_nothing_are_refused(tmp_path, name, key):
+    files = raw_files(200)
+    files[name] = [
+        line | {f"{key}_id": line[f"{key}_id"] + 999} for line in files[name]
+    ]
+    with pytest.raises(
+        UserError, match=f"200 of 200 rows name a {key} that .*{name} lacks; up to 1%"
+    ):
+        prepare(files, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]

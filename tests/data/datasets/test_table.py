@@ -245,7 +245,7 @@ SPLIT = f"{COLUMNS}split: "
         ),
         (
             COLUMNS + BY_GROUP + "multi_valued: [tags]",
-            "schema.yaml: multi_valued columns ",
+            "log.csv has no column 'tags'",
         ),
         (COLUMNS + BY_GROUP + "min_count: 0", "schema.yaml: min_count is 0; expected"),
         (

@@ -1,12 +1,13 @@
 """Splits keep groups whole or times in order, and every row lands in one of them."""
 
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
 
 from pwiser_jax.data.raw.hashing import group_fraction
+from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.split import split_by_group, split_by_time
 from pwiser_jax.errors import UserError
 
@@ -108,6 +109,29 @@ def test_bad_moments(until: tuple, match: str):
     with pytest.raises(UserError, match=match):
         split_by_time(
             pl.LazyFrame({"t": [1]}), "t", train_until=until[0], valid_until=until[1]
+        )
+
+
+def test_times_with_a_zone_are_cut_in_utc():
+    times = [datetime(2022, 5, 1, 23), datetime(2022, 5, 2, 1), datetime(2022, 5, 3)]
+    rows = pl.LazyFrame({"t": pl.Series(times).dt.replace_time_zone("Europe/Berlin")})
+    day, next_day = date(2022, 5, 1), date(2022, 5, 2)
+    splits = split_by_time(rows, "t", train_until=day, valid_until=next_day)
+    # 01:00 in Berlin is 23:00 of the day before.
+    assert [split.collect().height for split in splits.values()] == [2, 1, 0]
+    moments = {"train_until": times[0], "valid_until": times[1].replace(tzinfo=UTC)}
+    splits = split_by_time(rows, "t", **moments)
+    assert [split.collect().height for split in splits.values()] == [2, 0, 1]
+
+
+def test_messages_write_dates_as_dates():
+    rows = pl.LazyFrame({"t": [1]})
+    with pytest.raises(UserError, match=r"^train_until is 2022-05-01; column"):
+        split_by_time(rows, "t", train_until=DAY, valid_until=date(2022, 6, 1))
+    labels = pl.LazyFrame({"click": [DAY], "conversion": [0]})
+    with pytest.raises(UserError, match="label column 'click' holds Date; expected"):
+        check_labels(
+            labels, {"click": "click", "conversion": "conversion"}, "error", ""
         )
 
 
