@@ -186,8 +186,18 @@ def focal_bce_loss(logits, labels, *, gamma=2.0, alpha=None, where=None, weights
     return total / w.sum() if w.sum() else 0.0
 
 
-def ranknet_terms(scores, labels, *, where=None, weights=None, segments=None):
+def ranknet_terms(
+    scores,
+    labels,
+    *,
+    surrogate="logistic",
+    margin=1.0,
+    where=None,
+    weights=None,
+    segments=None,
+):
     """(sum of costs, sum of pair weights) over pairs of a higher and a lower label."""
+    margin = 0.0 if surrogate == "logistic" else margin
     size = len(scores)
     w = row_weights(size, where, weights)
     numerator = denominator = 0.0
@@ -197,7 +207,7 @@ def ranknet_terms(scores, labels, *, where=None, weights=None, segments=None):
                 continue
             if segments is None or segments[i] == segments[j]:
                 difference = float(scores[i]) - float(scores[j])
-                numerator += w[i] * w[j] * softplus(-difference)
+                numerator += w[i] * w[j] * PHI[surrogate](margin - difference)
                 denominator += w[i] * w[j]
     return numerator, denominator
 

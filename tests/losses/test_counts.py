@@ -90,3 +90,22 @@ def test_what_the_loss_calls_active_costs_something() -> None:
     ).items():
         assert float(costs[term][1]) == int(pairs)
         assert (float(costs[term][0]) > 0) == (int(active) > 0)
+
+
+def test_counts_beyond_32_bits() -> None:
+    """300,000 rows, half of them of either level: 22.5 billion pairs."""
+    size = 300_000
+    scores = np.zeros(size, np.float32)
+    scores[::2] = np.where(np.arange(size // 2) % 3, 0.0, 9.0)
+    counts = jax.jit(lambda s, y: ladder_pairs(s, y, {(1, 0): 0.5}))
+    pairs, active = counts(scores, 1 - np.arange(size) % 2)[1, 0]
+    exact = (size // 2) ** 2
+    assert abs(float(pairs) - exact) <= 2e-7 * exact
+    assert abs(float(active) - exact * 2 / 3) <= 2e-7 * exact
+
+
+def test_counts_are_exact_below_2_to_the_24() -> None:
+    pairs, active = ladder_pairs(
+        np.zeros(8190, np.float32), np.arange(8190) % 2, {(1, 0): 0.5}
+    )[1, 0]
+    assert int(pairs) == int(active) == 4095**2 < 2**24
