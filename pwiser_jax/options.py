@@ -43,6 +43,8 @@ class Parser(ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation is a misspelt option: it might mean another one tomorrow.
+        kwargs = {"allow_abbrev": False, **kwargs}
         super().__init__(*args, formatter_class=Formatter, **kwargs)
 
     def parse(
@@ -148,6 +150,9 @@ class Parser(ArgumentParser):
     def _no_value(self, option: str) -> str:
         return f"{_dashed(option)} needs a value"
 
+    def _no_values(self, option: str) -> str:
+        return f"{_dashed(option)} takes no value"
+
 
 # Messages of jsonargparse and argparse, and the method that says the same.
 _REWRITES = (
@@ -161,6 +166,7 @@ _REWRITES = (
     (r"the following arguments are required: (.*)$", Parser._required),
     (r"expected \"([\w.]+)\" to be one of {(.*)}, but it was not", Parser._no_command),
     (r"argument (--[\w.-]+): expected .* argument", Parser._no_value),
+    (r"argument (?:-\w/)?(--[\w.-]+): ignored explicit", Parser._no_values),
 )
 
 

@@ -111,7 +111,7 @@ def mismatch(option: str, value: Any, hint: Any) -> str:
     """The sentence for a value that does not fit the type of an option."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     expected = words(hint)
-    if number and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         expected = f"{expected}, and finite"
     elif number and abs(value) >= INT_LIMIT:
         expected = f"{expected} below {INT_LIMIT}"
@@ -138,7 +138,7 @@ def _fit(hint: Any, value: Any) -> Any:
         for arg in args:
             try:
                 return _fit(arg, value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
     elif origin is tuple:
         if isinstance(value, list | tuple):
