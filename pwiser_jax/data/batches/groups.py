@@ -96,8 +96,8 @@ class GroupIndex:
         drawn = sizes_of[np.random.default_rng(0).permutation(len(sizes_of))]
         ends, bounds = np.cumsum(drawn), [0]
         while bounds[-1] < len(drawn):
-            taken = ends[bounds[-1] - 1] if bounds[-1] else 0
-            bounds.append(int(np.searchsorted(ends, taken + batch_size, "right")))
+            before = ends[bounds[-1] - 1] if bounds[-1] else 0
+            bounds.append(int(np.searchsorted(ends, before + batch_size, "right")))
         return Packing(
             starts,
             sizes_of,

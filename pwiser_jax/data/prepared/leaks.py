@@ -1,4 +1,4 @@
-"""Features that give a label away, found by measuring each alone.
+"""Features that give a label away: each is measured alone.
 
 A column that is filled only after the event (an order number, a payment, the seconds
 spent on the page) makes an AUC near 1 that no model has in use. Copies of a label are
@@ -87,8 +87,8 @@ def refuse_leaks(folder: Path, manifest: Manifest) -> None:
             near = get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"--allow-leaks names {name!r}, which is no feature{hint}")
-    found = [each for each in feature_aucs(folder, manifest) if each.low > WARNED]
-    for each in sorted(found, key=lambda each: -each.low):
+    suspects = [each for each in feature_aucs(folder, manifest) if each.low > WARNED]
+    for each in sorted(suspects, key=lambda each: -each.low):
         if each.feature in allowed:
             continue
         how = "whether it is missing" if each.by == "missing" else f"its {each.by}"
@@ -115,14 +115,14 @@ def feature_aucs(folder: Path, manifest: Manifest) -> list[FeatureAuc]:
         f.name: np.float32((manifest.fill.get(f.name, f.mean) - f.mean) / f.scale)
         for f in schema.numerical
     }
-    found = []
+    best = []
     for label, rows in samples.items():
         truth = frame[label].to_numpy()[rows]
         for name in (f.name for f in (*schema.embedded, *schema.numerical)):
             ways = _scores(frame, schema, name, rows, truth, fills)
             each = [_measured(name, label, by, truth, s) for by, s in ways]
-            found.append(max(each, key=lambda one: one.low))
-    return found
+            best.append(max(each, key=lambda one: one.low))
+    return best
 
 
 def _measured(
@@ -201,7 +201,7 @@ def _sample(
         picked = [random.permutation(rows)[:SAMPLE] for rows in classes]
         samples[labels[k]] = random.permutation(np.concatenate(picked))
     rows = np.unique(np.concatenate([*samples.values(), np.empty(0, np.int64)]))
-    places = {label: np.searchsorted(rows, own) for label, own in samples.items()}
+    places = {label: np.searchsorted(rows, at) for label, at in samples.items()}
     return places, _read(folder, manifest, chosen, rows) if samples else pl.DataFrame()
 
 
@@ -213,8 +213,8 @@ def _read(
     for path in files:
         with path.open("rb") as file:
             shard = pl.read_parquet(file)
-        own = rows[(rows >= start) & (rows < start + shard.height)] - start
-        frames.append(shard[own])
+        local = rows[(rows >= start) & (rows < start + shard.height)] - start
+        frames.append(shard[local])
         start += shard.height
     frame = pl.concat(frames)
     if manifest.common is None:
