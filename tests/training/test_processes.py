@@ -1,11 +1,9 @@
 """Two processes of two devices each, on loopback, are one process of one device."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,41 +21,16 @@ from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
 from pwiser_jax.training.state import state_template
+from tests.training.processes import BOUND, ended, start
 from tests.training.processes_worker import worker_config
 
 TESTS = Path(__file__).parent
-BOUND = 120  # seconds; what ends in a few on an idle machine
-
-
-def start(devices: int, *command: str) -> subprocess.Popen[str]:
-    flags = os.environ["XLA_FLAGS"].split()
-    flags = [flag for flag in flags if "device_count" not in flag]
-    flags.append(f"--xla_force_host_platform_device_count={devices}")
-    paths = str(TESTS.parents[1])
-    environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "PYTHONPATH": paths}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code and what it said on stderr, jax's own words left out."""
-    try:
-        _, errors = process.communicate(timeout=BOUND)
-    finally:
-        process.kill()
-    lines = [line for line in errors.splitlines() if line.startswith("pwiser:")]
-    return process.returncode, "\n".join(lines) or errors[-2000:]
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +89,9 @@ def test_two_processes_of_two_devices_equal_one_of_one(
         assert abs(aucs[1][task] - auc) < 1e-3
 
 
-@pytest.mark.long
-def test_a_signal_to_one_process_saves_and_ends_both(
-    data: Path, tmp_path: Path
-) -> None:
-    """And one process alone goes on where the two stopped."""
-    run, given, port = tmp_path / "run", tmp_path / "config.yaml", free_port()
-    config = worker_config(data)
+def both_at_work(data: Path, run: Path, given: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of a long run, which has written ten lines."""
+    port, config = free_port(), worker_config(data)
     config = replace(config, train=replace(config.train, epochs=500, patience=500))
     given.write_text(json.dumps(config.to_dict()))  # JSON is YAML too
     both = [
@@ -138,13 +107,38 @@ def test_a_signal_to_one_process_saves_and_ends_both(
     while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 10:
         assert time.monotonic() < until, "the run has not come to ten lines"
         time.sleep(0.1)
+    return both
+
+
+@pytest.mark.long
+def test_a_signal_to_one_process_saves_and_ends_both(
+    data: Path, tmp_path: Path
+) -> None:
+    """And one process alone goes on where the two stopped."""
+    run, given = tmp_path / "run", tmp_path / "config.yaml"
+    both = both_at_work(data, run, given)
     both[1].send_signal(signal.SIGTERM)
     for process in both:
         code, said = ended(process)
-        assert code == 0, said
+        assert code == 128 + signal.SIGTERM, said
         assert "with a checkpoint" in said
 
     done = max(line["step"] for line in read_metrics(run))
+    config = worker_config(data)
+    config = replace(config, train=replace(config.train, epochs=500, patience=500))
     with pytest.raises(Interrupted):
         train(config, run, Silent(), stop_after=done + 7)
     assert max(line["step"] for line in read_metrics(run)) > done
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_a_process_is_killed_the_other_says_so_and_ends(
+    data: Path, tmp_path: Path, killed: int
+) -> None:
+    both = both_at_work(data, tmp_path / "run", tmp_path / "config.yaml")
+    both[killed].kill()
+    code, said = ended(both[1 - killed])
+    assert code == 1, said
+    assert said.startswith("pwiser: error: another process was lost"), said
+    assert both[killed].wait() == -signal.SIGKILL

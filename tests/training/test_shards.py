@@ -36,6 +36,8 @@ from pwiser_jax.training.state import state_template, table_rows
 from pwiser_jax.training.sweep import train_sweep
 from tests.data.multi_valued import write_folder
 from tests.training.helpers import small_config
+from tests.training.processes import ended
+from tests.training.processes import start as start_process
 from tests.training.test_optimizer import (
     HYPER,
     MODEL,
@@ -45,8 +47,6 @@ from tests.training.test_optimizer import (
     start,
     tagged,
 )
-from tests.training.test_processes import ended
-from tests.training.test_processes import start as start_process
 
 ROWS = USERS + TAGS
 

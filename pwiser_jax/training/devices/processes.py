@@ -69,11 +69,11 @@ def joined(
         raise
     except UserError as error:
         _end(str(error), 2)
-    except jax.errors.JaxRuntimeError as error:
-        # Mostly a collective whose partner is gone.
-        reason = str(error).partition("\n")[0]
-        _end(f"another process was lost, or jax failed ({reason})", 1)
     except BaseException as error:
+        reason = str(error).partition("\n")[0]
+        # Of a collective whose partner is gone; on CPUs it is a ValueError.
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in reason:
+            _end(f"another process was lost, or jax failed ({reason})", 1)
         traceback.print_exc()
         _end(f"{type(error).__name__}: {error}", 1)
 
