@@ -138,7 +138,8 @@ def test_where_a_process_is_killed_the_other_says_so_and_ends(
 ) -> None:
     both = both_at_work(data, tmp_path / "run", tmp_path / "config.yaml")
     both[killed].kill()
+    both[killed].communicate()
     code, said = ended(both[1 - killed])
     assert code == 1, said
     assert said.startswith("pwiser: error: another process was lost"), said
-    assert both[killed].wait() == -signal.SIGKILL
+    assert both[killed].returncode == -signal.SIGKILL
