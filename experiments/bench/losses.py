@@ -2,9 +2,9 @@
 
     python -m experiments.bench.losses --output experiments/results/losses
 
-Each cell runs in a process of its own, in turns, with glibc's usual allocator and with
+Each case runs in a process of its own, in turns, with glibc's usual allocator and with
 one told to keep its memory. PyTorch (boolean indexing of conversions x others) and rax
-(its hinge, all pairs) are measured beside ours where they are installed. Cells that
+(its hinge, all pairs) are measured beside ours where they are installed. Cases that
 would form too many pairs are left out.
 """
 
@@ -42,7 +42,7 @@ SIZES = (1024, 4096, 16_384, 65_536, 1_048_576)
 RATES = {"rare": (0.005, 0.03), "half": (0.5, 0.75)}  # conversions; clicks or more
 ALLOCATORS: dict[str, dict[str, str]] = {"usual": {}, "kept": KEEP_MEMORY}
 MARGINS = (0.1, 0.2)
-# Pairs (conversions x others, or all rows x all rows) beyond which a cell is left out.
+# Pairs (conversions x others, or all rows x all rows) beyond which a case is left out.
 MOST_PAIRS = {
     "broadcast": 3e8,
     "blocked": 2e10,
@@ -53,7 +53,7 @@ ON_ACCELERATOR = {"broadcast": 2e10, "blocked": 6e11}
 
 
 @dataclass(frozen=True)
-class Cell:
+class Case:
     """One measurement."""
 
     engine: str
@@ -87,13 +87,13 @@ ENGINES = {
 WITH_BOTH = ("bce", "sorted", "torch")
 
 
-def cells(sizes: Sequence[int]) -> Iterator[Cell]:
+def cases(sizes: Sequence[int]) -> Iterator[Case]:
     """Size by size, engines in turns."""
     most_pairs = MOST_PAIRS | (ON_ACCELERATOR if on_accelerator() else {})
     for rows, rates in product(sizes, RATES):
         for surrogate, engines in ENGINES.items():
             for engine, allocator in product(engines, ALLOCATORS):
-                cell = Cell(engine, surrogate, rows, rates, allocator)
+                case = Case(engine, surrogate, rows, rates, allocator)
                 wanted = allocator == "usual" or (
                     engine in WITH_BOTH and not on_accelerator()
                 )
@@ -102,17 +102,17 @@ def cells(sizes: Sequence[int]) -> Iterator[Cell]:
                     wanted &= (rows, rates) == (LADDER_ROWS, "rare")
                 # "auto" is another of them, by a rule made of these measurements.
                 wanted &= not (engine == "auto" and on_accelerator())
-                few_enough = cell.pairs <= most_pairs.get(engine, np.inf)
+                few_enough = case.pairs <= most_pairs.get(engine, np.inf)
                 if installed and wanted and few_enough:
-                    yield cell
+                    yield case
 
 
-def batch(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batch(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores (probabilities), clicks and conversions."""
     rng = np.random.default_rng(0)
-    conversion_rate, click_rate = RATES[cell.rates]
-    scores = 1 / (1 + np.exp(2 - rng.normal(size=cell.rows)))
-    uniform = rng.random(cell.rows)
+    conversion_rate, click_rate = RATES[case.rates]
+    scores = 1 / (1 + np.exp(2 - rng.normal(size=case.rows)))
+    uniform = rng.random(case.rows)
     return (
         scores.astype(np.float32),
         uniform < click_rate,
@@ -120,16 +120,16 @@ def batch(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def torch_call(cell: Cell) -> Callable[[], Any]:
+def torch_call(case: Case) -> Callable[[], Any]:
     torch: Any = import_module("torch")
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = "cuda" if on_accelerator() else "cpu"
     scores, clicks, conversions = (
-        torch.from_numpy(part).to(device) for part in batch(cell)
+        torch.from_numpy(part).to(device) for part in batch(case)
     )
     scores.requires_grad_()
-    squared = cell.surrogate == "squared_hinge"
+    squared = case.surrogate == "squared_hinge"
 
     def term(higher: Any, lower: Any, margin: float) -> Any:
         x = torch.relu(margin + lower[None, :] - higher[:, None])
@@ -147,56 +147,56 @@ def torch_call(cell: Cell) -> Callable[[], Any]:
     return call
 
 
-def compiled(cell: Cell) -> tuple[Any, Any]:
+def compiled(case: Case) -> tuple[Any, Any]:
     """The program of a form of ours, or of rax', and its arguments."""
     import jax
     import jax.numpy as jnp
 
     from pwiser_jax.losses import bce_loss, ladder_loss, pwiser_loss
 
-    if cell.engine == "rax":
+    if case.engine == "rax":
         rax: Any = import_module("rax")
 
         def loss(s: Any, clicks: Any, conversions: Any) -> Any:
             levels = clicks.astype(np.float32) + conversions
             return rax.pairwise_hinge_loss(s, levels)
-    elif cell.engine == "bce":
+    elif case.engine == "bce":
 
         def loss(s: Any, clicks: Any, conversions: Any) -> Any:
             return bce_loss(s, conversions)
-    elif cell.engine in LADDERS:
-        top = LADDERS[cell.engine] - 1
+    elif case.engine in LADDERS:
+        top = LADDERS[case.engine] - 1
         margins = {(hi, lo): 0.1 for hi in range(top + 1) for lo in range(hi)}
-        reached = np.random.default_rng(1).geometric(1 - RUNG, cell.rows)
+        reached = np.random.default_rng(1).geometric(1 - RUNG, case.rows)
 
         def loss(s: Any, clicks: Any, conversions: Any) -> Any:
             levels = jnp.where(clicks, np.minimum(reached, top), 0)
             return ladder_loss(s, levels, margins)
     else:
         options: dict[str, Any] = {
-            "pairs": cell.engine,
-            "surrogate": cell.surrogate,
+            "pairs": case.engine,
+            "surrogate": case.surrogate,
             "margins": MARGINS,
         }
         loss = partial(pwiser_loss, **options)
-    arguments = jax.device_put(batch(cell))
+    arguments = jax.device_put(batch(case))
     return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 
 
-def measure(cell: Cell, made: tuple[Any, Any] | None = None) -> dict[str, float]:
+def measure(case: Case, made: tuple[Any, Any] | None = None) -> dict[str, float]:
     """Seconds of a call, and bytes a row beyond those held before it; `made` as by
     `compiled`."""
     import jax
 
-    if cell.engine == "torch":
-        call, program = torch_call(cell), None
+    if case.engine == "torch":
+        call, program = torch_call(case), None
     else:
-        program, arguments = made or compiled(cell)
+        program, arguments = made or compiled(case)
         call = lambda: jax.block_until_ready(program(*arguments))  # noqa: E731
     memory = (device_bytes if on_accelerator() else host_bytes)(call, program)
     return {
         "seconds": median_seconds(call, budget=0.5),
-        "bytes_per_row": memory / cell.rows,
+        "bytes_per_row": memory / case.rows,
     }
 
 
@@ -218,25 +218,25 @@ def device_bytes(call: Callable[[], Any], program: Any) -> int:
     return cuda.max_memory_allocated() - before
 
 
-def all_here(cells: Sequence[Cell]) -> Iterator[dict[str, float | None]]:
+def all_here(cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
     """As `in_own_process`, in this one, which takes less time on an accelerator; the
     compiler works on several programs at a time."""
-    ours = [cell for cell in cells if cell.engine != "torch"]
+    ours = [case for case in cases if case.engine != "torch"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         made = dict(zip(ours, threads.map(compiled, ours), strict=True))
-    for cell in cells:
+    for case in cases:
         try:
-            yield dict(measure(cell, made.get(cell)))
+            yield dict(measure(case, made.get(case)))
         except RuntimeError:
             yield {"seconds": None, "bytes_per_row": None}
 
 
-def in_own_process(cell: Cell) -> dict[str, float | None]:
-    """The measures of a cell; None where it dies, as it does for want of memory."""
+def in_own_process(case: Case) -> dict[str, float | None]:
+    """The measures of a case; None where it dies, as it does for want of memory."""
     command = [sys.executable, "-m", "experiments.bench.losses", "--cell"]
     done = subprocess.run(
-        [*command, json.dumps(vars(cell))],
-        env=os.environ | ALLOCATORS[cell.allocator],
+        [*command, json.dumps(vars(case))],
+        env=os.environ | ALLOCATORS[case.allocator],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -285,6 +285,7 @@ def _cell_text(row: dict[str, Any] | None) -> str:
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Time against rows, a panel a setting."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
 
@@ -306,6 +307,9 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 if line:
                     look = {"color": colours[engine], "marker": MARKERS[k % 6]}
                     axis.loglog(*zip(*line, strict=True), label=engine, **look)
+            for scale in (axis.xaxis, axis.yaxis):
+                scale.set_major_formatter("{x:,g}")
+                scale.set_minor_formatter(NullFormatter())
             axis.set_title(_title(rates, surrogate))
             axis.legend(fontsize=8)
         for axis in axes[1]:
@@ -325,26 +329,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cell", type=str | None, help="one measurement, in JSON")
     options = parser.parse(argv)
     if options.cell:
-        print(json.dumps(measure(Cell(**json.loads(options.cell)))))
+        print(json.dumps(measure(Case(**json.loads(options.cell)))))
         return 0
     import jax
 
-    from experiments.bench.training_cell import Cell as StepCell
-    from experiments.bench.training_cell import prepared
+    from experiments.bench.training_cell import Cell, prepared
 
     console = Console(stderr=True, highlight=False)
     rows: list[dict[str, Any]] = []
-    copy, work = prepared(StepCell(engine="copy"))
+    copy, work = prepared(Cell(engine="copy"))
     speed = work["bytes"] / copy()
-    due = list(cells(options.sizes))
+    due = list(cases(options.sizes))
     measured = all_here(due) if on_accelerator() else map(in_own_process, due)
-    for cell, found in zip(due, measured, strict=True):
+    for case, found in zip(due, measured, strict=True):
         # Scores and gradient in float32, two labels of a byte: moved once.
-        moved = cell.rows * (4 + 4 + 1 + 1) / speed
+        moved = case.rows * (4 + 4 + 1 + 1) / speed
         seconds = found["seconds"]
         share = {"times_bandwidth": seconds and seconds / moved}
-        rows.append(vars(cell) | found | share)
-        console.print(f"{cell}: {_cell_text(rows[-1])}")
+        rows.append(vars(case) | found | share)
+        console.print(f"{case}: {_cell_text(rows[-1])}")
     device = jax.devices()[0].device_kind
     allocators = (
         ""

@@ -381,6 +381,7 @@ def plot(of: dict[str, Group], path: Path) -> None:
             right.set_xlabel("ids")
             right.set_ylabel("step [ms]")
             right.set_title("SharedBottom, batch 2,048")
+            right.xaxis.set_major_formatter("{x:,g}")
             right.yaxis.set_major_formatter("{x:g}")
             right.yaxis.set_minor_formatter("{x:g}")
             right.legend(fontsize=8)

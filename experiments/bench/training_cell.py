@@ -126,7 +126,7 @@ def batches(cell: Cell) -> list[Batch]:
     return found
 
 
-class Parts(NamedTuple):
+class Compiled(NamedTuple):
     """A cell of ours: state = place(draw(0)); state, _ = program(state, *batch, *rest)
     for each batch in turn."""
 
@@ -138,7 +138,7 @@ class Parts(NamedTuple):
     work: dict[str, float]
 
 
-def compiled(cell: Cell) -> Parts:
+def compiled(cell: Cell) -> Compiled:
     """A cell of ours with its programs compiled."""
     import jax
 
@@ -162,20 +162,19 @@ def compiled(cell: Cell) -> Parts:
     several, k = batches(cell), cell.steps
     calls = [several[at:][:k] for at in range(0, len(several), k)]
     spec = step_spec(config, schema, objective)
-    draw, shapes = _drawing(spec, cell.plain)
+    draw, shapes = _drawing(spec)
     program: Any
     cut: list[Any]
     rest: tuple[Any, ...]
     place: Any = parallel.replicated
-    # Unwrapped: programs that are kept may have been traced with other forms of parts.
     if cell.runs == 1:
-        program = parallel.train_program.__wrapped__(spec)
+        program = parallel.train_program(spec)
         rest = (parallel.replicated(hyper),)
         cut = [parallel.stacked(call, k) for call in calls]
     else:
         size = stacked.stack_size(cell.runs)
         at_once = stacked.runs_at_once(cell.runs)
-        program = stacked.sweep_program.__wrapped__(spec, at_once)
+        program = stacked.sweep_program(spec, at_once)
 
         def of_all(state: Any) -> Any:
             return stacked.dealt(stack([jax.device_get(state)] * size))
@@ -196,19 +195,17 @@ def compiled(cell: Cell) -> Parts:
         "flops": product_operations(traced.jaxpr),
         "bytes": (compiled_program.cost_analysis() or {}).get("bytes accessed"),
     }
-    return Parts(draw, place, compiled_program, cut, rest, work)
+    return Compiled(draw, place, compiled_program, cut, rest, work)
 
 
 @cache
-def _drawing(spec: Any, plain: str) -> tuple[Any, Any]:
+def _drawing(spec: Any) -> tuple[Any, Any]:
     """The compiled program that draws a state from a seed, and the state's shapes."""
     import jax
 
     from pwiser_jax.training.state import draw_program
 
-    del plain  # a form of the parts is traced anew
-    make: Any = draw_program.__wrapped__
-    lowered = make(spec).lower(0)
+    lowered = draw_program(spec).lower(0)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
     )
@@ -216,7 +213,7 @@ def _drawing(spec: Any, plain: str) -> tuple[Any, Any]:
 
 
 def jax_step(
-    cell: Cell, made: Parts | None = None
+    cell: Cell, made: Compiled | None = None
 ) -> tuple[Callable[[], Any], dict[str, float]]:
     """A training step as the training loop calls it, and the work in one."""
     import jax
@@ -341,7 +338,9 @@ ENGINES = {
 }
 
 
-def prepared(cell: Cell, *made: Parts) -> tuple[Callable[[], float], dict[str, float]]:
+def prepared(
+    cell: Cell, *made: Compiled
+) -> tuple[Callable[[], float], dict[str, float]]:
     """A function that measures the median seconds of a step, and the work in a step;
     `made` as by `compiled`."""
     step, work = ENGINES[cell.engine](cell, *made)
