@@ -119,7 +119,6 @@ def batches(cell: Cell) -> list[Batch]:
                 np.stack([click, conversion], axis=1).astype(np.int8),
                 np.ones(rows, bool),
                 np.arange(rows, dtype=np.uint32),
-                np.arange(rows),
                 np.ones(rows, np.float32),
             )
         )

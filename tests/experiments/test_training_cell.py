@@ -13,7 +13,7 @@ def test_runs_of_a_sweep_have_the_losses_of_one_run():
         state, of_calls = parts.place(parts.draw(0)), []
         for batch in parts.batches[:2]:
             state, metrics = parts.program(state, *batch, *parts.rest)
-            of_calls.append(np.asarray(metrics["loss"]))
+            of_calls.append(np.asarray(metrics[0]["loss"]))
         losses.append(np.concatenate(of_calls, axis=-1))
         assert parts.work["flops"] > 0
     one, many = losses
