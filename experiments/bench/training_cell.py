@@ -204,7 +204,8 @@ def _drawing(spec: Any) -> tuple[Any, Any]:
 
     from pwiser_jax.training.state import draw_program
 
-    lowered = draw_program(spec).lower(0)
+    program: Any = draw_program(spec)
+    lowered = program.lower(0)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
     )
