@@ -24,6 +24,7 @@ from pwiser_jax.options import Parser
 from pwiser_jax.version import __version__
 
 COMMANDS = (
+    "schema",
     "prepare",
     "inspect",
     "train",

@@ -50,7 +50,7 @@ def write_schema(source: Path, output: Path) -> None:
         output: the YAML file, which must not exist.
 
     Raises:
-        UserError: the table cannot be read, or the file exists.
+        UserError: the table cannot be read, or the file exists or cannot be written.
     """
     if output.exists():
         raise UserError(f"{output} exists already; name another file")
@@ -59,7 +59,10 @@ def write_schema(source: Path, output: Path) -> None:
     with open_table(source) as table:
         rows = table.frame.head(ROWS).collect()
     columns = [_described(rows, name) for name in rows.columns]
-    write_whole(output, _draft(source.name, rows.height, columns))
+    try:
+        write_whole(output, _draft(source.name, rows.height, columns))
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}") from None
 
 
 def _described(rows: pl.DataFrame, name: str) -> _Column:

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import yaml
 
+from pwiser_jax.cli import main
 from pwiser_jax.data.datasets.schema_draft import write_schema
 from pwiser_jax.data.datasets.table import prepare_table
 from pwiser_jax.errors import UserError
@@ -72,3 +73,20 @@ def test_labels_that_are_not_found_are_left_to_the_user(tmp_path: Path) -> None:
         "click": "CLICK_COLUMN",
         "conversion": "CONVERSION_COLUMN",
     }
+
+
+def test_the_command_writes_a_schema_that_prepare_reads(
+    log: pl.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, schema = tmp_path / "log[1].csv", tmp_path / "schema.yaml"
+    log.write_csv(source)
+    write = ["schema", str(source), f"--output={schema}"]
+    assert main(write) == 0
+    assert "schema.yaml: check each line" in capsys.readouterr().out
+    prepare = ["prepare", "table", f"--source={source}", f"--schema={schema}"]
+    assert main([*prepare, f"--output={tmp_path / 'out'}"]) == 0
+    capsys.readouterr()
+    assert main(write) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["schema", str(tmp_path / "none.csv"), "--output=s.yaml"]) == 2
+    assert "none.csv: no such file" in capsys.readouterr().err
