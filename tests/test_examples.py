@@ -28,6 +28,29 @@ def test_the_loss_falls(name: str, monkeypatch: pytest.MonkeyPatch):
     assert last < 0.7 * first
 
 
+def test_an_own_model_loss_and_dataset_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Registered from outside, by names that the package does not have."""
+    from pwiser_jax.data.datasets import DATASETS
+    from pwiser_jax.models import MODELS
+    from pwiser_jax.parts import POINTWISE
+
+    own = {"two_bottoms": MODELS, "smoothed_bce": POINTWISE, "coins": DATASETS}
+    assert not any(name in table for name, table in own.items())
+    try:
+        run = load("own_run", monkeypatch)
+        auc = run.main(tmp_path, epochs=8)
+    finally:
+        for name, table in own.items():
+            table.pop(name, None)
+        sys.modules.pop("own_parts", None)
+    assert auc["ctr"] > 0.6
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "name: two_bottoms" in config
+    assert "pointwise: smoothed_bce" in config
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.filterwarnings("default")
