@@ -38,7 +38,7 @@ def config(data: Path):
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     result = train(config(data), folder, Silent())
-    assert result["steps"] == 2 * -(-700 // 56)
+    assert result.steps == 2 * -(-700 // 56)
     return folder
 
 
