@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.inference.load import load_best
@@ -22,31 +21,31 @@ from pwiser_jax.training.devices.programs import (
 )
 from pwiser_jax.training.devices.shards import (
     is_sharded,
-    is_table,
     shard_rows,
     unshard_rows,
 )
 from pwiser_jax.training.devices.signals import Interrupted
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
-from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
-from pwiser_jax.training.state import state_template, table_rows
 from pwiser_jax.training.sweep import train_sweep
 from tests.data.multi_valued import write_folder
 from tests.training.helpers import small_config
-from tests.training.processes import ended
-from tests.training.processes import start as start_process
-from tests.training.test_optimizer import (
+from tests.training.large_tables import (
     HYPER,
     MODEL,
     TAGS,
     USERS,
+    parts_on_devices,
+    sharded_config,
     spec_of,
     start,
+    table_leaves,
     tagged,
 )
+from tests.training.processes import ended
+from tests.training.processes import start as start_process
 
 ROWS = USERS + TAGS
 
@@ -91,11 +90,6 @@ def copied(state: Any) -> Any:
     return jax.tree.map(np.array, jax.device_get(state))
 
 
-def table_leaves(state: Any) -> list[Any]:
-    leaves = jax.tree.leaves_with_path(state)
-    return [leaf for path, leaf in leaves if is_table(path)]
-
-
 @pytest.mark.parametrize("embedding", ["lazy_adam", "rowwise_adagrad"])
 def test_steps_of_sharded_tables_are_those_of_whole_ones(embedding: str) -> None:
     expected, got = (steps(embedding, shard_tables) for shard_tables in (False, True))
@@ -114,42 +108,16 @@ def test_steps_of_sharded_tables_are_those_of_whole_ones(embedding: str) -> None
     np.testing.assert_allclose(got[4]["loss"], expected[4]["loss"], rtol=1e-5)
 
 
-def sharded_config(data: Path, shard_tables: bool) -> Config:
-    return small_config(
-        data,
-        data={"batch_size": 64, "eval_batch_size": 128},
-        model={"name": "shared_bottom"},
-        optimizer={"embedding": "lazy_adam", "shard_tables": shard_tables},
-    )
-
-
 ON_TWO_DEVICES = """
 import sys
 import jax, numpy as np
 from pathlib import Path
-from tests.training.test_shards import parts_on_devices
+from tests.training.large_tables import parts_on_devices
 
 run, data = map(Path, sys.argv[1:])
 assert jax.device_count() == 2
 np.savez(run / "two.npz", *parts_on_devices(run, data))
 """
-
-
-def parts_on_devices(run: Path, data: Path) -> list[np.ndarray]:
-    """A checkpoint put onto the devices, its tables spread, and brought back whole: as
-    it was written, bit for bit."""
-    config, schema = sharded_config(data, True), Prepared(data).schema
-    series = Checkpoints(run, "last")
-    found = series.restore(state_template(config, schema), pytest.fail)
-    series.close()
-    assert found is not None
-    state = shard(found[0], True)
-    assert is_sharded(state.params)
-    for leaf in table_leaves(state):
-        assert len(leaf) == jax.device_count()
-    whole = unshard(state, table_rows(config, schema))
-    jax.tree.map(np.testing.assert_array_equal, whole, found[0])
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(whole)]
 
 
 def test_a_run_goes_on_and_is_read_on_other_devices_or_unsharded(

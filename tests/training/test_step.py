@@ -1,7 +1,6 @@
 """The training step: four devices equal one, padding is nothing, one compilation."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.losses import ConversionBank
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import AXIS, split_rows
-from pwiser_jax.training.step import Hyper, StepSpec, initial_state, train_step
+from pwiser_jax.training.step import Hyper, StepSpec, initial_state
 from tests.training.helpers import SMALL
-from tests.training.steps import PWISER, SCHEMA, make_batch
+from tests.training.steps import PWISER, SCHEMA, gradients, make_batch, step_of
 
 # Two conversions of the steps before, four places free.
 REMEMBERED = ConversionBank(
@@ -37,22 +36,6 @@ def setup(name: str, space: str, lambdas: float = 0.5) -> tuple[Any, Any, Hyper]
 def start(model: Any, objective: Any) -> Any:
     spec = StepSpec(model=model, schema=SCHEMA, objective=objective)
     return jax.jit(lambda: initial_state(spec, 0))()
-
-
-def step_of(model: Any, objective: Any, axis_name: str | None = None) -> Any:
-    spec = StepSpec(
-        model=model, schema=SCHEMA, objective=objective, axis_name=axis_name
-    )
-    return partial(train_step, spec)
-
-
-def gradients(step: Any, *arguments: Any) -> tuple[Any, Any]:
-    """First-step losses and gradients: after one step Adam's first moment is 0.1 g."""
-    state, losses, diagnostics = step(*arguments)
-    moment = state.optimizer[1].mu
-    banks = {f"bank/{name}": bank.scores for name, bank in state.banks.items()}
-    metrics = losses | diagnostics | banks
-    return jax.tree.map(lambda m: np.asarray(m) * 10, moment), metrics
 
 
 def same_metric(name: str, got: Any, expected: Any) -> None:

@@ -34,7 +34,7 @@ from pwiser_jax.training.sweep import (
     train_sweep,
 )
 from tests.training.helpers import SMALL, compilations, small_config
-from tests.training.test_step import PWISER, SCHEMA, gradients, make_batch, step_of
+from tests.training.steps import PWISER, SCHEMA, gradients, make_batch, step_of
 
 MODEL = replace(SMALL, name="shared_bottom")
 DIAGNOSTICS = ("norm/", "pairs/", "active/", "gate/")
