@@ -13,7 +13,7 @@ from pwiser_jax.data.batches.batches import paired_conversions, steps_per_epoch
 from pwiser_jax.data.batches.prefetch import prefetched
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
-from pwiser_jax.data.prepared.manifest import refuse_other_data
+from pwiser_jax.data.prepared.manifest import Manifest, refuse_other_data
 from pwiser_jax.errors import UserError
 from pwiser_jax.host import prepare_host
 from pwiser_jax.training import objective as objectives
@@ -32,9 +32,6 @@ from pwiser_jax.training.run.store import RunStore
 from pwiser_jax.training.run.trace import Trace
 from pwiser_jax.training.runs import Runs
 from pwiser_jax.training.schedule import Schedule
-
-# A run whose epochs have fewer steps than this is warned of.
-FEW_STEPS = 20
 
 
 def train(
@@ -92,15 +89,8 @@ def train(
             valid_rows,
             reporter,
         )
-        params = runs.programs.template().params
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        count = jax.device_count()
-        devices = f"{count} {jax.default_backend()} device{'s' if count > 1 else ''}"
-        reporter.line(header(config, prepared.manifest, parameters, devices))
-        for text in cautions(config, prepared.manifest):
-            reporter.line(f"warning: {text}")
         trace = Trace(output / "profile" if profile and first else None)
-        train_runs(runs, stop_after, trace)
+        train_runs(runs, prepared.manifest, stop_after, trace)
     (progress,) = runs.progress
     return result(config, progress)
 
@@ -160,21 +150,31 @@ def group_notes(config: Config, rows: Rows) -> list[str]:
     return notes
 
 
-def train_runs(runs: Runs, stop_after: int | None, trace: Trace) -> None:
+def opening_lines(runs: Runs, manifest: Manifest) -> Iterator[str]:
+    """What a group of runs prints before its first step, once for the group."""
+    config, steps = runs.config, runs.epoch_steps
+    params = jax.tree.leaves(runs.programs.template().params)
+    parameters = sum(leaf.size for leaf in params) // len(runs.configs)
+    count = jax.device_count()
+    devices = f"{count} {jax.default_backend()} device{'s' if count > 1 else ''}"
+    yield header(runs.configs, manifest, steps, parameters, devices)
+    for text in cautions(config, manifest, steps):
+        yield f"warning: {text}"
+    yield from protocol.lines(config)
+    if len(runs.configs) == 1:
+        yield from objectives.notes(config.loss, runs.objectives[0])
+
+
+def train_runs(
+    runs: Runs, manifest: Manifest, stop_after: int | None, trace: Trace
+) -> None:
     """Trains a group of runs from its last checkpoint, or its seeds, to results."""
     reporter, config = runs.reporter, runs.config
-    notes = objectives.notes(config.loss, runs.objectives[0])
-    for text in (*protocol.lines(config), *notes):
+    for text in opening_lines(runs, manifest):
         reporter.line(text)
     try:
         runs.restore()
         start, train = runs.step, config.train
-        if runs.epoch_steps < FEW_STEPS:
-            reporter.line(
-                f"warning: an epoch has only {runs.epoch_steps} steps, each of "
-                f"{config.data.batch_size} rows: too few to learn much; a smaller "
-                "data.batch_size makes more"
-            )
         schedule = Schedule(
             epoch_steps=runs.epoch_steps,
             log_every=train.log_every,

@@ -199,7 +199,7 @@ def _train(
         valid_rows,
         reporter,
     )
-    train_runs(runs, stop_after, Trace(None))
+    train_runs(runs, prepared.manifest, stop_after, Trace(None))
 
 
 def _home(missing: list[Path], outputs: Sequence[Path]) -> tuple[Path, list[Path]]:

@@ -11,6 +11,7 @@ import jax.monitoring
 
 from pwiser_jax.config import Config, DataConfig, LossConfig, TrainConfig
 from pwiser_jax.models.config import ModelConfig
+from pwiser_jax.training.run.progress import Silent
 
 SMALL = ModelConfig(
     name="mmoe",
@@ -39,6 +40,16 @@ def small_config(data: Path, /, **changes: Any) -> Config:
             config, **{section: replace(getattr(config, section), **values)}
         )
     return config
+
+
+class Lines(Silent):
+    """Keeps the lines of a run."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @contextmanager

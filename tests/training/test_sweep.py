@@ -33,7 +33,7 @@ from pwiser_jax.training.sweep import (
     sweeps_in_progress,
     train_sweep,
 )
-from tests.training.helpers import SMALL, compilations, small_config
+from tests.training.helpers import SMALL, Lines, compilations, small_config
 from tests.training.steps import PWISER, SCHEMA, gradients, make_batch, step_of
 
 MODEL = replace(SMALL, name="shared_bottom")
@@ -259,6 +259,35 @@ def test_a_run_that_stops_early_is_frozen_and_the_others_go_on(
         lines = [line for line in whole if i < 4 or line["epoch"] == 0]
         assert read_metrics(folder) == lines
         assert results[i].steps == lines[-1]["step"]
+
+
+def test_margins_of_runs_with_lambda_0_change_no_bit(
+    data: Path, tmp_path: Path
+) -> None:
+    base = configs(data)[0]
+    each = [
+        base,
+        replace(base, loss=replace(PWISER, margins={"conversion>click": 0.9})),
+        replace(base, loss=replace(PWISER, lambdas=0.5)),  # the program ranks
+    ]
+    each = [replace(c, train=replace(c.train, epochs=1)) for c in each]
+    runs, reporter = [tmp_path / f"run{i}" for i in range(3)], Lines()
+    train_sweep(each, runs, reporter)
+    first, second, ranked = (read_metrics(run) for run in runs)
+    assert first == second != ranked
+    train(each[0], tmp_path / "solo", Silent())
+    lines = read_metrics(tmp_path / "solo")
+    assert [line["step"] for line in lines] == [line["step"] for line in first]
+    for line, solo in zip(first, lines, strict=True):
+        assert line.keys() == solo.keys()
+        if line["kind"] == "train":
+            assert line["loss"] == pytest.approx(solo["loss"], rel=1e-4)
+    # The header and the warnings are those of the group, once.
+    headers = [text for text in reporter.lines if text.startswith("rows: train")]
+    assert len(headers) == 1
+    assert "3 runs of shared_bottom" in headers[0]
+    assert sum("steps an epoch: the model" in text for text in reporter.lines) == 1
+    assert not any("training bce alone" in text for text in reporter.lines)
 
 
 def test_what_cannot_be_traced_is_another_sweep(data: Path) -> None:

@@ -1,27 +1,39 @@
-"""What a run says before its first step: its sizes, and what may go wrong with them."""
+"""The first lines of a run or a sweep: its sizes, and warnings about them."""
+
+from collections.abc import Sequence
 
 from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.manifest import Manifest
 from pwiser_jax.training.run.protocol import LEARNED
 
+# Fewer steps an epoch, or a smaller share of batches with a conversion, is warned of.
 FEW_STEPS = 20
 RARE_BATCHES = 0.5
 
 
-def header(config: Config, manifest: Manifest, parameters: int, devices: str) -> str:
+def header(
+    configs: Sequence[Config],
+    manifest: Manifest,
+    steps: int,
+    parameters: int,
+    devices: str,
+) -> str:
     """One line: rows by split, steps an epoch, parameters, batch, devices, ranking.
 
     Args:
-        config: the run's configuration.
+        configs: of the runs that train together.
         manifest: of the prepared folder.
-        parameters: the model's number of parameters.
+        steps: of an epoch.
+        parameters: of one run's model.
         devices: what trains, such as "2 cpu devices".
     """
+    config, count = configs[0], len(configs)
     rows = ", ".join(f"{name} {s.rows:,}" for name, s in manifest.splits.items())
-    steps = steps_an_epoch(config, manifest)
+    runs = f"{count} runs of " if count > 1 else ""
+    rankings = " or ".join(dict.fromkeys(ranked(config) for config in configs))
     return (
         f"rows: {rows}; {steps:,} steps an epoch of {config.data.batch_size:,} rows; "
-        f"{config.model.name}, {parameters:,} parameters; {devices}; {ranked(config)}"
+        f"{runs}{config.model.name}, {parameters:,} parameters; {devices}; {rankings}"
     )
 
 
@@ -36,14 +48,13 @@ def ranked(config: Config) -> str:
     return f"{config.loss.ranking}, lambda {lambdas:g}"
 
 
-def cautions(config: Config, manifest: Manifest) -> list[str]:
+def cautions(config: Config, manifest: Manifest, steps: int) -> list[str]:
     """Sentences on data that are small for the batch, if they are.
 
     A batch of B of N rows with C conversions holds none with probability
     (1 - C/N)^B, nearly.
     """
     lines = []
-    steps = steps_an_epoch(config, manifest)
     if steps < FEW_STEPS:
         lines.append(
             f"only {steps} steps an epoch: the model may learn little; a smaller "
@@ -60,9 +71,3 @@ def cautions(config: Config, manifest: Manifest) -> list[str]:
             "rank; data.min_conversions or a larger data.batch_size helps"
         )
     return lines
-
-
-def steps_an_epoch(config: Config, manifest: Manifest) -> int:
-    """Training steps that see each row once."""
-    rows = sum(manifest.splits[name].rows for name in LEARNED[config.protocol])
-    return -(-rows // config.data.batch_size)

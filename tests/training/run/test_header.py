@@ -24,13 +24,17 @@ def test_the_header_holds_sizes_and_what_is_ranked() -> None:
     data = DataConfig(batch_size=100)
     ranking = LossConfig(ranking="pwiser", lambdas={"ctr": 0.0, "ctcvr": 0.1})
     config = Config(data=data, loss=ranking)
-    assert header(config, manifest(2_500, 9), 12_345, "2 cpu devices") == (
+    assert header([config], manifest(2_500, 9), 25, 12_345, "2 cpu devices") == (
         "rows: train 2,500, valid 2,500, test 2,500; 25 steps an epoch of 100 rows; "
         "mmoe, 12,345 parameters; 2 cpu devices; pwiser, lambdas ctr 0, ctcvr 0.1"
     )
-    config = replace(config, protocol="mtreclib", loss=LossConfig())
-    assert "50 steps" in header(config, manifest(2_500, 9), 1, "1 gpu device")
-    assert header(config, manifest(9, 9), 1, "1 gpu device").endswith("no ranking")
+    baseline = replace(config, loss=replace(ranking, lambdas=0.0))
+    assert header([baseline, config, config], manifest(9, 9), 1, 7, "1 gpu").endswith(
+        "3 runs of mmoe, 7 parameters; 1 gpu; "
+        "pwiser, lambda 0 or pwiser, lambdas ctr 0, ctcvr 0.1"
+    )
+    config = replace(config, loss=LossConfig())
+    assert header([config], manifest(9, 9), 1, 1, "1 gpu").endswith("no ranking")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_small_data_are_said(
 ) -> None:
     loss = LossConfig(ranking=ranking)
     config = Config(data=DataConfig(batch_size=100), loss=loss)
-    lines = cautions(config, manifest(rows, conversions))
+    lines = cautions(config, manifest(rows, conversions), rows // 100)
     assert len(lines) == len(words)
     for line, word in zip(lines, words, strict=True):
         assert word in line

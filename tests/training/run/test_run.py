@@ -20,15 +20,7 @@ from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
-from tests.training.helpers import small_config
-
-
-class Lines(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
+from tests.training.helpers import Lines, small_config
 
 
 @pytest.fixture(scope="module")
