@@ -386,6 +386,7 @@ def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(tree)
     for section, value in over.items():
         old = merged.get(section)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[section] = old | value if both else value  # pyright: ignore
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = old | value
+        merged[section] = value
     return merged

@@ -176,7 +176,7 @@ def compiled(cell: Cell) -> Compiled:
         program = stacked.sweep_program(spec, at_once)
 
         def of_all(state: Any) -> Any:
-            return stacked.dealt(stack([jax.device_get(state)] * size))
+            return stacked.shard_runs(stack([jax.device_get(state)] * size))
 
         place = of_all
         orders, active = np.zeros(size, np.int32), np.ones(size, bool)

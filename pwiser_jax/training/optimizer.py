@@ -140,7 +140,8 @@ class Optimizer:
         """
         if rates.clip_norm is not None:
             # Each device has the gradient of all parameters and all rows of the batch.
-            clip: Any = optax.clip_by_global_norm(rates.clip_norm)  # pyright: ignore[reportArgumentType]
+            limit: Any = rates.clip_norm
+            clip: Any = optax.clip_by_global_norm(limit)
             grads, _ = clip.update(grads, clip.init(grads))
         learning_rate = rates.at(step)
         updates: Any
@@ -204,8 +205,8 @@ def narrowed(
     if sharded:
         if axis_name is None:
             raise ValueError("tables can only be sharded over a mapped axis")
-        rows = rows.owned(size, axis_name)
-        read = {k: rows.read_everywhere(v, axis_name) for k, v in tables.items()}
+        rows = rows.local(size, axis_name)
+        read = {k: rows.read_shards(v, axis_name) for k, v in tables.items()}
     else:
         read = {k: rows.read(v) for k, v in tables.items()}
     return Narrowed(

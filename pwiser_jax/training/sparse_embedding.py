@@ -1,15 +1,14 @@
-"""Large embedding tables: a step reads and writes only the rows that its batch names.
+"""Sparse updates of large embedding tables: a step changes only the rows it reads.
 
-Dense Adam changes every row of a table at every step: a row that the batch does not
-name still moves, by its old moments and by L2, and a step's time grows with the table.
-The optimizers here leave such rows alone, so they compute another function than dense
-Adam does; the two agree where every batch names every row. `Distinct` finds the rows;
-the step differentiates with respect to their values, in which the gradients of a row
-named more than once are summed, and writes them back in place.
+Dense Adam changes every row of a table at every step: moments and L2 move even the rows
+that the batch does not read, and a step's time grows with the table. The optimizers
+here skip such rows, so they differ from dense Adam unless every batch reads every row.
+`distinct` lists the rows of a batch; the step differentiates with respect to their
+values, which sums the gradients of repeated rows, and writes them back in place.
 
 The two optimizers are optax transformations of gathered rows: `init` takes the whole
-table, `update` takes gradients [U, D], the rows U of the state, and `count`, the number
-of the step, from 1.
+table, `update` takes gradients [U, D], the state's rows [U, ...], and `count`, the
+number of the step, from 1.
 """
 
 from typing import Any, NamedTuple
@@ -22,13 +21,12 @@ from pwiser_jax.config import EmbeddingOptimizer
 
 
 class Distinct(NamedTuple):
-    """The rows of a table [N, ...] that a batch names; see `distinct`.
+    """The rows of a table [N, ...] that a batch reads; see `distinct`.
 
     Attributes:
-        rows: int32[U], ascending (but see `owned`); a row named more than once stands
-            there as often, and N stands for no row.
-        first: bool[U], True where a row stands for the first time.
-        places: int32[B, L], where in `rows` each id first stands.
+        rows: int32[U], sorted (but see `local`), with repeats; N means no row.
+        first: bool[U], True at the first occurrence of a row.
+        places: int32[B, L], index in `rows` of the first occurrence of each id.
     """
 
     rows: jax.Array
@@ -36,25 +34,25 @@ class Distinct(NamedTuple):
     places: jax.Array
 
     def read(self, table: jax.Array) -> jax.Array:
-        """The rows, [U, ...]; what stands for no row is read from the last."""
+        """The rows, [U, ...]; an index past the end reads the last row."""
         return jnp.take(table, self.rows, axis=0, mode="clip")
 
     def written(self, size: int) -> jax.Array:
-        """bool[U], which of `rows` a write to a table of `size` rows changes."""
+        """bool[U]: True where a write to a table of `size` rows changes a row."""
         return self.first & (self.rows < size)
 
     def write(self, table: jax.Array, values: jax.Array) -> jax.Array:
-        """The table with its rows set to values [U, ...], each to its first one."""
-        # What is not to be written goes past the end, to places that differ too.
+        """The table with each row set to the value [U, ...] at its first occurrence."""
+        # Other values are dropped: their indices are past the end, and unique.
         past = len(table) + jnp.arange(len(self.rows), dtype=jnp.int32)
         to = jnp.where(self.written(len(table)), self.rows, past)
         return table.at[to].set(values, mode="drop", unique_indices=True)
 
-    def owned(self, size: int, axis_name: str) -> "Distinct":
-        """The same rows of a table [size, ...] whose rows are dealt to the devices of a
-        mapped axis (see `shards`), as places in this device's part of it.
+    def local(self, size: int, axis_name: str) -> "Distinct":
+        """The rows as indices into this device's shard of a table [size, ...].
 
-        Rows of other devices, and no rows, are past the part's end.
+        The table is sharded over the mapped axis (see `shards`). Rows of other devices,
+        and N, become an index past the end of the shard.
         """
         devices = jax.lax.axis_size(axis_name)
         here = self.rows % devices == jax.lax.axis_index(axis_name)
@@ -63,17 +61,17 @@ class Distinct(NamedTuple):
         )
         return self._replace(rows=places)
 
-    def read_everywhere(self, part: jax.Array, axis_name: str) -> jax.Array:
-        """The rows, [U, ...], each from the device that owns it; zeros for no row."""
-        here = (self.rows < len(part))[:, None]
-        return jax.lax.psum(jnp.where(here, self.read(part), 0), axis_name)
+    def read_shards(self, shard: jax.Array, axis_name: str) -> jax.Array:
+        """The rows, [U, ...], summed over the shards of all devices; zeros for N."""
+        here = (self.rows < len(shard))[:, None]
+        return jax.lax.psum(jnp.where(here, self.read(shard), 0), axis_name)
 
 
 def distinct(ids: jax.Array, axis_name: str | None = None) -> Distinct:
-    """The distinct rows among ids int32[B, L], on all devices of a mapped axis.
+    """The rows among ids int32[B, L] of all devices of a mapped axis.
 
-    One sort of the ids alone, and a binary search for each: much cheaper on a CPU than
-    a sort that carries their places along, and nothing is as long as the table.
+    A sort of the ids and a binary search for each are much cheaper on a CPU than a sort
+    that carries positions along. No array is as long as the table.
     """
     every = ids.reshape(-1)
     if axis_name is not None:
@@ -93,24 +91,24 @@ class AdamRows(NamedTuple):
 def scale_by_lazy_adam(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam of the rows in a batch; the moments of the others do not decay.
+    """Adam of the rows in a batch; moments of other rows do not decay.
 
     m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
     update = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps),
 
-    with t the step's number and not how often the row has been read, as in PyTorch's
-    SparseAdam and TensorFlow's LazyAdam.
+    t counts steps, not reads of the row, as in PyTorch's SparseAdam and TensorFlow's
+    LazyAdam.
     """
 
     def init(table: Any) -> AdamRows:
         return AdamRows(jnp.zeros_like(table), jnp.zeros_like(table))
 
     def update(
-        grads: Any, state: AdamRows, params: Any = None, *, count: jax.Array
-    ) -> tuple[Any, AdamRows]:
+        grads: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
         mu = b1 * state.mu + (1 - b1) * grads
         nu = b2 * state.nu + (1 - b2) * jnp.square(grads)
-        t = count.astype(jnp.float32)
+        t = extra_args["count"].astype(jnp.float32)
         scale = jnp.sqrt(nu / (1 - b2**t)) + eps
         return mu / (1 - b1**t) / scale, AdamRows(mu, nu)
 
@@ -126,9 +124,9 @@ class AdagradRows(NamedTuple):
 def scale_by_rowwise_adagrad(
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adagrad with a number a row: a = a + mean_d g_d^2, update = g / (sqrt(a) + eps).
+    """Adagrad with one number a row: a += mean_d g_d^2, update = g / (sqrt(a) + eps).
 
-    It keeps 1/D of what Adagrad does, and 1/(2 D) of what Adam does.
+    Its state has 1/D the size of Adagrad's, and 1/(2 D) of Adam's.
 
     Reference: Mudigere et al., Software-Hardware Co-design for Fast and Scalable
     Training of Deep Learning Recommendation Models, 2021, section 4.1.
@@ -138,9 +136,9 @@ def scale_by_rowwise_adagrad(
         return AdagradRows(jnp.zeros(len(table), table.dtype))
 
     def update(
-        grads: Any, state: AdagradRows, params: Any = None, *, count: jax.Array
-    ) -> tuple[Any, AdagradRows]:
-        del count
+        grads: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        del extra_args
         total = state.total + jnp.mean(jnp.square(grads), axis=1)
         return grads / (jnp.sqrt(total)[:, None] + eps), AdagradRows(total)
 
@@ -150,7 +148,7 @@ def scale_by_rowwise_adagrad(
 def of_rows(
     embedding: EmbeddingOptimizer,
 ) -> optax.GradientTransformationExtraArgs | None:
-    """The transformation of a batch's rows; None for dense Adam, which has no such."""
+    """The transformation of a batch's rows; None for dense Adam."""
     if embedding == "lazy_adam":
         return scale_by_lazy_adam()
     if embedding == "rowwise_adagrad":
@@ -168,17 +166,17 @@ def update_rows(
     learning_rate: jax.Array | float,
     l2: jax.Array | float,
 ) -> tuple[jax.Array, Any, jax.Array]:
-    """The table, its optimizer state and what was added to the rows, after a step.
+    """The table and its optimizer state after a step, and the updates of the rows.
 
     Args:
         distinct_rows: the batch's rows.
-        grads: [U, D], of `distinct_rows.read(table)`: the sum over all uses of a row,
-            at its first place.
+        grads: [U, D], of `distinct_rows.read(table)`: summed over repeats, at the
+            first occurrence.
         table: [N, D].
         state: of the whole table.
         count: the step's number, from 1.
         learning_rate: the step size.
-        l2: added to the gradient, times the row, once for each row read.
+        l2: times the row, is added to the gradient of each row read.
     """
     rows = distinct_rows.read(table)
     scaled: Any

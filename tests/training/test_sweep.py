@@ -18,7 +18,7 @@ from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.signals import Interrupted
 from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
 from pwiser_jax.training.devices.stacked import (
-    dealt,
+    shard_runs,
     sweep_eval_program,
     sweep_program,
 )
@@ -74,7 +74,7 @@ def test_a_step_of_a_stack_is_a_step_of_each_run(at_once: int, orders: int) -> N
     calls = filled(stack([stack(batches)]), 3)
     # One step in a call of three at most.
     new, (losses, diagnostics) = program(
-        dealt(stack(states)), calls, np.int32(1), hypers, which, active
+        shard_runs(stack(states)), calls, np.int32(1), hypers, which, active
     )
     for run, (objective, own) in enumerate(built):
         mine = jax.tree.map(lambda x, run=run: np.asarray(x[run]), new)

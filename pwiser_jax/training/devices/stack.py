@@ -1,8 +1,8 @@
 """A stack of runs in one program: their arrays with a first axis of runs.
 
-The runs are taken `at_once` at a time, side by side under vmap, and these groups one
-after another. An accelerator wants all of them at once. A CPU wants one: its caches
-hold one run's activations, not sixteen's, and a run that has stopped costs nothing.
+Groups of `at_once` runs go one after another; the runs of a group go side by side
+under vmap. An accelerator is fastest with all runs in one group, a CPU with one run a
+group: its caches hold the activations of one run, and a stopped run costs nothing.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ import numpy as np
 from pwiser_jax.training.devices.several import Step, several_steps
 from pwiser_jax.training.step import Hyper, TrainState
 
-# What of a step's numbers varies from run to run; the rest is shared.
+# Traced numbers that may differ between the runs; the others are shared.
 VARIED = ("seed", "learning_rate", "l2", "weights")
 
 
 def stack(trees: list[Any]) -> Any:
-    """Trees of equal shapes as one with a first axis, NumPy arrays of 32 bits."""
+    """Stacks trees along a new first axis, as NumPy arrays of 32 bits."""
     return jax.tree.map(lambda *leaves: _array32(np.stack(leaves)), *trees)
 
 
@@ -31,12 +31,12 @@ def _array32(array: np.ndarray) -> np.ndarray:
 
 
 def unstack(tree: Any, runs: int) -> list[Any]:
-    """The trees of the first `runs` of a stack: copies, that hold no others' memory."""
+    """The first `runs` trees of a stack, as copies, so that the stack can be freed."""
     return [jax.tree.map(lambda x, i=i: np.array(x[i]), tree) for i in range(runs)]
 
 
 def filled(tree: Any, length: int) -> Any:
-    """The stack with zeros behind it, up to a length."""
+    """Pads the first axis with zeros, up to a length."""
 
     def fill(array: np.ndarray) -> np.ndarray:
         missing = length - len(array)
@@ -46,7 +46,7 @@ def filled(tree: Any, length: int) -> Any:
 
 
 def stack_hypers(hypers: list[Hyper]) -> Hyper:
-    """Numbers of several runs as one `Hyper`: stacked where they may vary."""
+    """The numbers of several runs as one `Hyper`; those in VARIED are stacked."""
     return hypers[0]._replace(
         **{name: stack([getattr(h, name) for h in hypers]) for name in VARIED}
     )
@@ -109,25 +109,29 @@ def _side_by_side(step: Step, at_once: int, which: jax.Array) -> Step:
     """The step of a group of runs, whose `step` counter is shared."""
 
     def of_one(states: TrainState, batch: Any, hyper: Hyper) -> Any:
-        # No vmap: what a step decides by a condition stays undone where it is not due.
+        # No vmap, which would compute both branches of the step's conditions.
         one = jax.tree.map(lambda x: x[0], states._replace(step=None))
-        own = hyper._replace(
+        numbers = hyper._replace(
             **jax.tree.map(lambda x: x[0], {n: getattr(hyper, n) for n in VARIED})
         )
         new, *metrics = step(
             one._replace(step=states.step),
             jax.tree.map(lambda x: x[which[0]], batch),
-            own,
+            numbers,
         )
-        grown = jax.tree.map(lambda x: x[None], (new._replace(step=None), *metrics))
-        return grown[0]._replace(step=new.step), *grown[1:]
+        state, *metrics = jax.tree.map(
+            lambda x: x[None], (new._replace(step=None), *metrics)
+        )
+        return state._replace(step=new.step), *metrics
 
     def of_many(states: TrainState, batch: Any, hyper: Hyper) -> Any:
         one_order = len(jax.tree.leaves(batch)[0]) == 1
         batch = jax.tree.map(lambda x: x[0] if one_order else x[which], batch)
-        state_axes = TrainState(None, *(0,) * (len(TrainState._fields) - 1))  # pyright: ignore[reportArgumentType]
-        hyper_axes = Hyper(
-            **{name: 0 if name in VARIED else None for name in Hyper._fields}  # pyright: ignore[reportArgumentType]
+        state_axes = TrainState._make(
+            None if name == "step" else 0 for name in TrainState._fields
+        )
+        hyper_axes = Hyper._make(
+            0 if name in VARIED else None for name in Hyper._fields
         )
         batch_axis = None if one_order else 0
         mapped = jax.vmap(

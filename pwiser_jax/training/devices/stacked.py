@@ -1,7 +1,7 @@
 """Runs of one shape in one program, over shared batches: a sweep's programs.
 
-The runs are dealt to the devices whole run by whole run, by `jax.shard_map` over runs:
-devices need not communicate. See `stack` for the program of a device's runs.
+`jax.shard_map` over runs gives each device whole runs, so devices do not communicate.
+See `stack` for the program of a device's runs.
 """
 
 import functools
@@ -47,7 +47,7 @@ def runs_at_once(runs: int) -> int:
 
 
 def stack_size(runs: int) -> int:
-    """The next number of runs that devices share evenly."""
+    """The smallest number >= `runs` that the devices share evenly."""
     at_once = runs_at_once(runs)
     return -(-runs // (at_once * device_count())) * at_once * device_count()
 
@@ -56,24 +56,22 @@ def stack_size(runs: int) -> int:
 def sweep_program(spec: StepSpec, at_once: int) -> Any:
     """`stacked_steps` over the devices; the old states are donated."""
     steps = stacked_steps(functools.partial(train_step, spec), at_once)
-    shared, own = PartitionSpec(), PartitionSpec(AXIS)
-    hypers = Hyper(
-        **{name: own if name in VARIED else shared for name in Hyper._fields}  # pyright: ignore[reportArgumentType]
-    )
-    specs = (own, shared, shared, hypers, own, own)
-    return jax.jit(_over_devices(steps, specs, own), donate_argnums=0)
+    shared, by_run = PartitionSpec(), PartitionSpec(AXIS)
+    hypers = Hyper._make(by_run if name in VARIED else shared for name in Hyper._fields)
+    specs = (by_run, shared, shared, hypers, by_run, by_run)
+    return jax.jit(_over_devices(steps, specs, by_run), donate_argnums=0)
 
 
 @functools.lru_cache(maxsize=16)
 def sweep_eval_program(spec: ModelSpec, at_once: int) -> Any:
     """`stacked_eval` over the devices."""
     logits = stacked_eval(functools.partial(eval_step, spec), at_once)
-    shared, own = PartitionSpec(), PartitionSpec(AXIS)
-    return jax.jit(_over_devices(logits, (own, own, shared, own), own))
+    shared, by_run = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.jit(_over_devices(logits, (by_run, by_run, shared, by_run), by_run))
 
 
-def dealt(tree: Any) -> Any:
-    """A stack on the devices, each of them with its share of the runs."""
+def shard_runs(tree: Any) -> Any:
+    """A stack of runs, sharded over the devices by run."""
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
 
 
@@ -149,7 +147,7 @@ class Stacked:
 
     def place(self, state: TrainState) -> TrainState:
         missing = self._size - len(self._configs)
-        return dealt(
+        return shard_runs(
             jax.tree.map(
                 lambda x: np.concatenate([x, *[np.asarray(x)[-1:]] * missing]), state
             )

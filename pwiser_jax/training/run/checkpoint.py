@@ -25,6 +25,9 @@ import orbax.checkpoint as ocp
 from pwiser_jax.errors import UserError
 from pwiser_jax.training.devices import processes
 
+# Orbax's decorator hides the fields of these dataclasses from type checkers.
+ARGS: Any = ocp.args
+
 # Two of each: where one is damaged, the one before it is used.
 KEPT = {"last": 2, "best": 2}
 
@@ -76,9 +79,9 @@ class Checkpoints:
         if not processes.first():
             return
         loop = {"loop": loop, "sha256": checksum(state, loop)}
-        parts = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),  # pyright: ignore[reportCallIssue]
-            loop=ocp.args.JsonSave(loop),  # pyright: ignore[reportCallIssue]
+        parts = ARGS.Composite(
+            state=ARGS.PyTreeSave(state),
+            loop=ARGS.JsonSave(loop),
         )
         try:
             if step in self._manager.all_steps():
@@ -122,12 +125,12 @@ class Checkpoints:
         self, template: Any, warn: Callable[[str], None]
     ) -> tuple[Any, dict[str, Any]] | None:
         steps = sorted(self._steps(), reverse=True)
-        parts = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
+        parts = ARGS.Composite(
+            state=ARGS.PyTreeRestore(
                 template,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(template),
             ),
-            loop=ocp.args.JsonRestore(),
+            loop=ARGS.JsonRestore(),
         )
         for step in steps:
             try:
