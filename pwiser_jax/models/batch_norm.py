@@ -48,13 +48,19 @@ class BatchNorm(nn.Module):
                 total = jnp.sum(context.zero_padding(x, rows), axis=rows)
                 return context.over_devices(total) / jnp.maximum(count, 1)
 
-            # Two passes: the mean of squares minus the squared mean would cancel.
+            # Two passes: the mean of squares minus the squared mean would cancel. The
+            # variance is least at the mean, so its gradient by the mean is 0.
             mean = average(x)
-            var = average(jnp.square(x - jnp.expand_dims(mean, rows)))
+            center = lax.stop_gradient(jnp.expand_dims(mean, rows))
+            var = average(jnp.square(x - center))
             unbiased = var * (count / jnp.maximum(count - 1, 1))
             for running, batch_value in ((running_mean, mean), (running_var, unbiased)):
                 new = self.momentum * running.value + (1 - self.momentum) * batch_value
                 running.value = jnp.where(count > 1, new, running.value)
         slope = scale * lax.rsqrt(var + self.epsilon)
-        mean, slope, bias = (jnp.expand_dims(a, rows) for a in (mean, slope, bias))
-        return (x - mean) * slope + bias
+        # The mean's gradient is -slope times the bias's: through x - mean it would be
+        # one more sum over the rows.
+        constant_mean = lax.stop_gradient(mean)
+        units = (constant_mean, slope, bias - slope * (mean - constant_mean))
+        center, slope, shift = (jnp.expand_dims(a, rows) for a in units)
+        return (x - center) * slope + shift
