@@ -97,9 +97,9 @@ class _Order:
             np.add.reduceat(ordered * rows, self.runs, axis=1)
             for rows in (self.positive, ~self.positive)
         ]
-        above, own = of_run
+        positive, negative = of_run
         # What lies below a run of equal scores, and half of what lies in it.
-        below = np.cumsum(own, axis=1) - own / 2
-        pairs = above.sum(axis=1) * own.sum(axis=1)
+        below = np.cumsum(negative, axis=1) - negative / 2
+        pairs = positive.sum(axis=1) * negative.sum(axis=1)
         with np.errstate(invalid="ignore"):
-            return (above * below).sum(axis=1) / pairs
+            return (positive * below).sum(axis=1) / pairs

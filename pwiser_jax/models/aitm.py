@@ -40,20 +40,20 @@ class AITM(MultiTaskModel):
         )
         first, *others = bottoms(z, context)
         outputs = [first]
-        for head, own in zip(self.heads[1:], others, strict=True):
+        for head, hidden in zip(self.heads[1:], others, strict=True):
             info = self.blocks(sizes.bottom[-1:], sizes.dropout, name=f"info_{head}")
             received = info(outputs[-1], context)
-            outputs.append(self._transfer(head, own, received, context))
+            outputs.append(self._transfer(head, hidden, received, context))
         return jnp.stack(outputs)
 
     def _transfer(
-        self, head: str, own: jax.Array, received: jax.Array, context: Context
+        self, head: str, hidden: jax.Array, received: jax.Array, context: Context
     ) -> jax.Array:
         """z_k [B, d] from q_k and p_k."""
-        width = own.shape[-1]
+        width = hidden.shape[-1]
         layer = Linear(width, 3, name=f"transfer_{head}")(width)
         h1, h2, h3 = jnp.stack(
-            [product(u, layer, context.dtype) for u in (own, received)], axis=1
+            [product(u, layer, context.dtype) for u in (hidden, received)], axis=1
         ).transpose(2, 0, 1, 3)  # [B, 2, d] each
         weights = nn.softmax(jnp.sum(h2 * h3, axis=-1) / math.sqrt(width))
         return jnp.sum(weights[..., None] * h1, axis=1)

@@ -136,9 +136,9 @@ def test_pair_counts_beyond_integers_of_32_bits():
     size = 262_144
     levels = levels_of("half", size)
     terms = jax.jit(lambda s: ladder_terms(s, levels, {(2, 1): 0.1, (2, 0): 0.2}))
-    found = terms(np.zeros(size, np.float32))
+    actual = terms(np.zeros(size, np.float32))
     conversions = int(np.sum(levels == 2))
-    for (_, lower), (_, pairs) in found.items():
+    for (_, lower), (_, pairs) in actual.items():
         expected = conversions * int(np.sum(levels == lower))
         assert expected > 2**31
         assert abs(int(pairs) - expected) <= 2e-7 * expected

@@ -88,10 +88,10 @@ def test_is_that_of_the_whole_batch_on_every_device():
     def step(bank, s, conversions, where):
         return update_bank(bank, s, conversions, where=where, axis_name="devices")
 
-    found = jax.pmap(step, axis_name="devices", in_axes=(None, 0, 0, 0))(bank, *shards)
+    actual = jax.pmap(step, axis_name="devices", in_axes=(None, 0, 0, 0))(bank, *shards)
     for name, array in expected._asdict().items():
         for device in range(4):
-            np.testing.assert_array_equal(getattr(found, name)[device], array)
+            np.testing.assert_array_equal(getattr(actual, name)[device], array)
 
 
 def test_wrong_arguments_are_named():

@@ -265,5 +265,5 @@ def test_devices_exchange_conversions_and_not_the_batch():
     branches = [choice.replace("%", "").split(", ") for choice in choices]
     for pack, *names in zip((size // 64, size // 8, size), *branches, strict=True):
         # Score and weight of each row of the pack; the gradient comes back in parts.
-        found = sum(exchanged(blocks[name]) for name in names)
-        assert found == 2 * 4 * pack + 4 * pack // DEVICES
+        actual = sum(exchanged(blocks[name]) for name in names)
+        assert actual == 2 * 4 * pack + 4 * pack // DEVICES

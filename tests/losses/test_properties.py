@@ -52,9 +52,9 @@ def batches(draw, size=SIZE, units=(0.125, 0.1, 1e-6, 1.0, 1e3)):
 orders = st.permutations(range(SIZE)).map(np.array)
 
 
-def every_loss(which=lambda loss: True):
+def every_loss(fits=lambda loss: True):
     """Parametrises a law; pytest then takes a loss's laws together (scope)."""
-    names = [name for name, loss in LOSSES.items() if which(loss)]
+    names = [name for name, loss in LOSSES.items() if fits(loss)]
     return pytest.mark.parametrize("name", names, scope="module")
 
 
@@ -65,7 +65,7 @@ def assert_equal(actual, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * scale)
 
 
-def taken(batch, rows):
+def take_rows(batch, rows):
     return tuple(array[rows] for array in batch)
 
 
@@ -73,7 +73,7 @@ def taken(batch, rows):
 @given(batch=batches(), order=orders)
 def test_order_of_rows_changes_nothing(name, batch, order):
     value, gradient = PROGRAMS[name](*batch)
-    assert_equal(PROGRAMS[name](*taken(batch, order)), (value, gradient[order]))
+    assert_equal(PROGRAMS[name](*take_rows(batch, order)), (value, gradient[order]))
 
 
 @every_loss()
@@ -90,7 +90,7 @@ def test_masking_rows_is_dropping_them(name, batch, order, by_weight):
         segments,
     )
     value, gradient = PROGRAMS[name](*masked)
-    dropped = PROGRAMS[name](*taken(batch, keep))
+    dropped = PROGRAMS[name](*take_rows(batch, keep))
     assert_equal((value, gradient[keep]), dropped)
     np.testing.assert_array_equal(gradient[~keep], 0)
 
@@ -131,7 +131,7 @@ def test_weight_two_is_the_row_twice(name, batch, order):
     doubled = (weights * copies).astype(np.float32)
     value, gradient = PROGRAMS[name](scores, levels, where, doubled, segments)
     twice = np.repeat(np.arange(KEPT), copies)
-    expected, by_copy = PROGRAMS[name](*taken(batch, twice))
+    expected, by_copy = PROGRAMS[name](*take_rows(batch, twice))
     sums = np.zeros_like(gradient)
     np.add.at(sums, twice, by_copy)
     assert_equal((value, gradient), (expected, sums))

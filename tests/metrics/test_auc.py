@@ -78,14 +78,14 @@ rows = st.lists(
 @given(rows)
 def test_auc_is_the_share_of_pairs(columns):
     labels, scores, _ = columns
-    found = auc(labels, scores)
+    actual = auc(labels, scores)
     if labels.min() == labels.max():
-        assert np.isnan(found)
+        assert np.isnan(actual)
         assert np.isnan(auc_interval(labels, scores).value)
     else:
-        assert found == pytest.approx(auc_by_pairs(labels, scores), rel=1e-14)
-        assert auc_interval(labels, scores).value == found
-        assert found + auc(labels, -scores) == pytest.approx(1, rel=1e-15)
+        assert actual == pytest.approx(auc_by_pairs(labels, scores), rel=1e-14)
+        assert auc_interval(labels, scores).value == actual
+        assert actual + auc(labels, -scores) == pytest.approx(1, rel=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -122,23 +122,27 @@ def test_infinite_scores_are_scores():
 @pytest.mark.parametrize("ties", [None, 3])
 def test_interval_without_groups_is_delongs(ties):
     labels, scores, _ = clustered(np.random.default_rng(2), 60, ties=ties)
-    found = auc_interval(labels, scores)
+    actual = auc_interval(labels, scores)
     variance = delong_covariance(labels, [scores])[0, 0]
-    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=1e-10)
-    half = Z * found.standard_error / (found.value * (1 - found.value))
-    assert special.logit(found.high) - special.logit(found.value) == pytest.approx(half)
-    assert special.logit(found.value) - special.logit(found.low) == pytest.approx(half)
+    assert actual.standard_error == pytest.approx(np.sqrt(variance), rel=1e-10)
+    half = Z * actual.standard_error / (actual.value * (1 - actual.value))
+    assert special.logit(actual.high) - special.logit(actual.value) == pytest.approx(
+        half
+    )
+    assert special.logit(actual.value) - special.logit(actual.low) == pytest.approx(
+        half
+    )
     # A group a row is no grouping at all.
     alone = auc_interval(labels, scores, np.arange(len(labels)))
-    assert alone.standard_error == pytest.approx(found.standard_error, rel=1e-12)
+    assert alone.standard_error == pytest.approx(actual.standard_error, rel=1e-12)
 
 
 @pytest.mark.parametrize("ties", [None, 3])
 def test_interval_with_groups_is_obuchowskis(ties):
     labels, scores, groups = clustered(np.random.default_rng(3), 60, ties=ties)
-    found = auc_interval(labels, scores, groups)
+    actual = auc_interval(labels, scores, groups)
     variance = obuchowski_variance(labels, scores, groups)
-    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=1e-10)
+    assert actual.standard_error == pytest.approx(np.sqrt(variance), rel=1e-10)
 
 
 def test_interval_with_groups_agrees_with_a_bootstrap_of_groups():
@@ -149,12 +153,12 @@ def test_interval_with_groups_agrees_with_a_bootstrap_of_groups():
     for _ in range(1000):
         drawn = np.concatenate([members[k] for k in rng.integers(0, 150, 150)])
         draws.append(auc(labels[drawn], scores[drawn]))
-    found = auc_interval(labels, scores, groups)
+    actual = auc_interval(labels, scores, groups)
     # The bootstrap's own error is 1 / sqrt(2 * 1000) = 2%.
-    assert found.standard_error == pytest.approx(np.std(draws), rel=0.1)
-    assert found.low == pytest.approx(np.quantile(draws, 0.025), abs=0.01)
-    assert found.high == pytest.approx(np.quantile(draws, 0.975), abs=0.01)
-    assert auc_interval(labels, scores).standard_error < 0.9 * found.standard_error
+    assert actual.standard_error == pytest.approx(np.std(draws), rel=0.1)
+    assert actual.low == pytest.approx(np.quantile(draws, 0.025), abs=0.01)
+    assert actual.high == pytest.approx(np.quantile(draws, 0.975), abs=0.01)
+    assert auc_interval(labels, scores).standard_error < 0.9 * actual.standard_error
 
 
 def test_intervals_cover_the_truth_at_their_level():
@@ -165,8 +169,8 @@ def test_intervals_cover_the_truth_at_their_level():
     inside, inside_alone, runs = 0, 0, 600
     for _ in range(runs):
         labels, scores, groups = clustered(rng, 150, **shape)
-        found = auc_interval(labels, scores, groups)
-        inside += found.low <= truth <= found.high
+        actual = auc_interval(labels, scores, groups)
+        inside += actual.low <= truth <= actual.high
         alone = auc_interval(labels, scores)
         inside_alone += alone.low <= truth <= alone.high
     # Three standard errors of a share of .95 in 600 draws are .027.
@@ -187,25 +191,25 @@ def test_rows_that_say_nothing_of_the_variance_give_no_interval():
         ([0, 0, 1], [0.0, 2, 1], None),  # a single positive
         ([0, 0, 1, 1], [0.0, 2, 1, 3], [0, 1, 2, 2]),  # all positives in one group
     ]:
-        found = auc_interval(labels, scores, groups)
-        assert found.value == auc(labels, scores)
-        assert np.isnan([found.low, found.high, found.standard_error]).all()
+        actual = auc_interval(labels, scores, groups)
+        assert actual.value == auc(labels, scores)
+        assert np.isnan([actual.low, actual.high, actual.standard_error]).all()
 
 
 def test_difference_without_groups_is_delongs():
     rng = np.random.default_rng(8)
     labels, a, _ = clustered(rng, 60)
     b = a + 0.8 * rng.normal(size=len(a))
-    found = auc_difference(labels, a, b)
+    actual = auc_difference(labels, a, b)
     covariance = delong_covariance(labels, [a, b])
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=1e-10)
-    assert found.value == auc(labels, a) - auc(labels, b)
-    assert found.high - found.value == pytest.approx(Z * found.standard_error)
-    assert found.value - found.low == pytest.approx(Z * found.standard_error)
+    assert actual.standard_error == pytest.approx(np.sqrt(variance), rel=1e-10)
+    assert actual.value == auc(labels, a) - auc(labels, b)
+    assert actual.high - actual.value == pytest.approx(Z * actual.standard_error)
+    assert actual.value - actual.low == pytest.approx(Z * actual.standard_error)
     # Pairing is what makes it short: the two AUCs share their rows.
     apart = np.sqrt(covariance[0, 0] + covariance[1, 1])
-    assert found.standard_error < 0.8 * apart
+    assert actual.standard_error < 0.8 * apart
 
 
 def test_difference_with_groups_agrees_with_a_bootstrap_of_groups():
@@ -217,8 +221,8 @@ def test_difference_with_groups_agrees_with_a_bootstrap_of_groups():
     for _ in range(800):
         drawn = np.concatenate([members[k] for k in rng.integers(0, 150, 150)])
         draws.append(auc(labels[drawn], a[drawn]) - auc(labels[drawn], b[drawn]))
-    found = auc_difference(labels, a, b, groups)
-    assert found.standard_error == pytest.approx(np.std(draws), rel=0.1)
+    actual = auc_difference(labels, a, b, groups)
+    assert actual.standard_error == pytest.approx(np.std(draws), rel=0.1)
 
 
 def test_difference_changes_sign_and_vanishes_as_it_must():
@@ -240,16 +244,17 @@ def test_grouped_auc_is_the_mean_of_each_groups_own(columns):
     value = covered = used = 0
     for name in np.unique(groups):
         inside = groups == name
-        own = auc(labels[inside], scores[inside])
-        if not np.isnan(own):
-            value, covered = value + own * inside.sum(), covered + inside.sum()
+        value_of_group = auc(labels[inside], scores[inside])
+        if not np.isnan(value_of_group):
+            value += value_of_group * inside.sum()
+            covered += inside.sum()
             used += 1
-    found = grouped_auc(labels, scores, groups)
-    assert (found.groups, found.rows) == (used, covered)
+    actual = grouped_auc(labels, scores, groups)
+    assert (actual.groups, actual.rows) == (used, covered)
     if used:
-        assert found.value == pytest.approx(value / covered, rel=1e-12)
+        assert actual.value == pytest.approx(value / covered, rel=1e-12)
     else:
-        assert np.isnan(found.value)
+        assert np.isnan(actual.value)
 
 
 def test_what_a_group_is_called_changes_nothing():

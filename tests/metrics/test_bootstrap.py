@@ -12,7 +12,7 @@ def test_weighted_auc_is_that_of_rows_repeated():
     rng = np.random.default_rng(0)
     labels, groups = rng.random(60) < 0.4, rng.integers(9, size=60)
     a, b = rng.integers(6, size=60), rng.normal(size=60)
-    found = bootstrap_auc_difference(labels, a, b, groups, draws=40, seed=5)
+    actual = bootstrap_auc_difference(labels, a, b, groups, draws=40, seed=5)
     codes = np.unique(groups, return_inverse=True)[1]
     again = np.random.default_rng(5)
     gaps = []
@@ -20,9 +20,9 @@ def test_weighted_auc_is_that_of_rows_repeated():
         for times in again.multinomial(9, np.full(9, 1 / 9), size):
             rows = np.repeat(np.arange(60), times[codes])
             gaps.append(auc(labels[rows], a[rows]) - auc(labels[rows], b[rows]))
-    assert found.value == pytest.approx(auc(labels, a) - auc(labels, b))
-    assert found.standard_error == pytest.approx(np.std(gaps, ddof=1))
-    assert (found.low, found.high) == pytest.approx(
+    assert actual.value == pytest.approx(auc(labels, a) - auc(labels, b))
+    assert actual.standard_error == pytest.approx(np.std(gaps, ddof=1))
+    assert (actual.low, actual.high) == pytest.approx(
         tuple(np.quantile(gaps, [0.025, 0.975]))
     )
 
@@ -44,7 +44,7 @@ def test_delong_and_the_bootstrap_agree(grouped):
 def test_rows_that_say_nothing():
     assert np.isnan(bootstrap_auc_difference([1, 1], [1, 2], [2, 1]).value)
     # One of two rows is missing in half of the draws.
-    found = bootstrap_auc_difference([0, 1], [1, 2], [2, 1], draws=50)
-    assert (found.low, found.high) == (1, 1)
+    actual = bootstrap_auc_difference([0, 1], [1, 2], [2, 1], draws=50)
+    assert (actual.low, actual.high) == (1, 1)
     with pytest.raises(ValueError, match="draws"):
         bootstrap_auc_difference([0, 1], [1, 2], [2, 1], draws=1)

@@ -128,25 +128,25 @@ def test_no_bins_are_refused():
 def test_refit_agrees_with_unpenalised_logistic_regression(drawn, scale, level):
     labels, z = (values[:5_000] for values in drawn)
     z = (z - level) / scale
-    found = refit(labels, z)
+    actual = refit(labels, z)
     reference = LogisticRegression(C=np.inf, tol=1e-10).fit(z[:, None], labels)
-    assert found.slope == pytest.approx(reference.coef_[0, 0], rel=1e-3)
-    assert found.shift == pytest.approx(reference.intercept_[0], rel=1e-3)
+    assert actual.slope == pytest.approx(reference.coef_[0, 0], rel=1e-3)
+    assert actual.shift == pytest.approx(reference.intercept_[0], rel=1e-3)
     # At the minimum the sums agree; no neighbour is better.
-    least = log_loss_from_logits(labels, found(z))
-    assert special.expit(found(z)).sum() == pytest.approx(labels.sum(), rel=1e-9)
+    least = log_loss_from_logits(labels, actual(z))
+    assert special.expit(actual(z)).sum() == pytest.approx(labels.sum(), rel=1e-9)
     for step in (0.999, 1.001):
-        assert log_loss_from_logits(labels, found(z) * step) > least
+        assert log_loss_from_logits(labels, actual(z) * step) > least
 
 
 def test_refit_undoes_a_distortion_of_scale_and_level(drawn):
     labels, z = drawn
     half = len(z) // 2
     distorted = 2.5 * z - 1
-    found = refit(labels[:half], distorted[:half])
-    assert found.slope == pytest.approx(0.4, abs=0.01)
-    assert found.shift == pytest.approx(0.4, abs=0.05)
-    new, p = labels[half:], special.expit(found(distorted[half:]))
+    actual = refit(labels[:half], distorted[:half])
+    assert actual.slope == pytest.approx(0.4, abs=0.01)
+    assert actual.shift == pytest.approx(0.4, abs=0.05)
+    new, p = labels[half:], special.expit(actual(distorted[half:]))
     before = expected_calibration_error(new, special.expit(distorted[half:]))
     assert expected_calibration_error(new, p) < 0.1 * before
 

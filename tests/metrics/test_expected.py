@@ -58,8 +58,8 @@ def test_weights_leave_rows_out_and_repeat_none():
         expected_log_loss,
         predicted_over_true,
     ):
-        found = measure(pi, p, weights=kept)
-        assert found == pytest.approx(measure(pi[kept], p[kept]))
+        actual = measure(pi, p, weights=kept)
+        assert actual == pytest.approx(measure(pi[kept], p[kept]))
 
 
 def test_true_labels_as_probabilities_give_the_measures_on_labels():

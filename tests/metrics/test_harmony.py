@@ -23,13 +23,13 @@ def test_discordance_counts_every_pair(rows):
             gap = scores[hi] - scores[lo]
             cost = 1.0 if gap < 0 else 0.5 if gap == 0 else 0.0
             costs.setdefault((levels[hi], levels[lo]), []).append(cost)
-    found = discordance(levels, scores)
-    every = [cost for own in costs.values() for cost in own]
-    assert found.pairs == len(every)
-    assert found.share == pytest.approx(
+    actual = discordance(levels, scores)
+    every = [cost for level in costs.values() for cost in level]
+    assert actual.pairs == len(every)
+    assert actual.share == pytest.approx(
         np.mean(every) if every else np.nan, nan_ok=True
     )
-    assert found.by_levels == pytest.approx({k: np.mean(v) for k, v in costs.items()})
+    assert actual.by_levels == pytest.approx({k: np.mean(v) for k, v in costs.items()})
 
 
 def test_discordance_refuses_what_has_no_levels():

@@ -32,15 +32,15 @@ def test_each_session_is_ranked_by_itself(rows, k):
     def dcg(ranked):
         return (ranked[:k] / np.log2(np.arange(2, 2 + len(ranked[:k])))).sum()
 
-    found = session_ndcg(gains, scores, groups, k)
+    actual = session_ndcg(gains, scores, groups, k)
     revenue = session_revenue(gains, scores, groups, k)
-    assert len(found) == len(revenue) == len(np.unique(groups))
+    assert len(actual) == len(revenue) == len(np.unique(groups))
     for at, group in enumerate(np.unique(groups)):
-        own = gains[groups == group], scores[groups == group]
-        best = dcg(np.sort(own[0])[::-1])
-        expected = over_orders(*own, dcg) / best if best else np.nan
-        assert found[at] == pytest.approx(expected, nan_ok=True)
-        sold = over_orders(*own, lambda ranked: ranked[:k].sum())
+        ranked_rows = gains[groups == group], scores[groups == group]
+        best = dcg(np.sort(ranked_rows[0])[::-1])
+        expected = over_orders(*ranked_rows, dcg) / best if best else np.nan
+        assert actual[at] == pytest.approx(expected, nan_ok=True)
+        sold = over_orders(*ranked_rows, lambda ranked: ranked[:k].sum())
         assert revenue[at] == pytest.approx(sold)
 
 
@@ -49,10 +49,10 @@ def test_ndcg_agrees_with_scikit_learn():
     gains, scores = rng.integers(0, 3, (20, 12)), rng.integers(0, 6, (20, 12))
     groups = np.repeat(np.arange(20), 12)
     for k in (None, 5):
-        found = session_ndcg(gains.ravel(), scores.ravel(), groups, k)
+        actual = session_ndcg(gains.ravel(), scores.ravel(), groups, k)
         each = [ndcg_score(gains[[i]], scores[[i]], k=k) for i in range(20)]
-        np.testing.assert_allclose(found, each)
-    assert mean_interval(found).value == pytest.approx(np.mean(each))
+        np.testing.assert_allclose(actual, each)
+    assert mean_interval(actual).value == pytest.approx(np.mean(each))
 
 
 def test_rows_may_come_in_any_order_and_sessions_have_any_name():

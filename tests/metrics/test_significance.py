@@ -20,32 +20,32 @@ from pwiser_jax.metrics import (
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_mean_interval_is_students(count, level):
     values = np.random.default_rng(count).normal(0.7, 0.01, count)
-    found = mean_interval(values, level)
+    actual = mean_interval(values, level)
     expected = stats.ttest_1samp(values, 0).confidence_interval(level)
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(tuple(expected))
-    assert found.standard_error == pytest.approx(stats.sem(values))
+    assert actual.value == pytest.approx(values.mean())
+    assert (actual.low, actual.high) == pytest.approx(tuple(expected))
+    assert actual.standard_error == pytest.approx(stats.sem(values))
 
 
 def test_paired_interval_is_that_of_the_paired_t_test():
     rng = np.random.default_rng(0)
     seeds = rng.normal(0.7, 0.01, 8)
     a, b = seeds + rng.normal(0.002, 0.001, 8), seeds
-    found = paired_interval(a, b)
+    actual = paired_interval(a, b)
     expected = stats.ttest_rel(a, b).confidence_interval()
-    assert (found.low, found.high) == pytest.approx(tuple(expected))
-    assert found.value == pytest.approx(a.mean() - b.mean())
+    assert (actual.low, actual.high) == pytest.approx(tuple(expected))
+    assert actual.value == pytest.approx(a.mean() - b.mean())
     # What the seed does to both runs cancels.
     unpaired = stats.ttest_ind(a, b).confidence_interval()
-    assert found.high - found.low < 0.3 * (unpaired.high - unpaired.low)
+    assert actual.high - actual.low < 0.3 * (unpaired.high - unpaired.low)
 
 
 def test_intervals_cover_the_truth_at_their_level():
     rng = np.random.default_rng(1)
     runs = 4000
     inside = sum(
-        found.low <= 0.003 <= found.high
-        for found in (mean_interval(rng.normal(0.003, 0.002, 5)) for _ in range(runs))
+        actual.low <= 0.003 <= actual.high
+        for actual in (mean_interval(rng.normal(0.003, 0.002, 5)) for _ in range(runs))
     )
     # Three standard errors of a share of .95 in 4000 draws are .0103.
     assert abs(inside / runs - 0.95) < 0.0103
@@ -74,8 +74,8 @@ def test_tests_of_pairs_are_scipys(count):
     assert paired_test(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert wilcoxon_test(a, b) == pytest.approx(stats.wilcoxon(a, b).pvalue)
     assert paired_test(a, b) == pytest.approx(paired_test(b, a))
-    found = paired_interval(a, b)
-    assert (paired_test(a, b) < 0.05) == (not found.low <= 0 <= found.high)
+    actual = paired_interval(a, b)
+    assert (paired_test(a, b) < 0.05) == (not actual.low <= 0 <= actual.high)
 
 
 def test_five_seeds_never_reach_five_percent_by_wilcoxon():
@@ -97,11 +97,11 @@ def test_pairs_that_are_equal_show_nothing():
 @given(st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=8))
 def test_holm_rejects_what_the_step_down_rule_rejects(p_values):
     adjusted = holm(p_values)
-    made = sorted(p for p in p_values if not np.isnan(p))
+    real = sorted(p for p in p_values if not np.isnan(p))
     for level in (0.01, 0.05, 0.3):
         # The rule itself: from the smallest on, until one is too large.
         rejected = 0
-        while rejected < len(made) and made[rejected] <= level / (len(made) - rejected):
+        while rejected < len(real) and real[rejected] <= level / (len(real) - rejected):
             rejected += 1
         # A product that rounds across the level would count twice.
         close = np.isclose(adjusted, level, rtol=1e-12)
@@ -110,8 +110,8 @@ def test_holm_rejects_what_the_step_down_rule_rejects(p_values):
 
 
 def test_holm_by_hand():
-    found = holm([0.01, 0.04, 0.03, np.nan, 0.005])
-    assert found == pytest.approx([0.03, 0.06, 0.06, np.nan, 0.02], nan_ok=True)
+    actual = holm([0.01, 0.04, 0.03, np.nan, 0.005])
+    assert actual == pytest.approx([0.03, 0.06, 0.06, np.nan, 0.02], nan_ok=True)
     assert holm([0.6, 0.9]) == pytest.approx([1, 1])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         holm([1.2])

@@ -50,13 +50,13 @@ def random_state(config, schema, seed=1):
         for t in tasks:
             linear(f"gate.{t}.0", width, config.experts)
     else:
-        own, shared = config.task_experts, config.shared_experts
+        of_task, shared = config.task_experts, config.shared_experts
         for level, hidden in enumerate(config.levels):
             for t in tasks:
-                for e in range(own):
+                for e in range(of_task):
                     mlp(f"task_experts.{level}.{t}.{e}", width, hidden)
-                linear(f"task_gates.{level}.{t}.0", width, own + shared)
-            linear(f"share_gates.{level}.0", width, len(tasks) * own + shared)
+                linear(f"task_gates.{level}.{t}.0", width, of_task + shared)
+            linear(f"share_gates.{level}.0", width, len(tasks) * of_task + shared)
             for e in range(shared):
                 tower_input = mlp(f"share_experts.{level}.{e}", width, hidden)
             width = tower_input
@@ -143,7 +143,7 @@ class NumpyMtreclib:
                 self.mlp(f"share_experts.{level}.{e}", hidden, shared_x)
                 for e in range(self.config.shared_experts)
             ]
-            own = [
+            of_task = [
                 [
                     self.mlp(f"task_experts.{level}.{t}.{e}", hidden, task_x[t])
                     for e in range(self.config.task_experts)
@@ -151,11 +151,13 @@ class NumpyMtreclib:
                 for t in self.tasks
             ]
             task_x = [
-                self.mixture(f"task_gates.{level}.{t}.0", task_x[t], own[t] + shared)
+                self.mixture(
+                    f"task_gates.{level}.{t}.0", task_x[t], of_task[t] + shared
+                )
                 for t in self.tasks
             ]
             if level < len(self.config.levels) - 1:
                 gate = f"share_gates.{level}.0"
-                every = [output for outputs in own for output in outputs]
+                every = [output for outputs in of_task for output in outputs]
                 shared_x = self.mixture(gate, shared_x, every + shared)
         return task_x

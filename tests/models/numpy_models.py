@@ -137,13 +137,13 @@ class NumpyModel:
                 for e in range(config.shared_experts)
             ]
             for head in heads:
-                own = [
+                of_task = [
                     self.hidden([level, f"experts_{head}"], widths, g[head], e)
                     for e in range(config.task_experts)
                 ]
                 gate = [level, f"gate_{head}"]
-                new[head] = self.mixture(gate, g[head], own + shared)
-                of_all_tasks += own
+                new[head] = self.mixture(gate, g[head], of_task + shared)
+                of_all_tasks += of_task
             if j < len(config.levels) - 1:
                 gate = [level, "shared_gate"]
                 new[None] = self.mixture(gate, g[None], of_all_tasks + shared)

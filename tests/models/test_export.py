@@ -46,8 +46,8 @@ def test_an_exported_model_takes_any_number_of_rows(name, variant, space):
     exported = export.export(apply)(shapes)
     for count in (1, 2, 7):
         inputs = make_inputs(SCHEMA, count, seed=count)
-        found, expected = exported.call(inputs), apply(inputs)
-        assert found.keys() == expected.keys()
+        actual, expected = exported.call(inputs), apply(inputs)
+        assert actual.keys() == expected.keys()
         for task, values in expected.items():
-            assert found[task].shape == (count,)
-            np.testing.assert_allclose(found[task], values, rtol=1e-5, atol=1e-6)
+            assert actual[task].shape == (count,)
+            np.testing.assert_allclose(actual[task], values, rtol=1e-5, atol=1e-6)

@@ -59,8 +59,8 @@ def test_factors_give_the_product_of_what_they_stand_for():
         LinearWeights(random(7, 8, 5), random(8, 5)),
     )
     for layer in layers:
-        found, plain = product(z, layer), product(z.concatenated(), layer)
-        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+        actual, plain = product(z, layer), product(z.concatenated(), layer)
+        np.testing.assert_allclose(actual, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("columns", [1, 6, 7, 8, 17])
@@ -105,7 +105,7 @@ def with_small(params, config, other):
     ours, theirs = layout(config, SCHEMA), layout(other, SCHEMA)
 
     def moved(tables):
-        found = {}
+        actual = {}
         for name, fields in (("small", theirs.small), ("large", theirs.large)):
             rows = [
                 tables["small" if ours.is_small(field) else "large"][
@@ -114,8 +114,8 @@ def with_small(params, config, other):
                 for field in fields
             ]
             if rows:
-                found[name] = np.concatenate(rows)
-        return found | {"numerical": tables["numerical"]}
+                actual[name] = np.concatenate(rows)
+        return actual | {"numerical": tables["numerical"]}
 
     return {
         name: moved(tree) if name.startswith("embedding") else tree
@@ -147,11 +147,11 @@ def test_small_fields_change_the_work_and_not_the_function(name):
     expected, expected_gradient = measured(configs["none"])
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_gradient))
     for how in ("some", "all"):
-        found, gradient = measured(configs[how])
+        actual, gradient = measured(configs[how])
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5),
             expected,
-            found,
+            actual,
         )
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(
@@ -173,8 +173,8 @@ def test_rows_of_a_part_of_the_table_may_stand_for_the_ids():
     part = variables["params"]["embedding"]["large"][rows]
     variables["params"]["embedding"]["large"] = part
     given = inputs | {"large_rows": places.astype(np.int32)}
-    found = model.apply(variables, given, train=False)
-    jax.tree.map(np.testing.assert_array_equal, expected, found)
+    actual = model.apply(variables, given, train=False)
+    jax.tree.map(np.testing.assert_array_equal, expected, actual)
 
 
 def test_bfloat16_rounds_factors_of_products_and_nothing_else():
@@ -193,11 +193,11 @@ def test_bfloat16_rounds_factors_of_products_and_nothing_else():
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
-    for exact, found in zip(measured(model), measured(rounded), strict=True):
+    for exact, actual in zip(measured(model), measured(rounded), strict=True):
         leaves = jax.tree.leaves(exact)
         largest = max(np.abs(leaf).max() for leaf in leaves)
         differences = []
-        for a, b in zip(leaves, jax.tree.leaves(found), strict=True):
+        for a, b in zip(leaves, jax.tree.leaves(actual), strict=True):
             assert b.dtype == np.float32
             differences.append(np.abs(a - b).max() / largest)
         assert 1e-5 < max(differences) < 0.1

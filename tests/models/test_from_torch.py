@@ -100,8 +100,8 @@ def test_reserved_ids_have_rows_of_zeros_and_own_ids_those_of_the_state():
     for field in SCHEMA.categorical:
         table = tables["small" if places.is_small(field) else "large"]
         ours = table[places.places[field.name] :][: field.rows]
-        own = theirs[start : start + field.size]
-        np.testing.assert_array_equal(ours[: field.size], own)
+        rows = theirs[start : start + field.size]
+        np.testing.assert_array_equal(ours[: field.size], rows)
         assert not ours[field.size :].any()
         start += field.size
 

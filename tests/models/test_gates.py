@@ -27,9 +27,9 @@ def test_mixtures_are_weighted_sums_of_the_experts(form):
         both = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
         return jax.jit(both)(weights, experts)
 
-    found, expected = measured(form), measured(definition)
-    assert found[0][1].shape == (2, 7, 5)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    actual, expected = measured(form), measured(definition)
+    assert actual[0][1].shape == (2, 7, 5)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gate_sows_its_weights():
@@ -42,8 +42,8 @@ def test_a_gate_sows_its_weights():
     scores = np.float32([[0, 0], [9, -9], [np.log(3), 0]])
     model = Model()
     variables = model.init(jax.random.key(0), scores)
-    weights, found = model.apply(
+    weights, actual = model.apply(
         {"params": variables["params"]}, scores, mutable=["intermediates"]
     )
     np.testing.assert_allclose(weights, [[0.5, 0.5], [1, 0], [0.75, 0.25]], atol=1e-6)
-    np.testing.assert_array_equal(found["intermediates"]["mix_ctr"][0], weights)
+    np.testing.assert_array_equal(actual["intermediates"]["mix_ctr"][0], weights)

@@ -88,7 +88,7 @@ def test_a_head_of_two_logits_has_their_difference_as_its_logit(name, space):
     towers = {**variables["params"]["towers"], "out": out}
     same = {**variables, "params": {**variables["params"], "towers": towers}}
     expected = one.apply(same, inputs, train=False)
-    found = model.apply(variables, inputs, train=False)
-    assert found.keys() == expected.keys() == trained.keys()
+    actual = model.apply(variables, inputs, train=False)
+    assert actual.keys() == expected.keys() == trained.keys()
     for task in expected:
-        np.testing.assert_allclose(found[task], expected[task], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[task], expected[task], rtol=1e-4, atol=1e-5)

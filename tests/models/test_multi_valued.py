@@ -67,12 +67,12 @@ def test_gradients_are_the_weights_and_reach_nothing_else(real):
     def total(table):
         return jax.numpy.where(mask[:, None], embed(table, ids, weights, mask), 0).sum()
 
-    value, found = jax.value_and_grad(total)(TABLE)
+    value, actual = jax.value_and_grad(total)(TABLE)
     expected = np.zeros_like(TABLE)
     expected[0] = 0
     expected[7 + 2], expected[7 + 6] = 1.5, 2
     expected[15 + 3], expected[15 + 0] = 3 / 4, 1 / 4
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
     assert np.isfinite(value)
 
 
