@@ -1,6 +1,7 @@
 """Each example runs; those whose framework is absent are skipped."""
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -49,6 +50,29 @@ def test_an_own_model_loss_and_dataset_are_trained(
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "name: two_bottoms" in config
     assert "pointwise: smoothed_bce" in config
+
+
+def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    auc = load("sweep", monkeypatch).main(tmp_path, rows=6000, epochs=1)
+    assert set(auc) == {0.0, 0.1, 0.3}
+    assert len(list(tmp_path.glob("lambda*/result.json"))) == 9
+
+
+def test_the_own_table_trains_and_predicts(tmp_path: Path, monkeypatch):
+    """The commands of its README, in a folder of its own."""
+    from pwiser_jax.cli import main
+
+    text = (EXAMPLES / "own_table" / "README.md").read_text()
+    commands = [
+        shlex.split(line) for line in text.splitlines() if "    pwiser " in line
+    ]
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        assert main(words[1:]) == 0, words
+    predictions = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert len(predictions) == 201
+    assert predictions[0].startswith("session,item,ctr,")
 
 
 @pytest.mark.long
