@@ -29,6 +29,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"  # docstrings name types and shapes
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
+napoleon_use_ivar = True
 
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "docs_cache")
@@ -37,11 +38,28 @@ nb_execution_raise_on_error = True
 
 
 def setup(app):
-    """Bars in docstrings are absolute values, not substitutions."""
+    """Reads our docstrings: indented blocks are literal, bars are absolute values."""
 
-    def escape(app, what, name, subject, options, lines):
-        for index, line in enumerate(lines):
-            if not line.lstrip().startswith(">>>"):
-                lines[index] = line.replace("|", r"\|")
+    def indent(line: str) -> int:
+        return len(line) - len(line.lstrip())
 
-    app.connect("autodoc-process-docstring", escape)
+    def prepare(app, what, name, subject, options, lines):
+        result, paragraph, literal = [], "", None
+        for before, line in zip(["", *lines], lines, strict=False):
+            if line.strip():
+                if literal is not None and indent(line) <= literal:
+                    literal = None
+                new = not before.strip()
+                fields = paragraph.lstrip().startswith((":", "..", "*", "-", ">>>"))
+                deeper = bool(paragraph) and indent(line) > indent(paragraph)
+                if literal is None and new and deeper and not fields:
+                    literal = indent(paragraph)
+                    result += [" " * literal + "::", ""]
+                if new and literal is None:
+                    paragraph = line
+                if literal is None and not line.lstrip().startswith(">>>"):
+                    line = line.replace("|", r"\|")
+            result.append(line)
+        lines[:] = result
+
+    app.connect("autodoc-process-docstring", prepare)
