@@ -16,8 +16,8 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
         "--input",
         type=Path,
         required=True,
-        help="raw rows (CSV, TSV, Parquet, or a folder of such files), or a prepared "
-        "folder or one of its files",
+        help="raw rows (CSV, TSV, Parquet, a folder of such files, or a dataset's raw "
+        "files), or a prepared folder or one of its files",
     )
     parser.add_argument(
         "--output",

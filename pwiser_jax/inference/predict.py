@@ -1,17 +1,20 @@
 """Probabilities of every task for raw or prepared rows."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import polars as pl
 
 from pwiser_jax.data.batches.cache import arrays_of, cached_common
-from pwiser_jax.data.batches.rows import Inputs, Rows, feature_rows
-from pwiser_jax.data.datasets.table import open_table
+from pwiser_jax.data.batches.rows import Inputs, Rows, feature_arrays, feature_rows
+from pwiser_jax.data.datasets import rows_reader
+from pwiser_jax.data.datasets.table import natural_order, open_table
+from pwiser_jax.data.prepared.encoder import EncodedPart
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import (
     FILE,
@@ -19,7 +22,7 @@ from pwiser_jax.data.prepared.manifest import (
     read_manifest,
     refuse_other_data,
 )
-from pwiser_jax.data.raw.columns import Source
+from pwiser_jax.data.raw.archives import TARS
 from pwiser_jax.data.raw.frames import frames_of, scan_parquet
 from pwiser_jax.errors import UserError, did_you_mean, first_line
 from pwiser_jax.evaluation import probabilities
@@ -33,6 +36,7 @@ CHUNK = 65_536
 OUTPUTS = (".csv", ".parquet")
 INPUTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 
+Item = TypeVar("Item")
 Part = tuple[pl.DataFrame, pl.DataFrame]
 """Encoded rows, and the columns to keep of the same rows."""
 
@@ -61,8 +65,9 @@ def predict(
     Args:
         run: the run's folder; its best checkpoint predicts.
         source: raw rows, as a data frame, a CSV, TSV or Parquet file or a folder of
-            such files; or prepared rows, as a prepared folder (all splits, in the order
-            train, valid, test) or one of its files. Labels are not needed.
+            such files; for KuaiRand, AliExpress and Ali-CCP, the folder or archive of
+            their raw files; or prepared rows, as a prepared folder (all splits, in the
+            order train, valid, test) or one of its files. Labels are not needed.
         keep: columns of the source to copy.
 
     Raises:
@@ -93,14 +98,16 @@ def predict_file(
     Raises:
         UserError: as `predict`, or the output exists or cannot be written.
     """
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; --output names a file")
     if output.suffix.lower() not in OUTPUTS:
         raise UserError(f"{output}: the name must end in {' or '.join(OUTPUTS)}")
     if not output.parent.is_dir():
         raise UserError(f"{output.parent}: no such folder")
-    if output.is_dir():
-        raise UserError(f"{output} is a folder; --output names a file")
     if output.exists() and output.resolve() == source.resolve():
         raise UserError(f"{output} is the input; name another --output")
+    if source.is_dir() and source.resolve() in output.resolve().parents:
+        raise UserError(f"{output} lies in the input folder; name another --output")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; --overwrite replaces it")
     predicted = Predicted()
@@ -160,7 +167,9 @@ def _read(
 ) -> Iterator[tuple[Iterator[Part], Inputs | None]]:
     """The encoded rows, `size` at a time, and the inputs that they share."""
     if isinstance(source, pl.DataFrame):
-        yield _raw_parts(prepared, source.lazy(), "the frame", keep, size), None
+        _refuse_tables(prepared, "a data frame")
+        part = prepared.encoder.encode(source.lazy(), "the frame")
+        yield _parts(part, keep, size), None
     elif not source.exists():
         raise UserError(f"{source}: no such file or folder")
     elif (folder := _prepared_folder(source)) is not None:
@@ -173,17 +182,34 @@ def _read(
             files = [folder / name for split in splits for name in split.files]
         parts = _each(files, lambda file: _prepared_parts(file, keep, size))
         yield parts, None if common is None else arrays_of(common)
+    elif (reader := _raw_reader(prepared, source)) is not None:
+        with reader(source, prepared.folder) as rows:
+            parts = _each(rows.parts, lambda part: _parts(part, keep, size))
+            shared = None
+            if rows.common is not None:
+                shared = feature_arrays(rows.common, prepared.schema, common=True)
+            yield parts, shared
     else:
-        lists = {field.name for field in prepared.schema.multi_valued}
-        if prepared.schema.common or lists - set(prepared.encoder.spec.multi_valued):
-            raise UserError(
-                f"{source} is no file of a prepared folder: rows with "
-                "multi-valued or shared fields of this dataset can be predicted once "
-                "they are prepared"
-            )
-        yield (
-            _each(_files(source), lambda f: _table_parts(prepared, f, keep, size)),
-            None,
+        _refuse_tables(prepared, str(source))
+        tables = _tables(source)
+        yield _each(tables, lambda f: _table_parts(prepared, f, keep, size)), None
+
+
+def _raw_reader(prepared: Prepared, source: Path) -> Callable[..., Any] | None:
+    """The dataset's function for its raw files, where the source may hold them."""
+    archive = source.name.endswith((".zip", *TARS))
+    if not (archive or (source.is_dir() and any(_visible(source, INPUTS[:-1])))):
+        return None
+    return rows_reader(prepared.manifest.dataset)
+
+
+def _refuse_tables(prepared: Prepared, source: str) -> None:
+    """Raises a UserError where a table cannot hold the fields of a run."""
+    lists = {field.name for field in prepared.schema.multi_valued}
+    if prepared.schema.common or lists - set(prepared.encoder.spec.multi_valued):
+        raise UserError(
+            f"{source}: rows of {prepared.manifest.dataset} are no table; give the "
+            "folder or archive of their raw files, or a prepared folder"
         )
 
 
@@ -194,55 +220,51 @@ def _prepared_folder(source: Path) -> Path | None:
     return source.parent if is_listed(source) else None
 
 
-def _files(source: Path) -> list[Path]:
-    """The tables of a folder, by name; a file is itself."""
+def _visible(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files of a folder whose names end so, part 2 before part 10."""
+    paths = [p for p in folder.iterdir() if p.name.lower().endswith(endings)]
+    files = [p for p in paths if p.is_file() and p.name[0] not in "._"]
+    return sorted(files, key=lambda path: natural_order(Path(path.name)))
+
+
+def _tables(source: Path) -> list[Path]:
+    """The tables of a source: its files if some are text, else the source as a whole.
+
+    Raises:
+        UserError: a folder without any.
+    """
     if not source.is_dir():
         return [source]
-    names = sorted(p for p in source.iterdir() if p.name.lower().endswith(INPUTS))
-    files = [path for path in names if path.is_file()]
-    if not files:
+    if _visible(source, INPUTS[:-1]):
+        return _visible(source, INPUTS)
+    if not any(source.rglob("*.parquet")):
         raise UserError(f"{source} holds no {', '.join(INPUTS)} file")
-    return files
+    return [source]
 
 
 def _each(
-    files: Sequence[Path], parts: Callable[[Path], Iterator[Part]]
+    items: Iterable[Item], parts: Callable[[Item], Iterator[Part]]
 ) -> Iterator[Part]:
-    for file in files:
-        yield from parts(file)
+    for item in items:
+        yield from parts(item)
 
 
 def _table_parts(
-    prepared: Prepared, file: Path, keep: Sequence[str], size: int
+    prepared: Prepared, table: Path, keep: Sequence[str], size: int
 ) -> Iterator[Part]:
-    with open_table(file, empty=True) as raw:
-        yield from _raw_parts(prepared, raw.frame, raw, keep, size)
-
-
-def _raw_parts(
-    prepared: Prepared,
-    frame: pl.LazyFrame,
-    source: Source,
-    keep: Sequence[str],
-    size: int,
-) -> Iterator[Part]:
-    encoded = prepared.encoder.transform(frame, with_labels=False, source=source)
-    return _parts(encoded, frame, keep, size, str(source))
+    with open_table(table, empty=True) as raw:
+        features = prepared.encoder.transform(raw.frame, with_labels=False, source=raw)
+        yield from _parts(EncodedPart(features, raw.frame, raw.name), keep, size)
 
 
 def _prepared_parts(file: Path, keep: Sequence[str], size: int) -> Iterator[Part]:
     frame = scan_parquet(file)
-    return _parts(frame, frame, keep, size, str(file))
+    return _parts(EncodedPart(frame, frame, str(file)), keep, size)
 
 
-def _parts(
-    encoded: pl.LazyFrame,
-    frame: pl.LazyFrame,
-    keep: Sequence[str],
-    size: int,
-    source: str,
-) -> Iterator[Part]:
-    """Encoded rows with the columns to keep of `frame`, `size` rows at a time."""
+def _parts(part: EncodedPart, keep: Sequence[str], size: int) -> Iterator[Part]:
+    """Encoded rows with the columns to keep of the raw ones, `size` rows at a time."""
+    encoded, frame, source = part
     try:
         known = frame.collect_schema().names()
         for name in keep:
@@ -251,8 +273,8 @@ def _parts(
                 raise UserError(f"{source} has no column {name!r} to keep{hint}")
         empty = True
         kept = frames_of(frame.select(keep), size) if keep else None
-        for part in frames_of(encoded, size):
-            yield part, pl.DataFrame() if kept is None else next(kept)
+        for rows in frames_of(encoded, size):
+            yield rows, pl.DataFrame() if kept is None else next(kept)
             empty = False
         if empty:
             yield encoded.head(0).collect(), frame.select(keep).head(0).collect()

@@ -13,7 +13,7 @@ from pwiser_jax.data.aliccp.id_tables import IdCounts, IdTable
 from pwiser_jax.data.aliccp.spill import Columns, array, ragged_of
 from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.folder import ROW_GROUP
-from pwiser_jax.data.prepared.manifest import MARK
+from pwiser_jax.data.prepared.manifest import MARK, read_manifest
 from pwiser_jax.data.prepared.moments import BLOCK, Moments
 from pwiser_jax.data.raw.frames import resized, scan_parquet
 from pwiser_jax.data.raw.ragged import Ragged
@@ -112,6 +112,17 @@ class AliccpEncoder:
             common=(*USER_SINGLE, *reader.user_lists),
         )
         return cls(schema, tables)
+
+    @classmethod
+    def load(cls, folder: Path) -> "AliccpEncoder":
+        """The encoder of a prepared folder."""
+        manifest = read_manifest(folder)
+        fields = manifest.schema.embedded
+        values = vocabulary.read_vocabularies(
+            folder, fields, manifest.vocabulary_sha256
+        )
+        tables = {f.name: IdTable.load(values[f.name], f.size) for f in fields}
+        return cls(manifest.schema, tables)
 
     def rows(self, columns: Columns, group: np.ndarray) -> pl.DataFrame:
         """The prepared columns of rows; `group` is by common line."""

@@ -87,6 +87,12 @@ class IdTable:
         often = times >= min_count
         return cls(ids[often], ids[~often])
 
+    @classmethod
+    def load(cls, values: pl.Series, size: int) -> "IdTable":
+        """The table whose `values` these are, `size` of them kept."""
+        ids = values.cast(pl.Int32).to_numpy()
+        return cls(ids[:size], ids[size:])
+
     @property
     def values(self) -> pl.Series:
         """Kept ids, then rare ones, as text: as `vocabulary` stores them."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import polars as pl
 
 from pwiser_jax.data.aliccp.common import CommonFeatures
 from pwiser_jax.data.aliccp.encode import LABELS, VALUES, AliccpEncoder, TrainCounts
@@ -25,6 +26,7 @@ from pwiser_jax.data.aliccp.fields import ITEM_SINGLE, USER_SINGLE
 from pwiser_jax.data.aliccp.lines import in_order
 from pwiser_jax.data.aliccp.spill import Columns, Pieces, Spill, array, height, select
 from pwiser_jax.data.prepared import vocabulary
+from pwiser_jax.data.prepared.encoder import EncodedPart, EncodedRows
 from pwiser_jax.data.prepared.folder import (
     SHARD,
     DataWarning,
@@ -41,6 +43,7 @@ from pwiser_jax.data.prepared.manifest import (
     Manifest,
     SourceFile,
     Split,
+    read_manifest,
     write_manifest,
 )
 from pwiser_jax.data.raw.archives import TARS, Files, Source, is_tar
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
 
 HALVES = ("train", "test")
 COMMON_FILE = "common.parquet"
+SAMPLE = "sample_id"
 NEARLY = 0.01
 
 # The dataset's own numbers: Ma et al., SIGIR 2018, and the files themselves.
@@ -213,6 +217,57 @@ def prepare_aliccp(
 
 
 @contextmanager
+def rows_aliccp(source: Path, folder: Path) -> Iterator[EncodedRows]:
+    """The rows of raw files as a prepared folder encodes them, train before test.
+
+    The raw columns are sample_id, click and conversion. Every row must have its common
+    line, as rows that are left out would shift the others.
+
+    Args:
+        source: as in `prepare_aliccp`, or with the files of train or test alone.
+        folder: the prepared folder.
+    """
+    from pwiser_jax.data.aliccp.raw import RawReader
+
+    options = read_manifest(folder).options
+    halves = [h for h in HALVES if _find(source, "sample_skeleton", h)] or HALVES[1:]
+    files = {
+        (kind, half): find_source(source, kind, half)
+        for kind in ("common_features", "sample_skeleton")
+        for half in halves
+    }
+    encoder = AliccpEncoder.load(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="pwiser-") as place,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        scratch = Path(place)
+        reader = RawReader(
+            threads,
+            with_lists=options["fields"] == 23,
+            width=options["max_values"],
+            strict=options["strict"],
+        )
+        common = CommonFeatures(scratch, valid_fraction=0.0)
+        for half in halves:
+            common.read(half, reader, files["common_features", half])
+        encoder.write_common(common, scratch / COMMON_FILE, scratch)
+        job = _Skeletons(
+            reader, common, files, "nest", 0.0, options["log_counts"], with_samples=True
+        )
+
+        def parts() -> Iterator[EncodedPart]:
+            for half in halves:
+                name = str(files["sample_skeleton", half])
+                for _, piece in job.read(half):
+                    rows = encoder.rows(piece, common.group)
+                    raw = {name: array(piece, name) for name in (SAMPLE, *LABELS)}
+                    yield EncodedPart(rows.lazy(), pl.LazyFrame(raw), name)
+
+        yield EncodedRows(parts(), pl.read_parquet(scratch / COMMON_FILE, glob=False))
+
+
+@contextmanager
 def _digests(paths: Sequence[Path]) -> Iterator[list[Future[SourceFile]]]:
     """What the manifest says of raw files, found while these are read.
 
@@ -226,19 +281,27 @@ def _digests(paths: Sequence[Path]) -> Iterator[list[Future[SourceFile]]]:
 
 
 def find_source(place: Path, kind: str, half: str) -> Source:
+    """The raw file of a kind and half, or a UserError."""
+    source = _find(place, kind, half)
+    if source is None:
+        name = f"{kind}_{half}.csv"
+        raise UserError(
+            f"{place}: no file {name}, {name}.gz or in a zip, and no "
+            f"sample_{half}{TARS[1]}"
+        )
+    return source
+
+
+def _find(place: Path, kind: str, half: str) -> Source | None:
     """The raw file of a kind and half: plain, gzipped, in a zip or in a tar."""
     name = f"{kind}_{half}.csv"
     if place.is_file() and is_tar(place):
         return Source(place, (name,))
     source = Files(place).find(name)
-    tars = [place / f"sample_{half}{suffix}" for suffix in TARS]
-    for path in tars:
+    for suffix in TARS:
+        path = place / f"sample_{half}{suffix}"
         if source is None and path.is_file():
             source = Source(path, (name,))
-    if source is None:
-        raise UserError(
-            f"{place}: no file {name}, {name}.gz or in a zip, and no {tars[1].name}"
-        )
     return source
 
 
@@ -253,6 +316,7 @@ class _Skeletons:
         on_bad_label: see `prepare_aliccp`.
         max_unmatched: see `prepare_aliccp`.
         log_counts: see `prepare_aliccp`.
+        with_samples: keep the sample ids.
         dropped: reason -> rows dropped or put right.
         counted: what else was met.
         totals: half -> counts of the raw file.
@@ -264,6 +328,7 @@ class _Skeletons:
     on_bad_label: BadLabel
     max_unmatched: float
     log_counts: bool
+    with_samples: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
     counted: Counter[str] = field(default_factory=Counter)
     totals: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -331,6 +396,8 @@ class _Skeletons:
             "conversion": block.conversion if fill else block.conversion & block.click,
         }
         columns |= dict(zip(ITEM_SINGLE, block.features.single, strict=True))
+        if self.with_samples:
+            columns[SAMPLE] = block.sample
         if self.log_counts:
             weights = dict(zip(ITEM_SINGLE, block.features.weight, strict=True))
             columns |= {value: weights[name] for name, value in VALUES.items()}

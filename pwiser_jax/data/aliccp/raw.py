@@ -86,6 +86,7 @@ class SkeletonRows:
     """Lines of a sample_skeleton file.
 
     Args:
+        sample: uint64[L], the sample id.
         index: uint64[L], the common feature index.
         click: int8[L].
         conversion: int8[L].
@@ -93,6 +94,7 @@ class SkeletonRows:
         content: uint64[L], equal for rows that differ in their sample id alone.
     """
 
+    sample: np.ndarray
     index: np.ndarray
     click: np.ndarray
     conversion: np.ndarray
@@ -167,11 +169,16 @@ class RawReader:
 
     def _skeleton(self, triples: Triples) -> SkeletonRows:
         features = _features(triples, len(ITEM_SINGLE), self.item_lists, self.width)
-        _, click, conversion, index, _ = triples.columns
+        sample, click, conversion, index, _ = triples.columns
         label = click + np.uint64(2) * conversion
         content = mix(features.content ^ mix(index + label * GOLDEN))
         return SkeletonRows(
-            index, click.astype(np.int8), conversion.astype(np.int8), features, content
+            sample,
+            index,
+            click.astype(np.int8),
+            conversion.astype(np.int8),
+            features,
+            content,
         )
 
 

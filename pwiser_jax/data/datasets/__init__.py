@@ -7,7 +7,8 @@ of your own is one call, from any module:
 
 where `prepare_mine(output: Path, ...)` writes a prepared folder, for example by
 `prepared.folder.write(FlatTable(...), output)`, and returns its manifest. Its arguments
-are the options of `prepare mine`, its docstring their help.
+are the options of `prepare mine`, its docstring their help. `predict` reads its raw
+rows as tables with the columns of the `FlatSpec`.
 """
 
 from collections.abc import Callable
@@ -43,3 +44,16 @@ def preparer(name: str) -> Callable[..., Any]:
     if isinstance(entry, str):
         return getattr(import_module(entry), f"prepare_{name}")
     return entry
+
+
+def rows_reader(name: str) -> Callable[..., Any] | None:
+    """The function `rows_NAME` of a dataset's module; None: its raw rows are tables.
+
+    `rows_NAME(source, folder)` is a context manager for `predict`: it reads raw files
+    as `prepare_NAME` does, encodes them as the prepared folder says, and yields an
+    `encoder.EncodedRows`.
+    """
+    entry = DATASETS.get(name)
+    if not isinstance(entry, str):
+        return None
+    return getattr(import_module(entry), f"rows_{name}", None)

@@ -8,15 +8,16 @@ search of test is never one of train, although the ids restart there.
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
 from pwiser_jax.atomic import scratch_folder
+from pwiser_jax.data.prepared.encoder import EncodedPart, EncodedRows, Encoder
 from pwiser_jax.data.prepared.folder import check_output, write
-from pwiser_jax.data.prepared.manifest import Manifest
+from pwiser_jax.data.prepared.manifest import Manifest, read_manifest
 from pwiser_jax.data.raw.archives import Files, Source, unpack
 from pwiser_jax.data.raw.columns import Reading, number, refuse_bad
 from pwiser_jax.data.raw.flat import BadLabel, FlatSpec, FlatTable
@@ -104,15 +105,15 @@ def prepare_aliexpress(
     splits: dict[str, pl.LazyFrame] = {}
     with scratch_folder(output) as folder:
         for split in ("train", "test"):
+            sources = _sources(files, code, split)
             if code is None:
-                sources = (files.require(f"{split}.csv"),)
-                frame, counts = _joined_rows(*sources, folder, on_bad_label)
+                stored = _joined_rows(*sources, folder)
+                line = _lines(sources[0], header=True)
+                frame, counts = check_labels(stored, LABELS, on_bad_label, line)
             else:
-                sources = (
-                    files.require(f"{code}_user_{split}.csv"),
-                    files.require(f"{code}_item_{split}.csv"),
-                )
-                frame, counts = _raw_rows(*sources, folder, max_unmatched)
+                every, lost = _raw_rows(*sources, folder, max_unmatched)
+                frame = every.filter(KNOWN).drop(KNOWN)
+                counts = {"items_without_user_row_dropped": lost} if lost else {}
             # A search of test is another one than train's of the same id.
             search = 2 * pl.col(SEARCH) + int(split == "test")
             splits[split] = frame.with_columns(search.alias(SEARCH))
@@ -135,16 +136,65 @@ def prepare_aliexpress(
         return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
 
 
-def _country(files: Files, wanted: str | None) -> str | None:
-    """The country whose raw files are read; None: MTReclib's CSV is."""
+@contextmanager
+def rows_aliexpress(source: Path, folder: Path) -> Iterator[EncodedRows]:
+    """The rows of raw files as a prepared folder encodes them, train before test.
+
+    Rows without a user row are kept, with their user's features missing.
+
+    Args:
+        source: as in `prepare_aliexpress`, or with the files of train or test alone.
+        folder: the prepared folder.
+    """
+    options, encoder = read_manifest(folder).options, Encoder.load(folder)
+    most = options.get("max_unmatched", MAX_UNMATCHED)
+    files = Files(source)
+    halves, own = ("train", "test"), options.get("country")
+    there = any(f"{own}_item_{half}.csv" in files.names for half in halves)
+    code = _country(files, own if there else None, halves)
+
+    def parts(place: Path) -> Iterator[EncodedPart]:
+        for split in halves:
+            name = f"{split}.csv" if code is None else f"{code}_item_{split}.csv"
+            if files.find(name) is None:
+                continue
+            sources = _sources(files, code, split)
+            if code is None:
+                frame = _joined_rows(*sources, place)
+            else:
+                frame, _ = _raw_rows(*sources, place, most)
+            yield encoder.encode(frame, str(sources[-1]))
+
+    with tempfile.TemporaryDirectory(prefix="pwiser-") as place:
+        yield EncodedRows(parts(Path(place)))
+
+
+def _sources(files: Files, code: str | None, split: str) -> tuple[Source, ...]:
+    """The files of a split: MTReclib's one, or the publisher's users and items."""
+    if code is None:
+        return (files.require(f"{split}.csv"),)
+    return tuple(
+        files.require(f"{code}_{what}_{split}.csv") for what in ("user", "item")
+    )
+
+
+def _country(
+    files: Files, wanted: str | None, splits: Sequence[str] = ("train",)
+) -> str | None:
+    """The country whose raw files are read; None: MTReclib's CSV is.
+
+    Args:
+        files: the files there are.
+        wanted: the country that was asked for.
+        splits: a file of any of these tells.
+    """
     if wanted is not None:
         return wanted.lower()
-    if "train.csv" in files.names:
+    if any(f"{split}.csv" in files.names for split in splits):
         return None
-    matches = [
-        re.fullmatch(r"([a-z]{2})_item_train\.csv", name) for name in files.names
-    ]
-    codes = [match[1] for match in matches if match]
+    form = rf"([a-z]{{2}})_item_({'|'.join(splits)})\.csv"
+    matches = [re.fullmatch(form, name) for name in files.names]
+    codes = sorted({match[1] for match in matches if match})
     if len(codes) == 1:
         return codes[0]
     if codes:
@@ -158,9 +208,12 @@ def _country(files: Files, wanted: str | None) -> str | None:
     )
 
 
-def _joined_rows(
-    table: Source, folder: Path, on_bad_label: BadLabel
-) -> tuple[pl.LazyFrame, dict[str, int]]:
+def _lines(source: Source, *, header: bool) -> Callable[[int], str]:
+    """From a 1-based row to its place in the file."""
+    return lambda row: f"{source}, line {row + header}"
+
+
+def _joined_rows(table: Source, folder: Path) -> pl.LazyFrame:
     """MTReclib's CSV: a header, and all columns in the row of each exposure."""
     dtypes: dict[str, DataType] = {
         "search_id": pl.Int64(),
@@ -170,24 +223,25 @@ def _joined_rows(
     }
     with _unpacked(table, folder) as path:
         frame = scan_csv(path, dtypes=dtypes, required=dtypes, name=str(table))
-        wanted = frame.select(*dtypes).rename({"search_id": SEARCH})
-        stored = _stored(wanted, folder / f"{table.name}.parquet")
-
-    def line(row: int) -> str:
-        return f"{table}, line {row + 1}"
-
-    refuse_bad(stored, [number(name, pl.Float32()) for name in NUMERICAL], line)
-    return check_labels(stored, LABELS, on_bad_label, line)
+        columns = frame.select(*dtypes).rename({"search_id": SEARCH})
+        stored = _stored(columns, folder / f"{table.name}.parquet")
+    readings = [number(name, pl.Float32()) for name in NUMERICAL]
+    refuse_bad(stored, readings, _lines(table, header=True))
+    return stored
 
 
 def _raw_rows(
     users: Source, items: Source, folder: Path, max_unmatched: float
-) -> tuple[pl.LazyFrame, dict[str, int]]:
-    """The publisher's two files, joined by search id in the order of the items."""
+) -> tuple[pl.LazyFrame, int]:
+    """The publisher's two files, joined by search id in the order of the items.
+
+    Returns:
+        The rows, where KNOWN is null without a user row; and how many these are.
+    """
     with _unpacked(users, folder) as user_path, _unpacked(items, folder) as item_path:
         searches = _scan_raw(user_path, USER_COLUMNS, users)
         keys = searches.select(USER_ID).collect()[USER_ID]
-        refuse_repeats(keys, lambda row: f"{users}, line {row}")
+        refuse_repeats(keys, _lines(users, header=False))
         joined = _scan_raw(item_path, ITEM_COLUMNS, items).join(
             searches.with_columns(pl.lit(True).alias(KNOWN)),
             left_on=ITEM_ID,
@@ -199,18 +253,19 @@ def _raw_rows(
     level = pl.col(LEVEL)
     readings = [Reading(LEVEL, level, ~level.is_between(0, 2), "0, 1 or 2")]
     readings += [number(name, pl.Float32()) for name in RAW_NUMERICAL]
-    refuse_bad(stored, readings, lambda row: f"{items}, line {row}")
+    refuse_bad(stored, readings, _lines(items, header=False))
     counted = stored.select(pl.len(), pl.col(KNOWN).null_count()).collect()
     total, lost = counted.row(0)
     missing = f"have a search that {users} lacks"
     refuse_unmatched(lost, total, max_unmatched, items, missing)
-    frame = stored.filter(pl.col(KNOWN)).select(
+    frame = stored.select(
         pl.col(ITEM_ID).alias(SEARCH),
         *(pl.col(raw).alias(name) for raw, name in RAW_NAMES.items()),
         (level >= 1).cast(pl.Int8).alias(LABELS["click"]),
         (level == 2).cast(pl.Int8).alias(LABELS["conversion"]),
+        KNOWN,
     )
-    return frame, {"items_without_user_row_dropped": lost} if lost else {}
+    return frame, lost
 
 
 def _scan_raw(path: Path, columns: Sequence[str], source: Source) -> pl.LazyFrame:

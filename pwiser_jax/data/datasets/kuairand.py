@@ -6,16 +6,18 @@ video statistics file is not read: its averages include the test days.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import polars as pl
 
 from pwiser_jax.data.datasets.history import history
+from pwiser_jax.data.prepared.encoder import EncodedRows, Encoder
 from pwiser_jax.data.prepared.folder import check_output, write
-from pwiser_jax.data.prepared.manifest import Manifest
+from pwiser_jax.data.prepared.manifest import Manifest, read_manifest
 from pwiser_jax.data.raw.archives import Files, Source, unpack
 from pwiser_jax.data.raw.columns import Reading, number, refuse_bad
 from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
@@ -126,6 +128,68 @@ def prepare_kuairand(
     check_share(max_unmatched)
     train_end = _day("--train-until", train_until)
     valid_end = _day("--valid-until", valid_until)
+    raw = _read(source, max_unmatched)
+    spec = FlatSpec(
+        CATEGORICAL,
+        NUMERICAL,
+        labels={"click": "is_click", "conversion": OUTCOMES[conversion]},
+        group="user_id",
+        time="day",
+        min_count=min_count,
+    )
+    flat = FlatTable(
+        dataset="kuairand",
+        spec=spec,
+        splits=split_by_time(
+            raw.rows.lazy(), "day", train_until=train_end, valid_until=valid_end
+        ),
+        sources=raw.sources,
+        dropped={"conversion_without_click_nested": raw.nested[conversion]},
+        options={
+            "conversion": conversion,
+            "train_until": train_end,
+            "valid_until": valid_end,
+            "min_count": min_count,
+            "max_unmatched": max_unmatched,
+            "counted": raw.unmatched,
+            "rows_that_repeat_user_video_and_time": _repeated(raw.rows),
+        },
+    )
+    return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
+
+
+@contextmanager
+def rows_kuairand(source: Path, folder: Path) -> Iterator[EncodedRows]:
+    """The exposures of raw files as a prepared folder encodes them.
+
+    Histories are those of the log itself: it must reach back as far as training's did.
+
+    Args:
+        source: as in `prepare_kuairand`.
+        folder: the prepared folder.
+    """
+    options = read_manifest(folder).options
+    raw = _read(source, options.get("max_unmatched", MAX_UNMATCHED))
+    yield EncodedRows([Encoder.load(folder).encode(raw.rows.lazy(), str(source))])
+
+
+class _Raw(NamedTuple):
+    """Exposures with their features.
+
+    Args:
+        rows: in the order of the log.
+        sources: the raw files.
+        nested: outcome -> rows whose outcome lacked a click.
+        unmatched: rows that the user or video file does not describe, by reason.
+    """
+
+    rows: pl.DataFrame
+    sources: tuple[Path, ...]
+    nested: dict[str, int]
+    unmatched: dict[str, int]
+
+
+def _read(source: Path, max_unmatched: float) -> _Raw:
     files = Files(source)
     earlier = files.find(EARLIER_LOG)
     logs = [earlier, files.require(LOG)] if earlier else [files.require(LOG)]
@@ -142,43 +206,17 @@ def prepare_kuairand(
             "user": (users, _read_users(users, folder)),
             "video": (videos, _read_videos(videos, folder)),
         }
-        counted: dict[str, int] = {}
+        without: dict[str, int] = {}
         for what, (file, features) in tables.items():
             key = f"{what}_id"
             unmatched = rows.join(features, on=key, how="anti").height
             missing = f"name a {what} that {file} lacks"
             refuse_unmatched(unmatched, rows.height, max_unmatched, logs[-1], missing)
             if unmatched:
-                counted[f"rows_without_{what}_features"] = unmatched
+                without[f"rows_without_{what}_features"] = unmatched
             rows = rows.join(features, on=key, how="left", maintain_order="left")
-    rows = _with_features(rows)
-    spec = FlatSpec(
-        CATEGORICAL,
-        NUMERICAL,
-        labels={"click": "is_click", "conversion": OUTCOMES[conversion]},
-        group="user_id",
-        time="day",
-        min_count=min_count,
-    )
-    flat = FlatTable(
-        dataset="kuairand",
-        spec=spec,
-        splits=split_by_time(
-            rows.lazy(), "day", train_until=train_end, valid_until=valid_end
-        ),
-        sources=tuple(file.path for file in (*logs, users, videos)),
-        dropped={"conversion_without_click_nested": nested[conversion]},
-        options={
-            "conversion": conversion,
-            "train_until": train_end,
-            "valid_until": valid_end,
-            "min_count": min_count,
-            "max_unmatched": max_unmatched,
-            "counted": counted,
-            "rows_that_repeat_user_video_and_time": _repeated(rows),
-        },
-    )
-    return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
+    sources = tuple(file.path for file in (*logs, users, videos))
+    return _Raw(_with_features(rows), sources, nested, without)
 
 
 def _day(option: str, text: str) -> date:

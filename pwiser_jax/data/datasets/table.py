@@ -132,7 +132,7 @@ def _open_folder(folder: Path) -> RawTable:
             )
     if not parts:
         raise UserError(f"{folder} is a folder without .parquet files")
-    parts.sort(key=_natural)
+    parts.sort(key=natural_order)
     frames, counts = [], []
     schema: dict[str, pl.DataType] = {}
     for part in parts:
@@ -154,8 +154,8 @@ def _open_folder(folder: Path) -> RawTable:
     return RawTable(str(folder), _exact(pl.concat(frames)), folder, parts=tuple(counts))
 
 
-def _natural(path: Path) -> list[list[str | int]]:
-    """A key that sorts names with numbers by their numbers."""
+def natural_order(path: Path) -> list[list[str | int]]:
+    """A key that sorts paths with numbers by their numbers: part 2 before part 10."""
     texts = (re.split(r"(\d+)", name) for name in path.parts)
     return [[int(t) if t.isdecimal() else t for t in name] for name in texts]
 

@@ -5,9 +5,10 @@ columns, in their order. `Encoder.load` restores the encoder of a prepared folde
 that `predict` encodes raw rows as training saw them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -35,6 +36,21 @@ from pwiser_jax.schema import (
 
 LISTS = "\0lists of "  # no column of a file can have this name
 LIST_TYPE = pl.Struct({"ids": pl.List(pl.Int32), "weights": pl.List(pl.Float32)})
+
+
+class EncodedPart(NamedTuple):
+    """Encoded features, the raw rows that they are of, and their name in messages."""
+
+    features: pl.LazyFrame
+    raw: pl.LazyFrame
+    name: str
+
+
+class EncodedRows(NamedTuple):
+    """Parts in order, and the one table of the fields that their rows share."""
+
+    parts: Iterable[EncodedPart]
+    common: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,11 @@ class Encoder:
             for name, read in others.items()
         ]
         return frame.select(prepared)
+
+    def encode(self, raw: pl.LazyFrame, source: Source) -> EncodedPart:
+        """The features of raw rows, for prediction."""
+        features = self.transform(raw, with_labels=False, source=source)
+        return EncodedPart(features, raw, str(source))
 
     def _ids(self, field: CategoricalField, value: pl.Expr) -> pl.Expr:
         if field.name in self.spec.sizes:
