@@ -107,11 +107,11 @@ def prepare_aliexpress(
         for split in ("train", "test"):
             sources = _sources(files, code, split)
             if code is None:
-                stored = _joined_rows(*sources, folder)
+                stored = _joined_rows(sources[0], folder)
                 line = _lines(sources[0], header=True)
                 frame, counts = check_labels(stored, LABELS, on_bad_label, line)
             else:
-                every, lost = _raw_rows(*sources, folder, max_unmatched)
+                every, lost = _raw_rows(sources[0], sources[1], folder, max_unmatched)
                 frame = every.filter(KNOWN).drop(KNOWN)
                 counts = {"items_without_user_row_dropped": lost} if lost else {}
             # A search of test is another one than train's of the same id.
@@ -160,9 +160,9 @@ def rows_aliexpress(source: Path, folder: Path) -> Iterator[EncodedRows]:
                 continue
             sources = _sources(files, code, split)
             if code is None:
-                frame = _joined_rows(*sources, place)
+                frame = _joined_rows(sources[0], place)
             else:
-                frame, _ = _raw_rows(*sources, place, most)
+                frame, _ = _raw_rows(sources[0], sources[1], place, most)
             yield encoder.encode(frame, str(sources[-1]))
 
     with tempfile.TemporaryDirectory(prefix="pwiser-") as place:

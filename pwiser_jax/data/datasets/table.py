@@ -37,6 +37,7 @@ from pwiser_jax.data.raw.sources import scan_csv, separator_of
 from pwiser_jax.data.raw.split import split_by_group, split_by_time
 from pwiser_jax.errors import UserError, first_line
 
+PLACE = "\0place"  # no column of a file can have this name
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FORMATS = "a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file, or a folder of .parquet"
@@ -76,6 +77,22 @@ class RawTable:
             for _ in range(row):
                 next(reader)
             return f"{self.name}, line {reader.line_num + 1}"
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The rows of a split; called with a 1-based row, that row's place in its file."""
+
+    name: str
+    frame: pl.LazyFrame
+    table: RawTable
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __call__(self, row: int) -> str:
+        place = self.frame.select(PLACE).slice(row - 1, 1).collect()
+        return self.table(int(place.item()))
 
 
 @contextmanager
@@ -243,11 +260,15 @@ def prepare_table(
         readings = features(table.frame, spec, table) | lists
         checked = (*readings.values(), *side_columns(spec, types).values())
         columns.refuse_bad(table.frame, checked, table)
-        frame, dropped = check_labels(table.frame, spec.labels, on_bad_label, table)
+        # Polars numbers the rows only where an error asks for their numbers.
+        numbered = table.frame.with_row_index(PLACE, 1)
+        frame, dropped = check_labels(numbered, spec.labels, on_bad_label, table)
+        splits = _split(frame, meaning, spec, table)
         flat = FlatTable(
             dataset="table",
             spec=spec,
-            splits=_split(frame, meaning, spec, table),
+            splits={name: rows.drop(PLACE) for name, rows in splits.items()},
+            places={n: SplitRows(n, rows, table) for n, rows in splits.items()},
             sources=(*([part for part, _ in table.parts] or [source]), schema),
             dropped=dropped,
             options={

@@ -20,16 +20,14 @@ standardize: true                              # optional: scale the numericals
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from pwiser_jax.data.raw.columns import written
 from pwiser_jax.data.raw.flat import ListColumn
-from pwiser_jax.errors import UserError, listed
+from pwiser_jax.errors import UserError, did_you_mean, listed
 from pwiser_jax.schema import Pool
+from pwiser_jax.typed import read_yaml
 
 SPLIT_KEYS = {
     "group": ("valid", "test", "seed"),
@@ -73,7 +71,7 @@ KEYS = (
 
 def read_table_schema(path: Path) -> TableSchema:
     """A schema file; raises a UserError that names the file and the key."""
-    tree = _mapping(_yaml(path), str(path))
+    tree = _mapping(read_yaml(path, what="the YAML file of --schema"), str(path))
     _refuse_unknown(tree, KEYS, str(path))
     for key in ("labels", "split"):
         if key not in tree:
@@ -154,22 +152,6 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; --schema names a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML ({error.problem})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not YAML ({reason})") from None
-
-
 def _mapping(tree: Any, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{where}: expected keys with values, such as 'group: user_id'")
@@ -193,11 +175,8 @@ def _refuse_unknown(
 ) -> None:
     for key in tree:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            )
-            raise UserError(f"{where} has an unknown key {key!r} ({hint})")
+            hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+            raise UserError(f"{where} has an unknown key {key!r}{hint}")
 
 
 def _split(tree: Mapping[str, Any], path: str) -> SplitRule:

@@ -86,7 +86,7 @@ def write(
         counts = {name: _count(flat, name) for name in SPLITS}
         refuse_empty(flat.spec, counts)
         train = flat.splits["train"]
-        encoder = Encoder.fit(train, flat.spec, "train")
+        encoder = Encoder.fit(train, flat.spec, flat.places.get("train", "train"))
         readings = features(train, encoder.spec, "train")
         values = {name: reading.value for name, reading in readings.items()}
         refuse_copies(train, flat.spec, values)
@@ -95,7 +95,8 @@ def write(
         for name in SPLITS:
             if counts[name].rows:
                 frame = flat.splits[name]
-                rows = encoder.transform(frame, first_row=first_row, source=name)
+                place = flat.places.get(name, name)
+                rows = encoder.transform(frame, first_row=first_row, source=place)
                 write_shards(rows, folder, name)
                 first_row += counts[name].rows
         encoder.save(folder)

@@ -20,7 +20,6 @@ rare there. The price: reading these shards, and some 3 ms for each feature and 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ import polars as pl
 
 from pwiser_jax.data.prepared.manifest import Manifest
 from pwiser_jax.data.raw.frames import scan_parquet
-from pwiser_jax.errors import UserError
+from pwiser_jax.errors import UserError, did_you_mean
 from pwiser_jax.metrics.auc import auc, auc_interval
 from pwiser_jax.schema import COMMON, LIST_WEIGHTS, Schema
 
@@ -84,8 +83,7 @@ def refuse_leaks(folder: Path, manifest: Manifest) -> None:
     allowed = manifest.options.get("allow_leaks", ())
     for name in allowed:
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names)
             raise UserError(f"--allow-leaks names {name!r}, which is no feature{hint}")
     suspects = [each for each in feature_aucs(folder, manifest) if each.low > WARNED]
     for each in sorted(suspects, key=lambda each: -each.low):

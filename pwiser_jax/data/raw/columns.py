@@ -7,14 +7,13 @@ and names place, column and value.
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, time
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from pwiser_jax.data.raw import canonical
 from pwiser_jax.data.raw.canonical import Kind, is_text, not_whole
-from pwiser_jax.errors import UserError
+from pwiser_jax.errors import UserError, did_you_mean
 
 FLOAT32_MAX = 3.4028234663852886e38
 ROW = "__pwiser_row__"
@@ -146,8 +145,7 @@ def require(
     schema = frame.collect_schema()
     missing = [name for name in dict.fromkeys(names) if name and name not in schema]
     if missing:
-        near = get_close_matches(missing[0], schema.names(), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near and len(missing) == 1 else ""
+        hint = did_you_mean(missing[0], schema.names()) if len(missing) == 1 else ""
         columns = "column" if len(missing) == 1 else "columns"
         listed = ", ".join(map(repr, missing))
         raise UserError(f"{source} has no {columns} {listed}{hint}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import polars as pl
 
 from pwiser_jax.data.raw.canonical import Kind
+from pwiser_jax.data.raw.columns import Source
 from pwiser_jax.schema import Pool
 
 BadLabel = Literal["error", "drop", "nest", "fill"]
@@ -83,7 +84,17 @@ class FlatSpec:
 
 @dataclass(frozen=True)
 class FlatTable:
-    """Rows by split with the meaning of their columns and where they came from."""
+    """Rows by split with the meaning of their columns and where they came from.
+
+    Args:
+        dataset: the reader's name.
+        spec: the meaning of the columns.
+        splits: rows by split.
+        sources: the raw files.
+        dropped: reason -> rows that were dropped or changed.
+        options: the reader's options.
+        places: split -> how its rows are named in errors; by default by the split.
+    """
 
     dataset: str
     spec: FlatSpec
@@ -91,3 +102,4 @@ class FlatTable:
     sources: tuple[Path, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Source] = field(default_factory=dict)

@@ -69,6 +69,20 @@ def refused(folder: Path, lines: list[str], schema: str = COLUMNS + BY_GROUP) ->
     return said.replace(f"{folder}/", "")
 
 
+def test_errors_after_the_split_name_the_line_of_the_file(
+    log: pl.DataFrame, tmp_path: Path
+) -> None:
+    small = log.with_columns(price=pl.col("price") * 1e-4)
+    lines = lines_of(small)
+    at = log["part"].to_list().index("test", 50)
+    cells = lines[at + 1].split(",")
+    cells[log.columns.index("price")] = "3e38"
+    lines[at + 1] = ",".join(cells)
+    split = "split: {by: column, column: part}\n"
+    said = refused(tmp_path, lines, COLUMNS + split)
+    assert said.startswith(f"log.csv, line {at + 2}: column 'price' holds '3e38'")
+
+
 def same_rows(found: Prepared, expected: Prepared) -> None:
     for split in ("train", "valid", "test"):
         ours, theirs = found.load(split), expected.load(split)
@@ -241,7 +255,7 @@ SPLIT = f"{COLUMNS}split: "
         (BY_GROUP, "schema.yaml has no key 'labels'"),
         (
             COLUMNS.replace("numerical", "numeric") + BY_GROUP,
-            "schema.yaml has an unknown key 'numeric' (did you mean 'numerical'?)",
+            "schema.yaml has an unknown key 'numeric'; did you mean 'numerical'?",
         ),
         (
             COLUMNS + BY_GROUP + "multi_valued: [tags]",
@@ -272,7 +286,7 @@ SPLIT = f"{COLUMNS}split: "
         (SPLIT + "{by: group}", "schema.yaml: split by group needs the key 'valid'"),
         (
             SPLIT + "{by: group, valid: 0.1, train_until: 3}",
-            "schema.yaml: split by group has an unknown key 'train_until' (",
+            "schema.yaml: split by group has an unknown key 'train_until'; known",
         ),
         (SPLIT + "{by: group, valid: x}", "schema.yaml: split: valid cannot be 'x'"),
         (SPLIT + "{by: group, valid: 0.5, test: 0.5}", "valid and test take 1 of the "),
@@ -290,7 +304,7 @@ SPLIT = f"{COLUMNS}split: "
         ),
         (
             COLUMNS.replace("[price]", "[prize]") + BY_GROUP,
-            "log.csv has no column 'prize' (did you mean 'price'?)",
+            "log.csv has no column 'prize'; did you mean 'price'?",
         ),
         (
             COLUMNS.replace("[price]", "[clicked]") + BY_GROUP,
@@ -315,7 +329,9 @@ def test_a_copy_of_a_label_is_refused(log: pl.DataFrame, tmp_path: Path):
 
 
 def test_a_missing_schema(log: pl.DataFrame, tmp_path: Path):
-    with pytest.raises(UserError, match=r"s\.yaml: no such file; --schema names"):
+    with pytest.raises(
+        UserError, match=r"s\.yaml: no such file; expected the YAML file of --schema"
+    ):
         read_table_schema(tmp_path / "s.yaml")
 
 

@@ -305,7 +305,7 @@ def test_missing_columns_are_all_named():
         encoder.transform(table(2).lazy().drop("user", "x"), source="raw.csv")
     with pytest.raises(UserError, match="has no columns 'day', 'click'"):
         encoder.transform(table(2).lazy().drop("day", "click"))
-    with pytest.raises(UserError, match=r"has no column 'x' \(did you mean 'xx'\?\)"):
+    with pytest.raises(UserError, match=r"has no column 'x'; did you mean 'xx'\?"):
         encoder.transform(table(2).lazy().rename({"x": "xx"}))
 
 
