@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from pwiser_jax.data.datasets.table import open_table, prepare_table
-from pwiser_jax.data.datasets.table_schema import read_table_schema
+from pwiser_jax.data.datasets.table_schema import KEYS, read_table_schema
 from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.data.raw.flat import ListColumn
 from pwiser_jax.errors import UserError
 
 COLUMNS = """\
@@ -81,6 +82,16 @@ def test_errors_after_the_split_name_the_line_of_the_file(
     split = "split: {by: column, column: part}\n"
     said = refused(tmp_path, lines, COLUMNS + split)
     assert said.startswith(f"log.csv, line {at + 2}: column 'price' holds '3e38'")
+
+
+def test_the_schema_of_the_docs_has_every_key_and_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "table.md").read_text()
+    schema = tmp_path / "schema.yaml"
+    schema.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    read = read_table_schema(schema)
+    assert tuple(read.raw) == KEYS
+    assert read.multi_valued["brands"] == ListColumn(max_values=10, pool="sum")
+    assert (read.min_counts, read.buckets) == ({"item_id": 50}, {"user_id": 1_000_000})
 
 
 def same_rows(found: Prepared, expected: Prepared) -> None:
