@@ -7,10 +7,12 @@ These mean the same everywhere:
   of weight 0, may hold anything, NaN included: they change neither value nor gradient.
 - weights, f[B]: weights of the rows, 1 by default, at least 0; constants to
   differentiation. A pair's weight is the product of its rows' weights.
-- segments, int[B]: pairs are formed only between rows of equal segments.
+- segments, int[B]: pairs are formed only between rows of equal segments; numerators
+  and denominators are sums over the segments.
 - axis_name: the name of a mapped axis (or several), under `jax.pmap` or
-  `jax.shard_map`. The value is then the loss of the whole batch, the same on every
-  device, and `jax.lax.pmean` over that axis of the gradients is its gradient.
+  `jax.shard_map`, over whose devices the rows are split. The value is then the loss of
+  the whole batch, pairs of rows on two devices included, the same on every device, and
+  `jax.lax.pmean` over that axis of the gradients is its gradient.
 
 Results are float32 (float64 for float64 scores). An empty mean is 0 with gradient 0.
 

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -14,6 +13,7 @@ from pwiser_jax.losses.pairs.search import first_rows
 from pwiser_jax.losses.rows import (
     AxisName,
     PairRows,
+    check_array,
     click_labels,
     float_rows,
     rows_like,
@@ -69,9 +69,8 @@ def update_bank(
         bank: the bank before, the same on every device.
         scores: f[B], in the unit of the loss; those that are not finite are left out.
         conversions: f, int or bool [B], 0 or 1.
-        where: bool[B], mask of the rows that take part.
-        axis_name: mapped axis over whose devices the rows are spread: the new bank is
-            that of the whole batch, the same on every device.
+        where, axis_name: see `pwiser_jax.losses`. The new bank is that of the whole
+            batch, the same on every device.
 
     Returns:
         The new bank, of the same capacity.
@@ -124,9 +123,9 @@ def bank_positives(
 
 def _check_shapes(bank: ConversionBank) -> None:
     message = "bank: expected two arrays f[K]"
-    chex.assert_equal_shape(bank, custom_message=message)
-    if jnp.ndim(bank.scores) != 1 or jnp.shape(bank.scores) != jnp.shape(bank.weights):
-        raise ValueError(message)
+    scores, weights = map(jnp.asarray, bank)
+    check_array(message, scores, (None,), float)
+    check_array(message, weights, scores.shape, float)
 
 
 def _pack(scores: Array, kept: Array, capacity: int) -> ConversionBank:

@@ -12,7 +12,7 @@ from pwiser_jax.losses.ladder import Term, term_margins
 from pwiser_jax.losses.pairs import PairOptions
 from pwiser_jax.losses.pairs.options import Gate, Surrogate, active_pairs
 from pwiser_jax.losses.pairs.search import at, search
-from pwiser_jax.losses.rows import AxisName, counted_rows, float_rows, rows_like
+from pwiser_jax.losses.rows import AxisName, float_rows, masked_rows, rows_like
 
 
 def ladder_pairs(
@@ -53,12 +53,12 @@ def ladder_pairs(
     level = rows_like(s, "levels", levels, int)
     terms = term_margins(margins, s.dtype)
     top = max(hi for hi, _ in terms)
-    rows = counted_rows(s, where, None)
-    counts = rows.weights != 0
+    rows = masked_rows(s, where, None)
+    unmasked = rows.weights != 0
     result: dict[Term, tuple[Array, Array]] = {}
     for high in dict.fromkeys(hi for hi, _ in terms):
         # Rows of other levels go behind all others.
-        upper = jnp.where(counts & (level == high), rows.values, jnp.inf)
+        upper = jnp.where(unmasked & (level == high), rows.values, jnp.inf)
         if axis_name is not None:
             upper = jax.lax.all_gather(upper, axis_name, tiled=True)
         if bank is not None and high == top:
@@ -68,7 +68,7 @@ def ladder_pairs(
         count = jnp.sum(jnp.isfinite(ranked), dtype=jnp.int32)
         for low, margin in ((lo, m) for (hi, lo), m in terms.items() if hi == high):
             active = _active(ranked, count, rows.values, margin, options)
-            member = counts & (level == low)
+            member = unmasked & (level == low)
             of_row = jnp.where(member, jnp.stack([0 * active + count, active]), 0)
             pairs, active_ones = _sums(of_row, s.dtype, axis_name)
             result[high, low] = pairs, active_ones

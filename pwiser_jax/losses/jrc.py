@@ -11,8 +11,8 @@ from pwiser_jax.losses.pointwise import bce_loss
 from pwiser_jax.losses.rows import (
     AxisName,
     click_labels,
-    counted_rows,
     float_columns,
+    masked_rows,
     number,
     rows_like,
     weighted_mean,
@@ -42,10 +42,8 @@ def jrc_loss(
         logits: f[B, 2], f: of no click and of a click.
         labels: f, int or bool [B], y in [0, 1]; between them, costs are mixed.
         alpha: α in [0, 1], the calibration's share; may be traced.
-        where: bool[B], mask of the rows that take part.
-        weights: f[B], at least 0.
         segments: int[B], the contexts, such as searches; one by default.
-        axis_name: mapped axis over whose devices the rows are spread.
+        where, weights, axis_name: see `pwiser_jax.losses`.
 
     Returns:
         f[]; 0 if all rows are masked.
@@ -128,7 +126,7 @@ def _ranking(
     axis_name: AxisName | None,
 ) -> Array:
     y, bad = click_labels(columns[0], "labels", labels, where, weights, soft=True)
-    rows = [counted_rows(column, where, weights, bad) for column in columns]
+    rows = [masked_rows(column, where, weights, bad) for column in columns]
     y = jnp.where(rows[0].weights != 0, y.astype(columns[0].dtype), 0)
 
     def gathered(array: Array) -> Array:
@@ -158,12 +156,12 @@ def _ranking(
 
 def _contrast(f: Array, weights: Array, contexts: Array, count: int) -> Array:
     """log sum_j w_j e^(f_j - f_i) for each row i, j over the rows of its context."""
-    counts = weights != 0
-    members = jnp.where(counts, jax.lax.stop_gradient(f), -jnp.inf)
+    unmasked = weights != 0
+    members = jnp.where(unmasked, jax.lax.stop_gradient(f), -jnp.inf)
     top = jax.ops.segment_max(members, contexts, count)
     # A context whose rows are all masked has no maximum, and no use for one.
     top = jnp.where(jnp.isfinite(top), top, 0)[contexts]
-    terms = weights * jnp.exp(jnp.where(counts, f - top, 0))
+    terms = weights * jnp.exp(jnp.where(unmasked, f - top, 0))
     total = jax.ops.segment_sum(terms, contexts, count)[contexts]
     # Differences first: top + log(total) would round to the size of the logits.
-    return jnp.where(counts, top - f + jnp.log(jnp.where(counts, total, 1)), 0)
+    return jnp.where(unmasked, top - f + jnp.log(jnp.where(unmasked, total, 1)), 0)

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
@@ -17,6 +15,7 @@ from pwiser_jax.losses.positives import pair_row_sums
 from pwiser_jax.losses.rows import (
     AxisName,
     PairRows,
+    check_array,
     check_values,
     float_rows,
     pair_rows,
@@ -83,10 +82,10 @@ def ladder_loss(
     )
     factors = term_factors(term_weights, terms, rows.scores.dtype)
     sums = term_sums(rows, level, terms, options, axis_name, bank)
-    return sum(
-        (factors[term] * term_mean(rows, options, *sums[term]) for term in terms),
-        start=jnp.zeros((), rows.scores.dtype),
-    )
+    total = jnp.zeros((), rows.scores.dtype)
+    for term, factor in factors.items():
+        total += factor * term_mean(rows, options, *sums[term])
+    return total
 
 
 def ladder_terms(
@@ -145,36 +144,28 @@ def term_sums(
     """
     top = max(hi for hi, _ in terms)
     past, bank_poison = bank_positives(bank, rows)
+    poison = rows.poison + bank_poison
     sums: Sums = {}
     for high in dict.fromkeys(hi for hi, _ in terms):
         lower = {lo: level == lo for hi, lo in terms if hi == high}
-        row_margins = [jnp.where(lower[lo], terms[high, lo], 0) for lo in lower]
-        row_weights = [jnp.where(lower[lo], rows.weights, 0) for lo in lower]
+        margins = weights = jnp.zeros_like(rows.scores)
+        for lo, mask in lower.items():
+            margins = jnp.where(mask, terms[high, lo], margins)
+            weights = jnp.where(mask, rows.weights, weights)
+        positive_weights = jnp.where(level == high, rows.higher_weights, 0)
         costs, pair_weights = pair_row_sums(
-            Positives(
-                rows.scores,
-                jnp.where(level == high, rows.higher_weights, 0),
-                rows.segments,
-            ),
-            Others(
-                rows.scores,
-                sum(row_weights, start=jnp.zeros_like(rows.scores)),
-                rows.segments,
-                sum(row_margins, start=jnp.zeros_like(rows.scores)),
-            ),
+            Positives(rows.scores, positive_weights, rows.segments),
+            Others(rows.scores, weights, rows.segments, margins),
             options,
             axis_name,
             past if high == top else None,
         )
-        for lo, of_lower in zip(lower, row_weights, strict=True):
+        divisors = pair_weights if options.normalize == "pairs" else weights
+        for lo, mask in lower.items():
             bad_margin = jnp.where(jnp.isfinite(terms[high, lo]), 0, jnp.nan)
-            poison = rows.poison + bank_poison + bad_margin
-            by_pairs = options.normalize == "pairs"
             sums[high, lo] = (
-                poison + jnp.sum(jnp.where(lower[lo], costs, 0)),
-                jnp.sum(
-                    jnp.where(lower[lo], pair_weights, 0) if by_pairs else of_lower
-                ),
+                poison + bad_margin + jnp.sum(jnp.where(mask, costs, 0)),
+                jnp.sum(jnp.where(mask, divisors, 0)),
             )
     # Collectives are the first and the last step only (see `pair_row_sums`): between
     # differentiated sums they would multiply gradients by the number of devices.
@@ -184,7 +175,7 @@ def term_sums(
         sums = {
             term: (total, jnp.ones_like(total)) for term, (total, _) in sums.items()
         }
-    return {term: sums[term] for term in terms}
+    return sums
 
 
 def term_mean(
@@ -277,8 +268,6 @@ def _numbers(
     name: str, values: Mapping[Term, ArrayLike], dtype: DTypeLike
 ) -> dict[Term, Array]:
     numbers = {term: jnp.asarray(value, dtype) for term, value in values.items()}
-    message = f"{name}: expected a number for each term"
-    chex.assert_rank(list(numbers.values()), 0, custom_message=message)
-    if any(np.ndim(number) for number in numbers.values()):
-        raise ValueError(message)
+    for number in numbers.values():
+        check_array(f"{name}: expected a number for each term", number, (), float)
     return numbers

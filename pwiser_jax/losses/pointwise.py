@@ -11,9 +11,9 @@ from pwiser_jax.losses.rows import (
     AxisName,
     check_values,
     click_labels,
-    counted_rows,
     float_columns,
     float_rows,
+    masked_rows,
     mean_over_rows,
     number,
 )
@@ -39,9 +39,7 @@ def bce_loss(
         labels: f, int or bool [B], y in [0, 1].
         positive_weight: p, at least 0, multiplies the costs of label 1, in the
             numerator only; may be traced. 1 by default.
-        where: bool[B], mask of the rows that take part.
-        weights: f[B], at least 0.
-        axis_name: mapped axis over whose devices the rows are spread.
+        where, weights, axis_name: see `pwiser_jax.losses`.
 
     Returns:
         f[]; 0 if all rows are masked.
@@ -57,7 +55,7 @@ def bce_loss(
     """
     z = float_rows("logits", logits)
     y, bad = click_labels(z, "labels", labels, where, weights, soft=True)
-    rows = counted_rows(z, where, weights, bad)
+    rows = masked_rows(z, where, weights, bad)
     y = jnp.where(rows.weights != 0, y.astype(z.dtype), 0)
     ones, zeros = _label_costs(y, positive_weight)
     z = rows.values
@@ -90,11 +88,8 @@ def focal_bce_loss(
         gamma: γ, at least 0; may be traced.
         alpha: α in [0, 1], the weight of label 1, 1 - α being that of label 0; may be
             traced. None leaves both factors out. The paper's best is 0.25 with γ = 2.
-        positive_weight: p, at least 0, multiplies the costs of label 1, in the
-            numerator only; may be traced. 1 by default.
-        where: bool[B], mask of the rows that take part.
-        weights: f[B], at least 0.
-        axis_name: mapped axis over whose devices the rows are spread.
+        positive_weight: p, see `bce_loss`.
+        where, weights, axis_name: see `pwiser_jax.losses`.
 
     Returns:
         f[]; 0 if all rows are masked.
@@ -115,7 +110,7 @@ def focal_bce_loss(
     z = float_rows("logits", logits)
     y, bad = click_labels(z, "labels", labels, where, weights, soft=True)
     power = number("gamma", gamma, z.dtype, 0)
-    rows = counted_rows(z, where, weights, bad)
+    rows = masked_rows(z, where, weights, bad)
     y = jnp.where(rows.weights != 0, y.astype(z.dtype), 0)
     ones, zeros = _label_costs(y, positive_weight)
     if alpha is not None:
@@ -154,9 +149,7 @@ def label_constraint_loss(
     Args:
         probabilities: f[B, K] in [0, 1], joint ones of a row's K >= 2 steps in their
             order, such as CTR and CTCVR (not CVR, which is conditional).
-        where: bool[B], mask of the rows that take part.
-        weights: f[B], at least 0.
-        axis_name: mapped axis over whose devices the rows are spread.
+        where, weights, axis_name: see `pwiser_jax.losses`.
 
     Returns:
         f[]; 0 if all rows are masked.
@@ -187,7 +180,7 @@ def label_constraint_loss(
     means = []
     for earlier, later in pairwise(steps):
         bad = (earlier < 0) | (earlier > 1) | (later < 0) | (later > 1)
-        rises = counted_rows(later - earlier, where, weights, bad)
+        rises = masked_rows(later - earlier, where, weights, bad)
         # relu's gradient at 0 is 0: equal probabilities stay as they are.
         means.append(mean_over_rows(jax.nn.relu(rises.values), rises, axis_name))
     return sum(means[1:], start=means[0])

@@ -65,14 +65,10 @@ def pwiser_loss(
             hinges, reverse mode only (forward mode and second derivatives are
             errors); "auto": the fastest for the surrogate, the batch size and the
             backend.
-        where: bool[B], mask of the rows that take part.
-        weights: f[B], at least 0: a pair weighs the product of its rows' weights.
-        segments: int[B]; numerators and denominators are sums over segments.
+        where, weights, segments, axis_name: see `pwiser_jax.losses`.
         pair_values: f[B], at least 0, such as order values: a further factor of a
             pair's weight, that of its higher row (the conversion) alone. Other rows'
             values are not read.
-        axis_name: mapped axis over whose devices the rows are spread: pairs are
-            formed over all of them.
         bank: scores of earlier conversions, see `conversion_bank`: further rows of C,
             constants of weight 1; not with segments or pair values.
 
@@ -114,10 +110,10 @@ def pwiser_loss(
         bad=bad_click | bad_conversion,
     )
     sums = term_sums(rows, level, terms, options, axis_name, bank)
-    return sum(
-        (term_mean(rows, options, *sums[term]) for term in terms),
-        start=jnp.zeros((), s.dtype),
-    )
+    total = jnp.zeros((), s.dtype)
+    for term in terms:
+        total += term_mean(rows, options, *sums[term])
+    return total
 
 
 def _check_order(

@@ -67,12 +67,8 @@ def ranknet_loss(
         pairs: as in `pwiser_loss`. "sorted" needs labels of few levels.
         levels: static; labels are then integers from 0 to levels - 1. Known without it
             for bool labels and for small concrete integers.
-        where: bool[B], mask of the rows that take part.
-        weights: f[B], at least 0: a pair weighs the product of its rows' weights.
-        segments: int[B]; numerator and denominator are sums over segments.
-        pair_values: f[B], at least 0: a further factor of a pair's weight, that of its
-            higher row alone.
-        axis_name: mapped axis over whose devices the rows are spread.
+        where, weights, segments, axis_name: see `pwiser_jax.losses`.
+        pair_values: see `pwiser_loss`.
 
     Returns:
         f[]; 0 without a pair.

@@ -18,7 +18,7 @@ AxisName = str | tuple[str, ...]
 KINDS = {float: jnp.floating, int: jnp.integer, bool: jnp.bool_}
 
 
-class CountedRows(NamedTuple):
+class MaskedRows(NamedTuple):
     """The rows of a loss, safe to compute with.
 
     Attributes:
@@ -63,7 +63,7 @@ class PairRows(NamedTuple):
 def float_rows(name: str, values: ArrayLike) -> Array:
     """Checks f[B], and widens half precision: losses compute in at least float32."""
     array = jnp.asarray(values)
-    _check(f"{name}: expected one floating point number a row", array, (None,), float)
+    check_array(f"{name}: expected one float a row", array, (None,), float)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
@@ -72,11 +72,8 @@ def float_columns(
 ) -> list[Array]:
     """Checks f[B, K], K = count or at least 2 `columns`, and returns its K columns."""
     array = jnp.asarray(values)
-    message = f"{name}: expected {columns} a row"
-    _check(message, array, (None, count), float)
-    chex.assert_axis_dimension_gteq(array, 1, 2, custom_message=message)
-    if array.shape[1] < 2:
-        raise ValueError(f"{message}, not {array.shape[1]}")
+    size = max((2, *array.shape[1:])) if count is None else count
+    check_array(f"{name}: expected {columns} a row", array, (None, size), float)
     return [float_rows(name, array[:, k]) for k in range(array.shape[1])]
 
 
@@ -89,7 +86,7 @@ def number(
     NaN.
     """
     result = jnp.asarray(value, dtype)
-    _check(f"{name}: expected a number", result, (), float)
+    check_array(f"{name}: expected a number", result, (), float)
     outside = (result < low) | (result > high) | jnp.isinf(result)
     if isinstance(outside, Tracer):
         return jnp.where(outside, jnp.nan, result)
@@ -102,7 +99,8 @@ def number(
 def rows_like(values: Array, name: str, array: ArrayLike, kind: type) -> Array:
     """Checks that an array has one entry of a kind (bool, int, float) a value."""
     result = jnp.asarray(array)
-    _check(f"{name}: expected one {kind.__name__} a row", result, values.shape, kind)
+    message = f"{name}: expected one {kind.__name__} a row"
+    check_array(message, result, values.shape, kind)
     if kind is int and isinstance(array, np.ndarray):
         _check_fits(name, array, result.dtype)
     return result
@@ -194,12 +192,12 @@ def row_weights(
     return jnp.where(rows_like(values, "where", where, bool), result, 0)
 
 
-def counted_rows(
+def masked_rows(
     values: Array,
     where: ArrayLike | None,
     weights: ArrayLike | None,
     bad: Array | bool = False,
-) -> CountedRows:
+) -> MaskedRows:
     """Separates masked rows from the others, and invalid values from valid ones.
 
     A row is masked where `where` is False or its weight is 0. A row that is not masked
@@ -207,13 +205,13 @@ def counted_rows(
     finite, or where `bad` holds.
     """
     w = row_weights(values, where, weights)
-    counts = w != 0
-    counted = jnp.where(counts, values, 0)
-    bad = counts & (bad | ~jnp.isfinite(counted) | ~jnp.isfinite(w) | (w < 0))
-    return CountedRows(
-        values=jnp.where(bad, 0, counted),
+    unmasked = w != 0
+    values = jnp.where(unmasked, values, 0)
+    bad = unmasked & (bad | ~jnp.isfinite(values) | ~jnp.isfinite(w) | (w < 0))
+    return MaskedRows(
+        values=jnp.where(bad, 0, values),
         weights=w,
-        poison=jnp.sum(jnp.where(bad, jnp.nan, 0) * counted),
+        poison=jnp.sum(jnp.where(bad, jnp.nan, 0) * values),
     )
 
 
@@ -240,7 +238,7 @@ def pair_rows(
         read = higher if where is None else higher & jnp.asarray(where)
         check_values("pair_values", value, _not_negative, "0 or more", read, weights)
         bad |= higher & ~(jnp.isfinite(value) & (value >= 0))
-    rows = counted_rows(scores, where, weights, bad)
+    rows = masked_rows(scores, where, weights, bad)
     w, row_unit = rows.weights, 0
     if weights is not None:
         w, row_unit = _in_unit(w, axis_name)
@@ -267,9 +265,7 @@ def weighted_mean(numerator: Array, denominator: Array) -> Array:
     return numerator / jnp.where(denominator == 0, 1, denominator)
 
 
-def mean_over_rows(
-    costs: Array, rows: CountedRows, axis_name: AxisName | None
-) -> Array:
+def mean_over_rows(costs: Array, rows: MaskedRows, axis_name: AxisName | None) -> Array:
     """The weighted mean of the costs of all devices' rows that are not masked."""
     sums = jnp.sum(rows.weights * costs) + rows.poison, jnp.sum(rows.weights)
     if axis_name is not None:
@@ -286,13 +282,17 @@ def _in_unit(weights: Array, axis_name: AxisName | None) -> tuple[Array, Array]:
     return scaled(weights, -unit), unit
 
 
-def _check(
+def check_array(
     message: str, array: Array, shape: tuple[int | None, ...], kind: type
 ) -> None:
-    """Checks rank, shape and type."""
+    """Checks shape (None: any size) and type (bool, int or float).
+
+    Raises:
+        AssertionError: from chex, by which jax users know a wrong shape or type.
+        ValueError: the same where `chex.disable_asserts()` has turned chex off.
+    """
     chex.assert_shape(array, shape, custom_message=message)
     chex.assert_type(array, kind, custom_message=message)
-    # `chex.disable_asserts()` anywhere in the process turns the checks above off.
     fits = array.ndim == len(shape) and all(
         size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
     )

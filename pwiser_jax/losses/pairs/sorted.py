@@ -157,10 +157,10 @@ def _backward(
 
 
 def _rank(positives: Positives) -> _Ranked:
-    counts = positives.weights != 0
+    unmasked = positives.weights != 0
     # Integers sort several times faster than floats on a CPU, and faster without a
     # payload: each positive's place comes from a search afterwards.
-    keys = _ascending(jnp.where(counts, positives.scores, jnp.inf))
+    keys = _ascending(jnp.where(unmasked, positives.scores, jnp.inf))
     size = len(keys)
     zero = jnp.zeros_like(keys)
     if positives.segments is None:
