@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -34,3 +35,13 @@ def test_the_citation_names_the_version_of_the_package():
     version: dict = {}
     exec((ROOT / "pwiser_jax" / "version.py").read_text(), version)
     assert f"version: {version['__version__']}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_notebook_is_its_text_form():
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert all(source in text for source in sources)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) == text.count("```{code-cell}")
+    assert not any(cell["outputs"] for cell in code)
