@@ -163,8 +163,8 @@ class Evaluation:
             for name, task in self.tasks.items()
         }
         pairs = {
-            name: {pair: _tree(value) for pair, value in found.items()}
-            for name, found in self.pairs.items()
+            name: {pair: _tree(value) for pair, value in aucs.items()}
+            for name, aucs in self.pairs.items()
         }
         counts = {"split": self.split, "rows": self.rows, "groups": self.groups}
         return note | counts | tasks | {"pairs": pairs}

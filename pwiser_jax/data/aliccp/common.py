@@ -1,4 +1,4 @@
-"""The common features of Ali-CCP: a few numbers a line in memory, lists on the disk."""
+"""The common features of Ali-CCP: ids in memory, multi-valued fields on the disk."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ PIECE = 16_384
 
 
 class CommonFeatures:
-    """All common lines, those of train first, numbered from 0 in the files' order.
+    """All common lines, train's first, numbered from 0 in the order of the files.
 
     A user is the value of field 101; several lines may be of one user. A line without
     it is a user of its own.
 
     Args:
         scratch: a folder for the multi-valued fields.
-        valid_fraction: share of the users that are for validation.
+        valid_fraction: share of the users that are kept for validation.
     """
 
     def __init__(self, scratch: Path, valid_fraction: float) -> None:
@@ -50,7 +50,7 @@ class CommonFeatures:
         return self._count
 
     def read(self, half: str, reader: "RawReader", source: Source) -> None:
-        """Takes in the file of a half, train or test."""
+        """Reads the file of train or of test."""
         start = self._count
         contents = []
         for _, block in reader.common(source):

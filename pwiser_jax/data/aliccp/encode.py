@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 LABELS = ("click", "conversion")
 VALUES = {name: f"D{name}" for name in WEIGHTED}
-"""Fields whose values can be numerical fields, and their names then."""
+"""Fields whose values can be numerical fields: their names as such."""
 
 
 class TrainCounts:
-    """What vocabularies and scales are made of, taken from train's rows in order."""
+    """Counts of ids and moments of values over train's rows."""
 
     def __init__(self, lines: int, lists: Sequence[str]) -> None:
         self.rows_of_line = np.zeros(lines, np.int64)
@@ -60,7 +60,7 @@ class TrainCounts:
 
 
 class AliccpEncoder:
-    """Raw columns to prepared ones.
+    """Encodes raw columns as prepared ones.
 
     Args:
         schema: the prepared columns.
@@ -92,7 +92,7 @@ class AliccpEncoder:
             for name in reader.user_lists:
                 ragged = ragged_of(lists, name)
                 id_counts[name].add(ragged.ids, counts.rows_of_line[first + ragged.row])
-        tables = {name: IdTable.of(own, min_count) for name, own in id_counts.items()}
+        tables = {n: IdTable.of(seen, min_count) for n, seen in id_counts.items()}
         schema = Schema(
             categorical=tuple(
                 CategoricalField(name, len(tables[name].kept))
@@ -139,7 +139,7 @@ class AliccpEncoder:
         return pl.DataFrame(frame).with_columns(self._lists(columns, lists))
 
     def write_common(self, common: CommonFeatures, path: Path, scratch: Path) -> None:
-        """The one table of all common lines, in groups of ROW_GROUP lines."""
+        """Writes the table of all common lines, in row groups of ROW_GROUP lines."""
         parts = []
         for frame in resized(self._common_frames(common), ROW_GROUP):
             parts.append(scratch / f"encoded-{len(parts):06}.parquet")

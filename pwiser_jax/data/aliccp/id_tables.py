@@ -1,4 +1,4 @@
-"""Vocabularies of fields whose values are numbers: how often they occur, their ids."""
+"""Vocabularies of fields whose values are integers."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,15 @@ from pwiser_jax.schema import CategoricalField, MultiValuedField
 MISSING = -1
 MERGE_AT = 4_000_000
 MOST_PLACES = 1 << 25
-"""An array of all places between the extremes may be so long."""
+"""The longest array over a range of ids."""
 
 SCHEMA = {"id": pl.Int32, "count": pl.Int64}
 
 
 class IdCounts:
-    """How often each id has been seen; ids are int32, 0 or more, or MISSING.
+    """Counts ids: int32, 0 or more, or MISSING.
 
-    Ids that lie close to each other are counted in an array of all places between the
-    extremes; where these are too many, in a table.
+    An array counts the whole range of ids; where it would be too long, a table does.
     """
 
     def __init__(self) -> None:
@@ -28,12 +27,12 @@ class IdCounts:
         self._sparse: list[pl.DataFrame] = []
 
     def add(self, ids: np.ndarray, times: np.ndarray | None = None) -> None:
-        """Takes in int32[N], each once or int64[N] times."""
-        there = ids != MISSING
-        ids = ids[there]
+        """Counts int32[N], each once or int64[N] times."""
+        present = ids != MISSING
+        ids = ids[present]
         if not len(ids):
             return
-        times = None if times is None else times[there]
+        times = None if times is None else times[present]
         low, high = int(ids.min()), int(ids.max())
         if len(self._dense):
             low = min(low, self._low)
@@ -70,7 +69,7 @@ class IdCounts:
 
 @dataclass(frozen=True)
 class IdTable:
-    """The ids of a field in train: kept ones, and ones too rare to be kept.
+    """The ids of a field in train: frequent ones, which are kept, and rare ones.
 
     Args:
         kept: int32, ascending: the k-th has the id k.
@@ -82,7 +81,7 @@ class IdTable:
 
     @classmethod
     def of(cls, counts: IdCounts, min_count: int) -> "IdTable":
-        """Kept are ids that were seen `min_count` times or more."""
+        """Keeps ids that occur `min_count` times or more."""
         ids, times = counts.table()
         often = times >= min_count
         return cls(ids[often], ids[~often])
@@ -103,7 +102,7 @@ class IdTable:
 
 
 class IdEncoder:
-    """Raw ids to a field's ids, by a table of all places between the extremes."""
+    """Maps raw ids to a field's ids, by an array over their range or by search."""
 
     def __init__(
         self, table: IdTable, field: CategoricalField | MultiValuedField
@@ -116,7 +115,7 @@ class IdEncoder:
         span = int(known.max()) - self._low + 1 if len(known) else 0
         self._dense = span <= MOST_PLACES
         if self._dense:
-            # A place before the first id and one after the last, for those beyond.
+            # One place before the first id and one after the last, for ids outside.
             self._ids = np.full(span + 2, field.unseen, np.int32)
             self._ids[known - (self._low - 1)] = ids
         else:

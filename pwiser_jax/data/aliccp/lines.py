@@ -1,4 +1,4 @@
-"""Large text files as blocks of whole lines, and what is wrong with a bad line."""
+"""Reads large text files in blocks of whole lines, and explains a bad line."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,15 +34,15 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
     The last line may lack its end.
 
     Raises:
-        UserError: the file cannot be read, is empty, or has a line beyond all bounds.
+        UserError: the file cannot be read, is empty, or has a line that is too long.
     """
     rest, offset = b"", 0
     try:
         with refuse_broken(source), source.open() as file:
             whole = False
             while not whole:
-                # Read into its place: these bytes are too many to be copied twice.
-                # After a line without end as much again, as it is copied each time.
+                # Reads into place, to avoid a second copy. A line without an end is
+                # copied each time, so that as much is read again.
                 room = max(size, len(rest))
                 text = np.empty(PAD + len(rest) + room + PAD, np.uint8)
                 view = text.data
@@ -71,7 +71,7 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
 
 
 def _fill(file: IO[bytes], view: memoryview) -> int:
-    """Reads as many bytes as there are, up to the view's length."""
+    """Fills the view as far as the file reaches; returns the number of bytes."""
     done = 0
     while done < len(view):
         read = file.readinto(view[done:])  # pyright: ignore[reportAttributeAccessIssue]
@@ -82,7 +82,7 @@ def _fill(file: IO[bytes], view: memoryview) -> int:
 
 
 def _line_end(text: memoryview) -> int:
-    """Just after the last line end, 0 without one."""
+    """The position after the last line end, 0 without one."""
     part = 1 << 16
     for stop in range(len(text), 0, -part):
         at = bytes(text[max(stop - part, 0) : stop]).rfind(b"\n")
@@ -99,7 +99,7 @@ def with_unix_ends(text: np.ndarray) -> np.ndarray:
 def in_order(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
-    """`map`, on the pool's threads, a few items ahead of what has been taken."""
+    """An ordered map on the pool's threads, a few items ahead of its consumer."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -116,10 +116,9 @@ def in_order(
 def find_bad(
     text: np.ndarray, columns: Sequence[Column], names: Names
 ) -> tuple[int, str] | None:
-    """The first line that is not as it should be, from 0, and what is wrong there.
+    """The number of the first bad line, from 0, and the reason.
 
-    This is `triples.parse` said line by line: a block is odd if and only if some line
-    of it is found here.
+    `triples.parse` raises OddBlock if and only if this finds a line.
     """
     lines = text[PAD:-PAD].tobytes().split(b"\n")
     for at, line in enumerate(lines):

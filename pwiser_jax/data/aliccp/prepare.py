@@ -102,8 +102,7 @@ def prepare_aliccp(
         source: a folder with sample_skeleton_{train,test}.csv and
             common_features_{train,test}.csv, plain, gzipped or in zips, or with
             sample_train.tar.gz and sample_test.tar.gz; or one such archive of all.
-        output: the new folder; what is written on the way lies inside its unfinished
-            form.
+        output: the new folder; scratch files lie inside it until it is complete.
         fields: 18 reads the single-valued fields, 23 the five multi-valued ones too.
         min_count: an id that train's rows have less often than this is rare; others'
             scripts keep ids seen more than 10 times, which is 11 here.
@@ -140,7 +139,7 @@ def prepare_aliccp(
         ThreadPoolExecutor(2) as threads,
         _digests(tuple(file.path for file in files.values())) as digests,
     ):
-        # Its compiled code takes a while to load, for which `digests` need not wait.
+        # Its compiled code takes a while to load; the digests are computed meanwhile.
         from pwiser_jax.data.aliccp.raw import RawReader
 
         reader = RawReader(
@@ -269,9 +268,9 @@ def rows_aliccp(source: Path, folder: Path) -> Iterator[EncodedRows]:
 
 @contextmanager
 def _digests(paths: Sequence[Path]) -> Iterator[list[Future[SourceFile]]]:
-    """What the manifest says of raw files, found while these are read.
+    """Hashes raw files on a thread of its own, while they are read.
 
-    After an error those that are not begun are left out.
+    An error cancels those that have not begun.
     """
     thread = ThreadPoolExecutor(1)
     try:
@@ -318,7 +317,7 @@ class _Skeletons:
         log_counts: see `prepare_aliccp`.
         with_samples: keep the sample ids.
         dropped: reason -> rows dropped or put right.
-        counted: what else was met.
+        counted: other oddities by name.
         totals: half -> counts of the raw file.
     """
 
@@ -422,7 +421,7 @@ def _write(
     common: CommonFeatures,
     folder: Path,
 ) -> dict[str, Split]:
-    """Writes the shards of all splits, beside what reads the next ones."""
+    """Writes the shards of all splits while the next ones are read."""
     splits = {name: Split((), 0, dict.fromkeys(LABELS, 0)) for name in SPLITS}
 
     def numbered() -> Iterator[tuple[str, int, Columns]]:
@@ -447,7 +446,7 @@ def _write(
 
 
 def _compare(half: str, counts: Mapping[str, int]) -> None:
-    """Warns where a file that has as many rows as the published one differs from it."""
+    """Warns where a file of about the published number of rows has other counts."""
     published = PUBLISHED[half]
     if abs(counts["rows"] - published["rows"]) > NEARLY * published["rows"]:
         return

@@ -1,7 +1,7 @@
 """The raw files of Ali-CCP as blocks of arrays: common features and skeleton rows.
 
-A block is parsed on its own, so blocks are parsed by several threads; nothing here
-knows of vocabularies or splits.
+Blocks are independent, so that several threads parse them. Vocabularies and splits are
+the business of `encode` and `prepare`.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ class Features:
         weight: float32[S, L], 0 without one.
         lists: multi-valued field -> its heaviest values.
         content: uint64[L], equal for lines with the same features in any order.
-        repeated: single-valued fields that had a further value in their line.
+        repeated: values of single-valued fields beyond the first in a line.
         unknown: triples of fields that are not known.
     """
 
@@ -113,10 +113,10 @@ Block = TypeVar("Block", bound=_Sized)
 
 
 class RawReader:
-    """Reads the raw files, by threads of a pool.
+    """Reads the raw files.
 
     Args:
-        pool: whose threads parse.
+        pool: its threads parse the blocks.
         with_lists: read the multi-valued fields too.
         width: values of a multi-valued field that are kept, the heaviest ones.
         strict: refuse fields that are not known.

@@ -1,4 +1,4 @@
-"""Columns of rows in pieces of an exact size, in memory or put aside in files."""
+"""Columns of rows in pieces of an exact size, in memory or spilled to files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def concat(parts: Sequence[Columns]) -> Columns:
 
 
 class Pieces:
-    """Rows go in as they come; pieces of `size` rows come out, the last one smaller."""
+    """Regroups rows into pieces of `size` rows; the last one may be smaller."""
 
     def __init__(self, size: int) -> None:
         self._size = size

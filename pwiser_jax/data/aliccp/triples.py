@@ -1,9 +1,9 @@
 """Blocks of lines of triples (`line_format`) to arrays, by one compiled loop.
 
-The loop goes through the text once, and holds no lock of Python's: blocks are read side
-by side by threads. Names, and what is not wanted, are looked at eight bytes at a time,
-as 64-bit words (the first byte lowest). The arrays are right, or the block is odd; then
-`lines.find_bad` reads it line by line to say what is wrong.
+The loop reads the text once and releases the GIL, so that threads parse blocks in
+parallel. Names and unwanted triples are compared eight bytes at a time, as 64-bit words
+(the first byte lowest). A block with a bad line raises OddBlock; then `lines.find_bad`
+reads it line by line to explain it.
 
 Numba compiles at the first import and keeps the machine code beside this file, or in
 the user's cache folder; later imports load it.
@@ -48,7 +48,7 @@ NONE = np.uint64(2**64 - 1)
 
 
 class OddBlock(Exception):
-    """Some line of the block is not as it should be."""
+    """A line of the block is malformed."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class Heaviest:
 
 
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles a function for these types; kept on the disk where that is possible."""
+    """Compiles a function for these types, cached on the disk where possible."""
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return njit(signature, nogil=True, cache=True)(function)
-        except (OSError, RuntimeError):  # no folder to keep it in
+        except (OSError, RuntimeError):  # no folder for the cache
             return njit(signature, nogil=True)(function)
 
     return compile_
@@ -175,7 +175,7 @@ def heaviest(triples: Triples, singles: int, lists: int, width: int) -> Heaviest
 
 
 def _weight(text: np.ndarray, place: int) -> float:
-    """A value that the loop cannot round correctly, or that is none."""
+    """A value that the loop cannot round correctly; OddBlock if it is no number."""
     end = place
     while text[end] not in (ITEM, NEWLINE):
         end += 1
@@ -187,8 +187,8 @@ def _weight(text: np.ndarray, place: int) -> float:
 
 @compiled("UniTuple(int64, 4)(Array(uint8, 1, 'C', readonly=True))")
 def _sizes(text: np.ndarray) -> tuple[np.integer, ...]:
-    """How many lines, commas and ITEM marks there are, and the bits of all bytes."""
-    # Narrow numbers: more of them are counted by one instruction.
+    """The numbers of lines, commas and ITEM marks, and the bits of all bytes."""
+    # Narrow integers: one instruction counts more of them.
     lines = commas = items = np.uint32(0)
     bits = np.uint8(0)
     for byte in text:
@@ -336,7 +336,7 @@ def _keep(
     lists: np.ndarray,
     content: np.ndarray,
 ) -> int:
-    """Fills the arrays after `width`; the number of repeated values."""
+    """Fills the arrays after `width`; returns the number of repeated values."""
     repeated = 0
     stops = np.zeros(len(counts), np.int64)
     for at in range(len(lines)):

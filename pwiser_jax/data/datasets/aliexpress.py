@@ -149,9 +149,9 @@ def rows_aliexpress(source: Path, folder: Path) -> Iterator[EncodedRows]:
     options, encoder = read_manifest(folder).options, Encoder.load(folder)
     most = options.get("max_unmatched", MAX_UNMATCHED)
     files = Files(source)
-    halves, own = ("train", "test"), options.get("country")
-    there = any(f"{own}_item_{half}.csv" in files.names for half in halves)
-    code = _country(files, own if there else None, halves)
+    halves, country = ("train", "test"), options.get("country")
+    same = any(f"{country}_item_{half}.csv" in files.names for half in halves)
+    code = _country(files, country if same else None, halves)
 
     def parts(place: Path) -> Iterator[EncodedPart]:
         for split in halves:
@@ -186,7 +186,7 @@ def _country(
     Args:
         files: the files there are.
         wanted: the country that was asked for.
-        splits: a file of any of these tells.
+        splits: those whose files are looked for.
     """
     if wanted is not None:
         return wanted.lower()

@@ -200,8 +200,8 @@ class Encoder:
             ids = texts.select(self._encoded(field, pl.col("text"))).to_series()
             ones = np.ones(len(ids), np.float32)
             ragged = Ragged(counts.to_numpy(), ids.to_numpy(), ones).merged()
-            found = zip(("ids", "weights"), ragged.lists(), strict=True)
-            return pl.DataFrame(dict(found)).to_struct(lists.name)
+            columns = zip(("ids", "weights"), ragged.lists(), strict=True)
+            return pl.DataFrame(dict(columns)).to_struct(lists.name)
 
         kept = value.list.head(field.width)
         return kept.map_batches(encoded, return_dtype=LIST_TYPE, is_elementwise=True)

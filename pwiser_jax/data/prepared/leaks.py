@@ -90,16 +90,16 @@ def refuse_leaks(folder: Path, manifest: Manifest) -> None:
         if each.feature in allowed:
             continue
         how = "whether it is missing" if each.by == "missing" else f"its {each.by}"
-        said = (
+        sentence = (
             f"feature {each.feature!r} alone predicts the label {each.label!r} with an "
             f"AUC of {each.auc:.4f} by {how}"
         )
         if each.low > REFUSED and each.rows >= FEWEST:
             raise UserError(
-                f"{said}: it looks like something that is known only after the event; "
-                f"leave it out, or allow it with --allow-leaks {each.feature}"
+                f"{sentence}: it seems to be known only after the event; leave it out, "
+                f"or allow it with --allow-leaks {each.feature}"
             )
-        warnings.warn(f"{said}: is it known at the exposure?", LeakWarning, 3)
+        warnings.warn(f"{sentence}: is it known at the exposure?", LeakWarning, 3)
 
 
 def feature_aucs(folder: Path, manifest: Manifest) -> list[FeatureAuc]:

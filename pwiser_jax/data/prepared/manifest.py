@@ -71,7 +71,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a prepared folder without reading its rows.
+    """The description of a prepared folder.
 
     Args:
         dataset: the reader's name.

@@ -1,13 +1,13 @@
-"""What a join may leave without a partner."""
+"""Counts the rows that a join leaves without a partner, and refuses too many."""
 
 from pwiser_jax.errors import UserError
 
 MAX_UNMATCHED = 0.01
-"""The default of the option: the share of rows that may find nothing."""
+"""The default share of rows that may have no partner."""
 
 
 def check_share(max_unmatched: float) -> None:
-    """Raises a UserError where the option is no share."""
+    """Raises a UserError unless --max-unmatched is between 0 and 1."""
     if not 0 <= max_unmatched <= 1:
         raise UserError(f"--max-unmatched is {max_unmatched}; expected 0 to 1")
 
@@ -15,7 +15,7 @@ def check_share(max_unmatched: float) -> None:
 def refuse_unmatched(
     unmatched: int, rows: int, max_unmatched: float, rows_of: object, missing: str
 ) -> None:
-    """Raises a UserError where too many rows of a join find nothing.
+    """Raises a UserError where too many rows of a join have no partner.
 
     Args:
         unmatched: the rows without a partner.

@@ -65,14 +65,14 @@ def scan_csv(
         row = counts.collect(engine="streaming").row(0, named=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise table.explain(error) from error
-    found = row.pop(ROWS)
-    if empty and found == expected == 0:
+    rows = row.pop(ROWS)
+    if empty and rows == expected == 0:
         return frame
-    if expected == 0 or found == 0:
+    if expected == 0 or rows == 0:
         raise UserError(f"{table.name}: there are no rows in it")
-    if found != expected:
+    if rows != expected:
         # Polars skips some empty lines, for example.
-        reason = f"{expected:,} rows are expected, {found:,} were read"
+        reason = f"{expected:,} rows are expected, {rows:,} were read"
         raise UserError(table.first_bad_line() or f"{table.name}: {reason}")
     # A line that is too short leaves null in the last column, and so does an empty
     # value there: only reading line by line tells one from the other.
