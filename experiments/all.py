@@ -6,10 +6,10 @@
     python -m experiments.all --only noise terms --output runs/experiments
 
 The same command resumes where it stopped: runs that exist are not made again, and
-report.html is rewritten after each experiment. findings.md holds the answers only,
-results/ each number with its run folder, seed and config hash. Commands may share
---runs; a run is never made twice. --tables DIR writes the report from such result
-tables, without training.
+report.html is rewritten after each experiment, and effect.png, its first picture.
+findings.md holds the answers only, results/ each number with its run folder, seed and
+config hash. Commands may share --runs; a run is never made twice. --tables DIR writes
+the report from such result tables, without training.
 """
 
 import os
@@ -30,7 +30,7 @@ from experiments.ladders import LADDER_LEVELS
 from experiments.lib.commands import ended
 from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.lib.measure import machine
-from experiments.lib.study import MODELS, SCALES, Experiment, Finding, Scale, Study
+from experiments.lib.study import SCALES, Experiment, Finding, Scale, Study
 from experiments.noise import NOISE
 from experiments.paper_table import PAPER_TABLE
 from experiments.significance import SIGNIFICANCE
@@ -39,9 +39,10 @@ from experiments.tuning import TUNING
 from pwiser_jax.atomic import locked, write_whole
 from pwiser_jax.config import Protocol
 from pwiser_jax.errors import UserError
+from pwiser_jax.models import MODELS
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Picture, Report, Section, Verdict
-from pwiser_jax.reports.plots import differences
+from pwiser_jax.reports.plots import differences, to_png
 from pwiser_jax.reports.tables import to_markdown, to_rich
 from pwiser_jax.training.run.protocol import CHOSEN, NAMES, TRAINED_ON, note
 
@@ -188,7 +189,7 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
     chosen_on = NAMES[CHOSEN[study.protocol]]
     source = "Numbers from recorded result tables; the page" if study.tables else "Made"
     introduction = (
-        f"Data: {', '.join(dataset.name for dataset in study.datasets)}; AUC on "
+        f"Data: {'; '.join(dataset.name for dataset in study.datasets)}; AUC on "
         f"{study.split}, of the epoch with the best mean AUC on {chosen_on}. Runs of "
         "one seed share initial weights and batches; differences are paired by seed. "
         "Each number is in results/EXPERIMENT.parquet with its run folder, seed and "
@@ -220,6 +221,8 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
         )
         page.verdict = verdict(findings)
         page.write(study.output / "report.html")
+        for picture in page.verdict.pictures:
+            (study.output / "effect.png").write_bytes(to_png(picture.figure))
         lines = [
             f"- **{study.titled(EXPERIMENTS[name].title).rstrip('?')}.** {own.answer}\n"
             for name, own in findings.items()
@@ -239,7 +242,7 @@ def verdict(findings: Mapping[str, Finding]) -> Verdict:
     ]
     pictures = []
     if effects and (table := pl.concat(effects)).height:
-        baseline = "BCE" if len(effects) == 1 else "BCE (of tuned PWiseR: tuned BCE)"
+        baseline = "BCE" if len(effects) == 1 else "BCE (tuned PWiseR: of tuned BCE)"
         pictures.append(
             Picture(
                 differences(table, baseline=baseline, rows=("dataset",)),

@@ -9,7 +9,6 @@ from pwiser_jax.metrics import Interval, mean_interval
 from pwiser_jax.reports.tables import difference_text
 
 Comparison = tuple[str, str]  # a loss and its baseline
-NAMES = {"bce": "BCE", "pwiser": "PWiseR"}
 
 
 def text_of(interval: Interval, number: str = ".4f") -> str:

@@ -7,7 +7,7 @@ in marker or line style as well, so that nothing hangs on colour alone.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import product
 from typing import Any, ParamSpec
 
@@ -31,6 +31,11 @@ ORANGE = PALETTE[4]
 COLOURS = {"bce": GREY, "pwiser tuned": "#882255", "bce tuned": "#332288"} | dict(
     zip(("pwiser", "ladder", "ranknet", "jrc", "logit", "focal"), PALETTE, strict=True)
 )
+# How losses are written in legends and axes; others by their own names.
+TITLES = {"bce": "BCE", "pwiser": "PWiseR"} | {
+    "bce tuned": "tuned BCE",
+    "pwiser tuned": "tuned PWiseR",
+}
 DASHES = ["-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 WIDTH = 9.0  # inches; at 10 pt, text is as large as that of a page around it
 STYLE: dict[Any, Any] = {
@@ -114,8 +119,9 @@ def differences(
         panel.spines["left"].set_visible(False)
     axes[0].set_yticks(range(len(places)), ["\n".join(map(str, k)) for k in places])
     axes[0].set_ylim(len(places) - 0.5, -0.5)
-    who = f"{metric} of {losses[0]}" if len(losses) == 1 else metric
-    text = f"{who} minus that of {baseline} (mean over paired seeds, 95% interval)"
+    who = f"{metric} of {_title(losses[0])}" if len(losses) == 1 else metric
+    text = f"{who} minus that of {_title(baseline)}"
+    text = f"{text}; mean over paired seeds, 95% intervals"
     figure.supxlabel(text, fontsize=10)
     if beside > 1:
         _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()])
@@ -443,13 +449,26 @@ def reliability_curves(
 
 def to_svg(figure: Figure) -> str:
     """The figure as SVG; the same figure gives the same text on one machine."""
-    buffer = StringIO()
+    buffer, engine = StringIO(), figure.get_layout_engine()
     with mpl.rc_context(STYLE):
         # A layout that is solved again at each drawing would move a little each time.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.set_layout_engine(engine)
     return buffer.getvalue()
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG with 100 pixels per inch."""
+    buffer = BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _title(loss: str) -> str:
+    return TITLES.get(loss, loss)
 
 
 def _distinct(table: pl.DataFrame, name: str) -> list[str]:
@@ -478,8 +497,9 @@ def _looks(losses: Sequence[str], baseline: str) -> dict[str, tuple[Look, Look]]
 
 def _legend(figure: Figure, lines: list[Line2D]) -> None:
     for line in lines:
-        if str(line.get_label()).startswith("_"):  # which matplotlib would leave out
-            line.set_label(f" {line.get_label()}")
+        label = _title(str(line.get_label()))
+        # Matplotlib leaves out labels that begin with an underscore.
+        line.set_label(f" {label}" if label.startswith("_") else label)
     longest = max(len(str(line.get_label())) for line in lines)
     columns = min(len(lines), max(1, 110 // (longest + 8)))
     figure.legend(handles=lines, loc="outside upper center", ncols=columns)

@@ -186,7 +186,7 @@ def test_differences_are_drawn_where_they_are(results):
         assert sorted(bars) == sorted(shown.select("low", "high").rows())
         assert len({color for _, color in drawn_points(axes)}) == 2
         assert any(set(line.get_xdata()) == {0} for line in axes.lines)
-    assert "AUC minus that of bce" in figure.get_supxlabel()
+    assert "AUC minus that of BCE" in figure.get_supxlabel()
     with pytest.raises(ValueError, match="no run can be paired with one of the loss x"):
         plots.differences(table.filter(pl.col("loss") == "bce"), baseline="x")
 
