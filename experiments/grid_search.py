@@ -22,10 +22,11 @@ from jsonargparse import Namespace
 from experiments.lib.commands import ended
 from experiments.lib.datasets import Dataset, given
 from experiments.lib.grid import Run
-from experiments.lib.study import MODELS, SCALES, TUNING_SEED, Study
+from experiments.lib.study import SCALES, TUNING_SEED, Study
 from experiments.lib.words import joined
 from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
+from pwiser_jax.models import MODELS
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Picture, Report, Section, TableBlock
 from pwiser_jax.reports.plots import grid_cells
