@@ -34,7 +34,6 @@ from pwiser_jax.inference.load import load_best
 from pwiser_jax.metrics import Interval, mean_interval
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines
-from pwiser_jax.tasks import measured
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.checkpoint import Checkpoints
@@ -145,17 +144,13 @@ def _train(config: Config, run: Path, before: Path | None) -> None:
 
 
 def _measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
-    report = evaluation(folder, "test")
     labels = read_manifest(Path(planned.config.data.path)).schema.labels
     rows = []
-    for task in measured(labels):
-        measures = report[task.name]
+    for task, measures in evaluation(folder, "test", labels).tasks.items():
         numbers = {
-            "auc": measures["auc"]["value"],
-            "log_loss": measures["log_loss"],
-            "predicted_over_observed": measures["calibration"][
-                "predicted_over_observed"
-            ],
+            "auc": measures.auc.value,
+            "log_loss": measures.log_loss,
+            "predicted_over_observed": measures.calibration.predicted_over_observed,
         }
         rows += [
             {
@@ -164,10 +159,10 @@ def _measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
                 "tags": tag_text(planned.tags),
                 "seed": planned.seed,
                 "split": "test",
-                "task": task.name,
+                "task": task,
                 "metric": metric,
                 "value": value,
-                "reason": measures["auc"].get("reason") if metric == "auc" else None,
+                "reason": measures.auc.reason if metric == "auc" else None,
                 "run": name,
                 "config_hash": config_hash(planned.config),
             }

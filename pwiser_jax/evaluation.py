@@ -169,6 +169,30 @@ class Evaluation:
         counts = {"split": self.split, "rows": self.rows, "groups": self.groups}
         return note | counts | tasks | {"pairs": pairs}
 
+    @classmethod
+    def from_dict(cls, tree: Tree, label_names: tuple[str, ...]) -> "Evaluation":
+        """The inverse of `to_dict`; an added measure's dataclass stays a tree."""
+        types = {"auc": Auc, "calibration": Calibration, "gauc": Gauc}
+
+        def measures(
+            rows: int, positives: int, reason: str | None = None, **values: Any
+        ) -> TaskMeasures:
+            values |= {k: types[k](**v) for k, v in values.items() if k in types}
+            return TaskMeasures(rows, positives, values, reason)
+
+        names = [task.name for task in measured(label_names)]
+        pairs = {
+            name: {pair: PairAuc(**value) for pair, value in own.items()}
+            for name, own in tree["pairs"].items()
+        }
+        return cls(
+            **{name: tree[name] for name in ("split", "rows", "groups")},
+            label_names=label_names,
+            tasks={name: measures(**tree[name]) for name in names},
+            pairs=pairs,
+            note=tree.get("note"),
+        )
+
 
 @dataclass(frozen=True)
 class MeanAuc:

@@ -363,6 +363,7 @@ def test_a_measure_is_added_by_one_entry(monkeypatch):
     assert found.to_dict()["ctr"]["positive_share"] == 0
     assert found.to_dict()["cvr"]["positive_share"] is None
     assert found.to_dict()["cvr"]["reason"] == "no rows"
+    assert evaluation.Evaluation.from_dict(found.to_dict(), FUNNEL) == found
     with pytest.raises(AttributeError):
         found.tasks["ctr"].unknown  # noqa: B018
 

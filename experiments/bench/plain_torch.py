@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
-from torch import nn  # pyright: ignore[reportMissingImports]
+
+nn = torch.nn
 
 
 class Embedding(nn.Module):

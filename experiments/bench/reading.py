@@ -106,7 +106,7 @@ def train(folder: Path, model: str, batch_size: int, steps: int) -> dict[str, fl
 
     config = Config(
         DataConfig(str(folder), batch_size),
-        ModelConfig(name=model),  # pyright: ignore[reportArgumentType]
+        ModelConfig(name=model),
         LossConfig(ranking="pwiser"),
     )
     prepared = Prepared(folder)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from experiments.lib.industrial import prepare_industrial
 from pwiser_jax.data.datasets.kuairand import prepare_kuairand
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.data.prepared.manifest import FILE, read_manifest
 
+Conversion = Literal["like", "long_view"]
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 # Days of KuaiRand's public log that the experiments use: the epoch is chosen on the
@@ -93,14 +95,14 @@ def industrial(place: Path, rows: int) -> Dataset:
     )
 
 
-def kuairand(place: Path, source: Path, conversion: str) -> Dataset:
+def kuairand(place: Path, source: Path, conversion: Conversion) -> Dataset:
     """KuaiRand-Pure from its public files; a conversion is a like or a long view."""
 
     def make(output: Path) -> object:
         return prepare_kuairand(
             source,
             output,
-            conversion=conversion,  # pyright: ignore[reportArgumentType]
+            conversion=conversion,
             train_until=TRAIN_UNTIL,
             valid_until=VALID_UNTIL,
         )

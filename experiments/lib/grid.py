@@ -33,10 +33,10 @@ from pwiser_jax.config import Config, load_config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import FILE
 from pwiser_jax.errors import UserError
+from pwiser_jax.evaluation import Evaluation
 from pwiser_jax.inference.evaluate import evaluate_run
 from pwiser_jax.schema import Schema
-from pwiser_jax.tasks import measured
-from pwiser_jax.training.run.folder import RESULT, config_hash
+from pwiser_jax.training.run.folder import RESULT, config_hash, read_result
 from pwiser_jax.training.sweep import (
     RunsFailed,
     most_runs,
@@ -154,7 +154,6 @@ def results_of(
     if not planned:
         raise UserError("there is nothing to run")
     prepared = Prepared(data)
-    names = [task.name for task in measured(prepared.schema.labels)]
     tags = dict.fromkeys(name for run in planned for name in run.tags)
     dataset = prepared.manifest.dataset
     manifest = (data / FILE).read_bytes()
@@ -170,10 +169,9 @@ def results_of(
     rows: list[dict[str, Any]] = []
     for run in track(planned, "measuring", console=_console()):
         folder = f"{series}/{run.name}"
-        result = json.loads((runs / folder / RESULT).read_text())
-        report = evaluation(runs / folder, split)
-        for name in names:
-            measures = report[name]
+        best = read_result(runs / folder).best
+        measures = evaluation(runs / folder, split, prepared.schema.labels)
+        for name, task in measures.tasks.items():
             rows.append(
                 {
                     "dataset": dataset,
@@ -184,10 +182,10 @@ def results_of(
                     "split": split,
                     "protocol": run.config.protocol,
                     "task": name,
-                    "auc": measures["auc"]["value"],
-                    "log_loss": measures["log_loss"],
-                    "reason": measures["auc"].get("reason"),
-                    "best_epoch": result["best"]["epoch"] + 1,
+                    "auc": task.auc.value,
+                    "log_loss": task.log_loss,
+                    "reason": task.auc.reason,
+                    "best_epoch": best.epoch + 1,
                     "run": folder,
                     "config_hash": config_hash(run.config),
                 }
@@ -301,9 +299,9 @@ class _Bar(Progress):
         pass
 
 
-def evaluation(run: Path, split: str) -> dict[str, Any]:
+def evaluation(run: Path, split: str, labels: tuple[str, ...]) -> Evaluation:
     """The measures of a run's best checkpoint; a split is measured once."""
     path = run / f"evaluation_{split}.json"
     if path.exists():
-        return json.loads(path.read_text())
-    return evaluate_run(run, split).to_dict()
+        return Evaluation.from_dict(json.loads(path.read_text()), labels)
+    return evaluate_run(run, split)

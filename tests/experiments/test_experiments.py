@@ -259,6 +259,7 @@ def test_a_report_is_made_again_from_its_tables(data: Path, tmp_path: Path) -> N
     assert experiments.main([*command, *tables]) == 0
     findings = (out / "findings.md").read_text()
     assert (again / "findings.md").read_text() == findings
+    assert (again / "effect.png").read_bytes().startswith(b"\x89PNG")
     assert not runs_of(again)
 
 
@@ -306,13 +307,16 @@ def test_a_run_is_never_made_twice_at_once(
         time.sleep(0.2)
         for folder in folders:
             folder.mkdir(parents=True)
-            (folder / "result.json").write_text('{"best": {"epoch": 0}}')
+            best = {"epoch": 0, "step": 1, "mean_auc": None, "auc": {}}
+            result = {"best": best, "steps": 1, "stopped": "epochs"}
+            (folder / "result.json").write_text(json.dumps(result))
+            (folder / "evaluation_valid.json").write_text(json.dumps(nothing))
 
-    nothing = {"auc": {"value": None, "reason": "no rows"}, "log_loss": None}
+    missing = {"value": None, "low": None, "high": None, "reason": "no rows"}
+    task = {"rows": 0, "positives": 0, "auc": missing, "log_loss": None}
+    nothing = dict.fromkeys(("ctr", "ctcvr", "cvr"), task)
+    nothing |= {"split": "valid", "rows": 0, "groups": 0, "pairs": {}}
     monkeypatch.setattr(grids, "train_sweep", train_sweep)
-    monkeypatch.setattr(
-        grids, "evaluation", lambda *_: dict.fromkeys(("ctr", "ctcvr", "cvr"), nothing)
-    )
     work = partial(grids.results_of, planned, data, tmp_path, "valid")
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(work)

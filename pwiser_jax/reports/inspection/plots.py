@@ -100,7 +100,7 @@ def sizes(fields: pl.DataFrame) -> Figure:
     panel.xaxis.set_major_formatter(FuncFormatter(_short))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.margins(y=0.02)
-    panel.set_xlim(0.5, 3 * max(table["size"].max() or 1, 10))  # pyright: ignore
+    panel.set_xlim(0.5, 3 * table["size"].to_numpy().max(initial=10))
     panel.invert_yaxis()
     panel.set(
         xlabel="ids with a row of their own in the embedding table", ylabel="field"
