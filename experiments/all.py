@@ -223,10 +223,7 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
         page.write(study.output / "report.html")
         for picture in page.verdict.pictures:
             (study.output / "effect.png").write_bytes(to_png(picture.figure))
-        lines = [
-            f"- **{study.titled(EXPERIMENTS[name].title).rstrip('?')}.** {own.answer}\n"
-            for name, own in findings.items()
-        ]
+        lines = [f"- **{s.title.rstrip('?')}.** {s.answer}\n" for s in page.sections]
         write_whole(study.output / "findings.md", "".join(lines))
     print(study.output / "report.html")
 
@@ -236,9 +233,9 @@ def verdict(findings: Mapping[str, Finding]) -> Verdict:
     order = [*(name for name in VERDICT if name in findings), *findings]
     first = list(dict.fromkeys(order))[:3]
     effects = [
-        own.effects.filter(pl.col("low").is_not_null())
-        for own in findings.values()
-        if own.effects is not None
+        finding.effects.filter(pl.col("low").is_not_null())
+        for finding in findings.values()
+        if finding.effects is not None
     ]
     pictures = []
     if effects and (table := pl.concat(effects)).height:

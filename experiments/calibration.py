@@ -72,13 +72,13 @@ def find(study: Study) -> Finding:
 def measures(outcome: Outcome, split: str) -> Measures:
     """All measures of a run by (task, metric); the refit uses validation rows."""
     schema = outcome.prepared.schema
-    level, own = outcome.level(split), outcome.predictions(split)
+    level, predictions = outcome.level(split), outcome.predictions(split)
     valid_level, valid = outcome.level("valid"), outcome.predictions("valid")
     by_task: dict[tuple[str, str], float] = {}
     first = measured(schema.labels)[0].name
     for task in measured(schema.labels):
         name = task.name
-        labels, z, p = _rows(task, own[name], level)
+        labels, z, p = _rows(task, predictions[name], level)
         valid_labels, valid_z, _ = _rows(task, valid[name], valid_level)
         refitted = metrics.refit(valid_labels, valid_z)(z)
         q = special.expit(refitted)
@@ -89,8 +89,10 @@ def measures(outcome: Outcome, split: str) -> Measures:
             metrics.expected_calibration_error(labels, p),
             metrics.expected_calibration_error(labels, q) if known else np.nan,
             metrics.predicted_over_observed(labels, p),
-            metrics.discordance(level, own[name].scores).share,
-            metrics.order_agreement(own[name].scores, own[first].scores),
+            metrics.discordance(level, predictions[name].scores).share,
+            metrics.order_agreement(
+                predictions[name].scores, predictions[first].scores
+            ),
         )
         by_task |= {
             (name, metric): number

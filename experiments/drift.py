@@ -179,11 +179,13 @@ def _blocks(results: pl.DataFrame, name: str) -> list[TableBlock | Picture]:
     blocks: list[TableBlock | Picture] = []
     keys = ["task", "loss", "mode", "day"]
     for metric, text in texts.items():
-        own = results.filter((pl.col("metric") == metric) & pl.col("value").is_finite())
+        shown = results.filter(metric=metric).filter(pl.col("value").is_finite())
         # Means without intervals, which few seeds make wider than the days' changes.
         rows = [
             (task, f"{loss}, {mode}", day, part["value"].mean(), None, None)
-            for (task, loss, mode, day), part in own.group_by(keys, maintain_order=True)
+            for (task, loss, mode, day), part in shown.group_by(
+                keys, maintain_order=True
+            )
         ]
         lines = line_rows(rows)
         figure = interval_lines(lines, "test day", text, baseline="bce, retrained")
@@ -217,13 +219,13 @@ def latencies(run: Path) -> pl.DataFrame:
 
 def _gap(results: pl.DataFrame, a: tuple[str, str], b: tuple[str, str]) -> Interval:
     """Mean over days of (loss, mode) a minus b, with its interval over seeds."""
-    own = results.filter(
+    part = results.filter(
         (pl.col("metric") == "auc")
         & (pl.col("task") == "ctcvr")
         & pl.col("value").is_finite()
     )
     parts = [
-        own.filter((pl.col("loss") == loss) & (pl.col("mode") == mode))
+        part.filter((pl.col("loss") == loss) & (pl.col("mode") == mode))
         for loss, mode in (a, b)
     ]
     joined = parts[0].join(parts[1], on=["dataset", "seed", "day"])
@@ -246,9 +248,9 @@ def _gaps(results: pl.DataFrame) -> pl.DataFrame:
             {
                 "Dataset": dataset,
                 "Comparison": name,
-                "Difference": text_of(_gap(own, *pair)),
+                "Difference": text_of(_gap(part, *pair)),
             }
-            for (dataset,), own in results.group_by("dataset", maintain_order=True)
+            for (dataset,), part in results.group_by("dataset", maintain_order=True)
             for name, pair in COMPARISONS.items()
         ]
     )

@@ -88,10 +88,10 @@ def _effects(means: pl.DataFrame) -> pl.DataFrame:
         [
             {"Levels": str(levels), "Loss": loss}
             | {
-                name.capitalize(): text_of(average_difference(own, name, loss))
+                name.capitalize(): text_of(average_difference(part, name, loss))
                 for name in ("all pairs", "top pair")
             }
-            for (levels,), own in means.group_by("levels", maintain_order=True)
+            for (levels,), part in means.group_by("levels", maintain_order=True)
             for loss in ("pwiser", "ladder")
         ]
     )
@@ -143,9 +143,9 @@ def _pooled(pairs: pl.DataFrame) -> pl.DataFrame:
 
 def _lines(means: pl.DataFrame) -> pl.DataFrame:
     rows = []
-    for (levels, task), own in means.group_by("levels", "task", maintain_order=True):
+    for (levels, task), part in means.group_by("levels", "task", maintain_order=True):
         for loss in ("pwiser", "ladder"):
-            gap = average_difference(own, str(task), loss)
+            gap = average_difference(part, str(task), loss)
             rows.append((task, loss, levels, gap.value, gap.low, gap.high))
     return line_rows(rows).sort("panel", "x")
 
@@ -194,12 +194,12 @@ def _wait(program: Any, scores: jax.Array) -> None:
 
 def _answer(means: pl.DataFrame, study: Study) -> str:
     levels = study.scale.labels[-1] + 1
-    own = means.filter(pl.col("levels") == levels)
+    part = means.filter(pl.col("levels") == levels)
     texts = [
         f"{name} {change('the mean AUC over pairs of levels', gap)}"
         for name, gap in (
-            ("the ladder loss", average_difference(own, "all pairs", "ladder")),
-            ("PWiseR", average_difference(own, "all pairs")),
+            ("the ladder loss", average_difference(part, "all pairs", "ladder")),
+            ("PWiseR", average_difference(part, "all pairs")),
         )
     ]
     return f"On a ladder of {levels} levels, {joined(texts)}, against BCE (MMoE)."

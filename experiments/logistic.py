@@ -56,21 +56,21 @@ def logistic_aucs(data: Path, split: str = "valid") -> dict[str, dict[str, float
     x, x_valid = one_hot(train, schema), one_hot(valid, schema)
     measured = valid if split == "valid" else prepared.load(split)
     x_measured = x_valid if split == "valid" else one_hot(measured, schema)
-    found: dict[str, dict[str, float]] = {f"C={c:g}": {} for c in STRENGTHS}
-    found["C chosen on validation, by task"] = {}
+    aucs: dict[str, dict[str, float]] = {f"C={c:g}": {} for c in STRENGTHS}
+    aucs["C chosen on validation, by task"] = {}
     for rung in range(1, len(schema.labels) + 1):
         name = joint_task(schema.labels, rung).name
         column = rung - 1
         best = -1.0
         for strength in STRENGTHS:
             fit = _fit(x, train.labels[:, column], strength)
-            own = auc(measured.labels[:, column], fit.decision_function(x_measured))
-            found[f"C={strength:g}"][name] = own
+            value = auc(measured.labels[:, column], fit.decision_function(x_measured))
+            aucs[f"C={strength:g}"][name] = value
             chosen = auc(valid.labels[:, column], fit.decision_function(x_valid))
             if chosen > best:
                 best = chosen
-                found["C chosen on validation, by task"][name] = own
-    return found
+                aucs["C chosen on validation, by task"][name] = value
+    return aucs
 
 
 def _fit(x: Any, y: np.ndarray, strength: float) -> LogisticRegression:
@@ -88,13 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
     options = parser.parse(argv)
     try:
-        found = logistic_aucs(options.data, options.split)
-        aucs = {f"logistic regression, {name}": own for name, own in found.items()}
+        aucs = logistic_aucs(options.data, options.split)
+        aucs = {f"logistic regression, {name}": values for name, values in aucs.items()}
         if options.run is not None:
             report = evaluate_run(options.run, options.split, data=options.data)
-            tasks = next(iter(found.values()))
-            own = {name: report.tasks[name].auc.value for name in tasks}
-            aucs[options.run.name] = own
+            tasks = next(iter(aucs.values()))
+            values = {name: report.tasks[name].auc.value for name in tasks}
+            aucs[options.run.name] = values
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

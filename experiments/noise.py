@@ -50,8 +50,8 @@ def find(study: Study) -> Finding:
         TableBlock(_shares_table(results), "AUC of PWiseR minus that of BCE")
     ]
     for dataset in study.core:
-        own = results.filter(pl.col("dataset") == dataset.name)
-        blocks += _blocks(own, dataset, study)
+        part = results.filter(pl.col("dataset") == dataset.name)
+        blocks += _blocks(part, dataset, study)
     if truths:
         blocks += _truth_blocks(pl.concat(truths))
     return Finding(_answer(results, study), blocks)
@@ -64,8 +64,8 @@ def _shares_table(results: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {"Dataset": dataset, "Accidental clicks": f"{share:.0%}"}
-            | {task.upper(): text_of(average_difference(own, task)) for task in tasks}
-            for (dataset, share), own in groups
+            | {task.upper(): text_of(average_difference(part, task)) for task in tasks}
+            for (dataset, share), part in groups
         ]
     )
 
@@ -92,16 +92,16 @@ def _truth(outcome: Outcome) -> Measures:
 
 
 def _blocks(
-    own: pl.DataFrame, dataset: Dataset, study: Study
+    part: pl.DataFrame, dataset: Dataset, study: Study
 ) -> list[TableBlock | Picture]:
-    tasks = own["task"].unique(maintain_order=True).to_list()
+    tasks = part["task"].unique(maintain_order=True).to_list()
     rows = []
     for share in study.scale.shares:
-        at = own.filter(pl.col("noise") == share)
+        at = part.filter(pl.col("noise") == share)
         for task in tasks:
             gap = average_difference(at, task)
             rows.append((task, "pwiser", share, gap.value, gap.low, gap.high))
-    named = own.with_columns(
+    named = part.with_columns(
         pl.format("{}% accidental", (100 * pl.col("noise")).round().cast(int)).alias(
             "dataset"
         )
@@ -134,8 +134,8 @@ def _truth_blocks(measures: pl.DataFrame) -> list[TableBlock | Picture]:
             "task", "loss", "noise", maintain_order=True
         )
         rows = []
-        for (task, loss, share), own in groups:
-            mean = mean_interval(own["value"].to_numpy())
+        for (task, loss, share), part in groups:
+            mean = mean_interval(part["value"].to_numpy())
             rows.append((task, loss, share, mean.value, mean.low, mean.high))
         figure = interval_lines(
             line_rows(rows),
@@ -156,8 +156,8 @@ def _truth_blocks(measures: pl.DataFrame) -> list[TableBlock | Picture]:
 def _answer(results: pl.DataFrame, study: Study) -> str:
     texts = []
     for share in (study.scale.shares[0], study.scale.shares[-1]):
-        own = results.filter(pl.col("noise") == share)
-        texts.append(f"with {share:.0%} of them it {changes(own, ['ctcvr'])}")
+        part = results.filter(pl.col("noise") == share)
+        texts.append(f"with {share:.0%} of them it {changes(part, ['ctcvr'])}")
     return (
         f"Accidental clicks in train: {joined(texts)}, against BCE on clean rows "
         "(MMoE, mean over datasets)."

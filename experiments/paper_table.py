@@ -136,8 +136,8 @@ def _distributions(results: pl.DataFrame, study: Study) -> Picture:
     labels = next(iter(outcomes.values())).prepared.schema.labels
     task = joint_task(labels, len(labels)).name
     scores = {
-        loss: own.predictions(study.split)[task].scores
-        for loss, own in outcomes.items()
+        loss: outcome.predictions(study.split)[task].scores
+        for loss, outcome in outcomes.items()
     }
     names = [level_name(k, labels) for k in range(len(labels) + 1)]
     model = first["model"][0]

@@ -136,8 +136,8 @@ def _null_rates(results: pl.DataFrame, dataset: str) -> pl.DataFrame:
     rng = np.random.default_rng(0)
     rows = []
     pwiser = results.filter(pl.col("loss") == "pwiser")
-    for (task,), own in pwiser.group_by("task", maintain_order=True):
-        values = own.filter(pl.col("auc").is_finite())["auc"].to_numpy()
+    for (task,), part in pwiser.group_by("task", maintain_order=True):
+        values = part.filter(pl.col("auc").is_finite())["auc"].to_numpy()
         half = len(values) // 2
         p_values = []
         for _ in range(PAIRINGS):
@@ -156,9 +156,10 @@ def _over_rows(study: Study, dataset: Dataset, results: pl.DataFrame) -> pl.Data
     runs = results.select("loss", "seed", "run").unique(maintain_order=True)
     table = []
     for seed in range(min(ROW_SEEDS, study.scale.pairs)):
-        own = dict(runs.filter(pl.col("seed") == seed).select("loss", "run").rows())
+        folders = dict(runs.filter(pl.col("seed") == seed).select("loss", "run").rows())
         outcomes = {
-            loss: Outcome(study.runs / own[loss], folder) for loss in ("bce", "pwiser")
+            loss: Outcome(study.runs / folders[loss], folder)
+            for loss in ("bce", "pwiser")
         }
         rows, level = outcomes["bce"].rows(split), outcomes["bce"].level(split)
         a, b = (outcomes[loss].predictions(split) for loss in ("pwiser", "bce"))
@@ -209,11 +210,11 @@ def _shuffled(study: Study, dataset: Dataset) -> pl.DataFrame:
 
     ends = study.measure(NAME, results, nothing, names, interval)
     wide = ends.pivot("metric", index="run", values="value")
-    own = results.filter(pl.col("task") == "cvr").join(
+    cvr = results.filter(pl.col("task") == "cvr").join(
         wide, on="run", maintain_order="left"
     )
     holds = (pl.col("auc_low") <= 0.5) & (pl.col("auc_high") >= 0.5)
-    return own.select(
+    return cvr.select(
         "dataset",
         "loss",
         "seed",
@@ -228,9 +229,11 @@ def _labels(
     task: str, level: np.ndarray, outcome: Outcome
 ) -> tuple[np.ndarray, np.ndarray]:
     """A task's labels on the rows where it is defined, and which rows these are."""
-    (own,) = (t for t in measured(outcome.prepared.schema.labels) if t.name == task)
-    kept = np.flatnonzero(level >= own.given)
-    return level[kept] >= own.rung, kept
+    (measured_task,) = (
+        t for t in measured(outcome.prepared.schema.labels) if t.name == task
+    )
+    kept = np.flatnonzero(level >= measured_task.given)
+    return level[kept] >= measured_task.rung, kept
 
 
 def _answer(results: pl.DataFrame, real: pl.DataFrame) -> str:

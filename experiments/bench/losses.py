@@ -183,7 +183,7 @@ def compiled(case: Case) -> tuple[Any, Any]:
     return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 
 
-def measure(case: Case, made: tuple[Any, Any] | None = None) -> dict[str, float]:
+def measure(case: Case, program: tuple[Any, Any] | None = None) -> dict[str, float]:
     """Seconds of a call, and bytes a row beyond those held before it; `made` as by
     `compiled`."""
     import jax
@@ -191,7 +191,7 @@ def measure(case: Case, made: tuple[Any, Any] | None = None) -> dict[str, float]
     if case.engine == "torch":
         call, program = torch_call(case), None
     else:
-        program, arguments = made or compiled(case)
+        program, arguments = program or compiled(case)
         call = lambda: jax.block_until_ready(program(*arguments))  # noqa: E731
     memory = (device_bytes if on_accelerator() else host_bytes)(call, program)
     return {
@@ -223,10 +223,10 @@ def all_here(cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
     compiler works on several programs at a time."""
     ours = [case for case in cases if case.engine != "torch"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        made = dict(zip(ours, threads.map(compiled, ours), strict=True))
+        programs = dict(zip(ours, threads.map(compiled, ours), strict=True))
     for case in cases:
         try:
-            yield dict(measure(case, made.get(case)))
+            yield dict(measure(case, programs.get(case)))
         except RuntimeError:
             yield {"seconds": None, "bytes_per_row": None}
 
@@ -341,12 +341,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     speed = work["bytes"] / copy()
     due = list(cases(options.sizes))
     measured = all_here(due) if on_accelerator() else map(in_own_process, due)
-    for case, found in zip(due, measured, strict=True):
+    for case, measures in zip(due, measured, strict=True):
         # Scores and gradient in float32, two labels of a byte: moved once.
         moved = case.rows * (4 + 4 + 1 + 1) / speed
-        seconds = found["seconds"]
+        seconds = measures["seconds"]
         share = {"times_bandwidth": seconds and seconds / moved}
-        rows.append(vars(case) | found | share)
+        rows.append(vars(case) | measures | share)
         console.print(f"{case}: {_cell_text(rows[-1])}")
     device = jax.devices()[0].device_kind
     allocators = (

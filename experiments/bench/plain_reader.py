@@ -42,16 +42,16 @@ def features(text: str) -> dict[str, str]:
 def features_with_lists(text: str) -> dict[str, str]:
     """The same; a multi-valued field has its heaviest ids, "id:weight|id:weight"."""
     parts = re.split("[\x01\x02\x03]", text)
-    found, lists = {}, defaultdict(list)
+    ids, lists = {}, defaultdict(list)
     for field, id_, weight in zip(parts[0::3], parts[1::3], parts[2::3], strict=False):
         if field in LISTS:
             lists[field].append((-float(weight), id_))
         else:
-            found[field] = id_
+            ids[field] = id_
     for field, values in lists.items():
         heaviest = sorted(values)[:MAX_VALUES]
-        found[field] = "|".join(f"{id_}:{-weight}" for weight, id_ in heaviest)
-    return found
+        ids[field] = "|".join(f"{id_}:{-weight}" for weight, id_ in heaviest)
+    return ids
 
 
 def prepare(source: Path, output: Path, fields: int) -> int:
@@ -84,8 +84,8 @@ def prepare(source: Path, output: Path, fields: int) -> int:
                             counts[name][value] += 1
 
     ids: dict[str, dict[str, int]] = {}
-    for name, own in counts.items():
-        kept = sorted(id_ for id_, count in own.items() if count >= MIN_COUNT)
+    for name, counter in counts.items():
+        kept = sorted(id_ for id_, count in counter.items() if count >= MIN_COUNT)
         ids[name] = {id_: at for at, id_ in enumerate(kept)}
 
     rows = 0
@@ -98,17 +98,17 @@ def prepare(source: Path, output: Path, fields: int) -> int:
                 click, bought, *values = line.rstrip("\n").split(",")
                 numbers = [click, bought]
                 for name, value in zip(columns, values, strict=True):
-                    own = ids[name]
+                    numbering = ids[name]
                     if name in LISTS:
                         pairs = [pair.partition(":") for pair in value.split("|")]
                         numbers.append(
                             "|".join(
-                                f"{own.get(id_, len(own))}:{weight}"
+                                f"{numbering.get(id_, len(numbering))}:{weight}"
                                 for id_, _, weight in pairs
                             )
                         )
                     else:
-                        numbers.append(str(own.get(value, len(own))))
+                        numbers.append(str(numbering.get(value, len(numbering))))
                 encoded.write(",".join(numbers) + "\n")
                 rows += 1
     return rows

@@ -122,15 +122,15 @@ class MMoE(TorchModel):
 
 class PLE(TorchModel):
     def build(self, config, schema, width):
-        tasks, own, shared = self.tasks, config.task_experts, config.shared_experts
+        tasks, per_task, shared = self.tasks, config.task_experts, config.shared_experts
         levels = []
         for hidden in config.levels:
             levels.append(
                 (
-                    nn.ModuleList(mlps(own, width, hidden) for _ in range(tasks)),
+                    nn.ModuleList(mlps(per_task, width, hidden) for _ in range(tasks)),
                     mlps(shared, width, hidden),
-                    gates(tasks, width, own + shared),
-                    gate(width, tasks * own + shared),
+                    gates(tasks, width, per_task + shared),
+                    gate(width, tasks * per_task + shared),
                 )
             )
             width = hidden[-1]
@@ -147,9 +147,9 @@ class PLE(TorchModel):
             of_all = [expert(shared) for expert in share_experts]
             every = []
             for t in range(self.tasks):
-                own = [expert(tasks[t]) for expert in task_experts[t]]
-                every += own
-                tasks[t] = mixture(task_gates[t](tasks[t]), own + of_all)
+                outputs = [expert(tasks[t]) for expert in task_experts[t]]
+                every += outputs
+                tasks[t] = mixture(task_gates[t](tasks[t]), outputs + of_all)
             # The last level's is computed, and nothing reads it.
             shared = mixture(share_gate(shared), every + of_all)
         return tasks

@@ -160,15 +160,15 @@ def all_of_it(small: Any, large: Any) -> Iterator[dict[str, Any]]:
     slopes = {n: (large[n] - small[n]) / (large["rows"] - small["rows"]) for n in names}
     line = {n: large[n] + slopes[n] * (rows - large["rows"]) for n in names}
     rate = {n: large[n] * rows / large["rows"] for n in names if n != "peak_mib"}
-    for files, found in (("by the line", line), ("at the larger's rate", rate)):
+    for files, cost in (("by the line", line), ("at the larger's rate", rate)):
         yield (
             dict.fromkeys(large)
             | {"how": OURS, "fields": large["fields"], "rows": rows}
             | {"files": f"all of it, {files}"}
-            | found
+            | cost
             | {
-                "rows_per_second": rows / found["seconds"],
-                "mb_per_second": found["raw_mb"] / found["seconds"],
+                "rows_per_second": rows / cost["seconds"],
+                "mb_per_second": cost["raw_mb"] / cost["seconds"],
             }
         )
 
@@ -187,19 +187,19 @@ def measure(options: Options, console: Console) -> list[dict[str, Any]]:
         (f"--lines={options.large_lines}", "--test_rows=50000"),
     )
     raws = (few, *(Raw(PUBLISHED, rows, ()) for rows in options.rows), large)
-    found = []
+    medians = []
     for raw, fields in product(raws, FIELDS):
         ways = (PLAIN, OURS) if raw is few else (OURS,)
         runs: dict[str, list[Any]] = {how: [] for how in ways}
         for turn, how in product(range(options.repeats if raw is few else 1), ways):
             runs[how].append(Measurement(raw, how, fields, turn).result(options.work))
             console.print(f"{raw.what}, {how}, {fields} fields: done")
-        for own in runs.values():
-            own.sort(key=lambda line: line["seconds"])
-            found.append(own[len(own) // 2])
+        for repeats in runs.values():
+            repeats.sort(key=lambda line: line["seconds"])
+            medians.append(repeats[len(repeats) // 2])
     for fields in FIELDS:
-        found += all_of_it(*select(found, fields, PUBLISHED))
-    return found
+        medians += all_of_it(*select(medians, fields, PUBLISHED))
+    return medians
 
 
 def select(
@@ -212,8 +212,8 @@ def sentences(lines: Sequence[dict[str, Any]]) -> str:
     """What the table says: times as fast, and growth."""
     texts = []
     for fields in FIELDS:
-        own = [line for line in lines if line["fields"] == fields]
-        plain, ours = (line["seconds"] for line in own[:2])
+        chosen = [line for line in lines if line["fields"] == fields]
+        plain, ours = (line["seconds"] for line in chosen[:2])
         small, large = select(lines, fields, PUBLISHED)
         growth = large["seconds"] / small["seconds"]
         texts.append(

@@ -114,22 +114,22 @@ class _Maker:
         keys = pl.Series([f"{key:016x}" for key in hash_integers(lines, 7).tolist()])
         user = (lines & ((1 << 40) - 1)) / LINES_PER_USER
         user = hash_integers(user.astype(np.int64), 8)
-        own = {"101": (user % np.uint64(USER_FIELDS[0].size)).astype(np.int64)}
+        given = {"101": (user % np.uint64(USER_FIELDS[0].size)).astype(np.int64)}
         activity = self.rng.lognormal(-0.32, 0.8, len(lines))
         order = self.rng.permutation(len(lines))
-        features, counts = self._features(USER_FIELDS, len(lines), own, activity)
+        features, counts = self._features(USER_FIELDS, len(lines), given, activity)
         self._write(self.users, [keys, counts, features], order)
 
         share = self.rng.lognormal(-0.5, 1, len(lines))
         picked = self.rng.choice(len(lines), rows, p=share / share.sum())
         line = np.sort(picked)
         item = self._skewed(ITEM_FIELDS[0].size, rows)
-        own = {"205": item} | {
+        given = {"205": item} | {
             field.name: (hash_integers(item, at) % np.uint64(field.size)).astype("i8")
             for at, field in enumerate(ITEM_FIELDS[1:4])
         }
-        features, counts = self._features(ITEM_FIELDS, rows, own, np.ones(rows))
-        taste = np.exp(_effect(user[line]) + _effect(own["206"]))
+        features, counts = self._features(ITEM_FIELDS, rows, given, np.ones(rows))
+        taste = np.exp(_effect(user[line]) + _effect(given["206"]))
         ctr = np.linspace(FIRST_CTR, LAST_CTR, total)[done : done + rows]
         click = self.rng.random(rows) < ctr * taste / taste.mean()
         bought = self.rng.random(rows) < np.where(
@@ -152,7 +152,7 @@ class _Maker:
         self,
         fields: tuple[Field, ...],
         lines: int,
-        own: dict[str, np.ndarray],
+        given: dict[str, np.ndarray],
         activity: np.ndarray,
     ) -> tuple[pl.Series, pl.Series]:
         """The text of each line's triples, and their numbers.
@@ -168,7 +168,7 @@ class _Maker:
             field = fields[at]
             if field.mean == 1:
                 line = np.flatnonzero(self.rng.random(lines) < field.share)
-                ids = own.get(field.name)
+                ids = given.get(field.name)
                 ids = self._skewed(field.size, len(line)) if ids is None else ids[line]
             else:
                 line, ids = self._lists(field, activity)

@@ -148,18 +148,18 @@ def _block(
 def _columns(
     rng: np.random.Generator, names: tuple[str, ...], rows: int
 ) -> pl.DataFrame:
-    found = {}
+    columns = {}
     for name in names:
         if name in CATEGORIES:
             size, (frequent, share) = CATEGORIES[name]
             others = (rng.exponential(size / 8, rows).astype(np.int32) + 1) % size
-            found[name] = np.where(rng.random(rows) < share, frequent, others)
+            columns[name] = np.where(rng.random(rows) < share, frequent, others)
         else:
             zeros, *quantiles = NUMBERS[name]
             values = np.interp(rng.random(rows), LEVELS, quantiles)
             values[rng.random(rows) < zeros] = 0
-            found[name] = values.round(6)
-    return pl.DataFrame(found)
+            columns[name] = values.round(6)
+    return pl.DataFrame(columns)
 
 
 def _levels(rng: np.random.Generator, frame: pl.DataFrame, country: str) -> np.ndarray:

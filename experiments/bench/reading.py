@@ -150,11 +150,11 @@ def _measured(what: str, **arguments: Any) -> dict[str, float]:
 
 def bench(options: Options) -> pl.DataFrame:
     """All measurements, one row each."""
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
 
     def note(what: str, how: str, batch: int | None, values: dict[str, Any]) -> None:
-        found.append({"what": what, "how": how, "batch_size": batch, **values})
-        Console(stderr=True).print(found[-1])
+        lines.append({"what": what, "how": how, "batch_size": batch, **values})
+        Console(stderr=True).print(lines[-1])
 
     options.work.mkdir(parents=True, exist_ok=True)
     folder = options.work
@@ -185,7 +185,7 @@ def bench(options: Options) -> pl.DataFrame:
                 "train", folder=folder, model=model, batch_size=batch, steps=steps
             )
             note("train", model, batch, values)
-    return pl.DataFrame(found, infer_schema_length=None)
+    return pl.DataFrame(lines, infer_schema_length=None)
 
 
 def _heat(cold: bool) -> str:

@@ -106,14 +106,14 @@ class Cell:
 def batches(cell: Cell) -> list[Batch]:
     """A few batches of skewed ids: P(one of the first k of n) = sqrt(k / n)."""
     rng, schema, rows = np.random.default_rng(0), cell.schema(), cell.batch
-    found = []
+    drawn = []
     for _ in range(8 if rows < 10_000 else 2):
         sizes = np.array(schema.field_sizes)
         ids = (sizes * rng.random((rows, len(sizes))) ** 2).astype(np.int32)
         click = rng.random(rows) < CLICKS
         conversion = click & (rng.random(rows) < CONVERSIONS)
         numbers = rng.random((rows, len(schema.numerical)), np.float32)
-        found.append(
+        drawn.append(
             Batch(
                 {"categorical": ids, "numerical": numbers},
                 np.stack([click, conversion], axis=1).astype(np.int8),
@@ -122,7 +122,7 @@ def batches(cell: Cell) -> list[Batch]:
                 np.ones(rows, np.float32),
             )
         )
-    return found
+    return drawn
 
 
 class Compiled(NamedTuple):
@@ -213,7 +213,7 @@ def _drawing(spec: Any) -> tuple[Any, Any]:
 
 
 def jax_step(
-    cell: Cell, made: Compiled | None = None
+    cell: Cell, program: Compiled | None = None
 ) -> tuple[Callable[[], Any], dict[str, float]]:
     """A training step as the training loop calls it, and the work in one."""
     import jax
@@ -226,7 +226,7 @@ def jax_step(
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     else:
         host.prepare_host()
-    parts = made or compiled(cell)
+    parts = program or compiled(cell)
     state, turn = parts.place(parts.draw(0)), cycle(parts.batches)
 
     def step() -> None:
@@ -339,11 +339,11 @@ ENGINES = {
 
 
 def prepared(
-    cell: Cell, *made: Compiled
+    cell: Cell, *program: Compiled
 ) -> tuple[Callable[[], float], dict[str, float]]:
     """A function that measures the median seconds of a step, and the work in a step;
-    `made` as by `compiled`."""
-    step, work = ENGINES[cell.engine](cell, *made)
+    `program` as by `compiled`."""
+    step, work = ENGINES[cell.engine](cell, *program)
     for _ in range(WARM_UP):
         step()
     budget = SHORT_BUDGET if on_accelerator() else BUDGET

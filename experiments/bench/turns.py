@@ -62,8 +62,8 @@ class Group(dict[Cell, Measured]):
         times = self.ratio([ceiling], cell)
         if times is None:
             return None
-        own, full = getattr(self[cell], what), getattr(self[ceiling], what)
-        return times * own / full if own and full else None
+        value, full = getattr(self[cell], what), getattr(self[ceiling], what)
+        return times * value / full if value and full else None
 
 
 class Measurements:
@@ -86,9 +86,9 @@ class Measurements:
         group = self.groups[name] = Group()
         for some in chunks(cells):
             group.update(in_turns(some, self._rounds))
-        found = [{"cell": asdict(c), "found": asdict(m)} for c, m in group.items()]
+        lines = [{"cell": asdict(c), "found": asdict(m)} for c, m in group.items()]
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"group": name, "cells": found}) + "\n")
+            file.write(json.dumps({"group": name, "cells": lines}) + "\n")
         texts = [f"{1e3 * (group.seconds(cell) or 0):.1f}" for cell in cells]
         Console(stderr=True, highlight=False).print(f"{name} [ms]:", *texts)
 
@@ -149,14 +149,16 @@ def of_here(cells: Sequence[Cell]) -> dict[Cell, Measurer]:
     The compiler works on several programs at a time."""
     ours = [cell for cell in cells if cell.engine == "jax"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        made = dict(zip(ours, threads.map(compiled, ours), strict=True))
-    found: dict[Cell, Measurer] = {}
+        programs = dict(zip(ours, threads.map(compiled, ours), strict=True))
+    measurers: dict[Cell, Measurer] = {}
     for cell in cells:
         try:
-            found[cell] = prepared(cell, *([made[cell]] if cell in made else []))
+            measurers[cell] = prepared(
+                cell, *([programs[cell]] if cell in programs else [])
+            )
         except RuntimeError:  # for want of memory
-            found[cell] = lambda: None, {}
-    return found
+            measurers[cell] = lambda: None, {}
+    return measurers
 
 
 def of_process(cell: Cell, stack: ExitStack) -> Measurer:

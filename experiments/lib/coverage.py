@@ -37,8 +37,8 @@ def clustered_scores(rng: np.random.Generator, groups: int) -> Drawn:
     rates = rng.beta(2, 2 * (1 - POSITIVES) / POSITIVES, groups)
     labels = rng.random(len(group)) < rates[group]
     offset = np.sqrt(BETWEEN) * rng.normal(size=groups)[group]
-    own = np.sqrt(1 - BETWEEN) * rng.normal(size=len(group))
-    a = SEPARATION * labels + offset + own
+    noise = np.sqrt(1 - BETWEEN) * rng.normal(size=len(group))
+    a = SEPARATION * labels + offset + noise
     b = a + NOISE * rng.normal(size=len(group))
     return labels, a, b, group
 
@@ -90,4 +90,4 @@ def coverage(
             # Differences over seeds are small and of one kind: normal to a first look.
             seeds = mean_interval(rng.normal(0.001, 0.002, runs))
             note(f"mean over {runs} seeds, t", seeds, 0.001)
-    return {name: float(np.mean(found)) for name, found in hits.items()}
+    return {name: float(np.mean(held)) for name, held in hits.items()}

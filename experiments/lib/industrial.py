@@ -92,7 +92,7 @@ def _hashed(column: str, prefix: str) -> pl.Expr:
     """Text such as v3fa9c2d1b07e44a2: one number gives one text everywhere."""
 
     def texts(values: pl.Series) -> pl.Series:
-        found = hash_integers(values.to_numpy(), len(column))
-        return pl.Series(values.name, [f"{prefix}{k:016x}" for k in found], pl.String)
+        hashes = hash_integers(values.to_numpy(), len(column))
+        return pl.Series(values.name, [f"{prefix}{k:016x}" for k in hashes], pl.String)
 
     return pl.col(column).map_batches(texts, return_dtype=pl.String)

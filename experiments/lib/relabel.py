@@ -97,9 +97,9 @@ def _relabelled(
             changed = change(labels.to_numpy())
             start = 0
             for at, shard in enumerate(shards):
-                own = changed[start : start + shard.height]
+                labels_of_shard = changed[start : start + shard.height]
                 columns = [
-                    pl.Series(name, own[:, k], shard.schema[name])
+                    pl.Series(name, labels_of_shard[:, k], shard.schema[name])
                     for k, name in enumerate(names)
                 ]
                 write_shard(shard.with_columns(columns), place, split, at)

@@ -46,22 +46,22 @@ class ResultTable:
         if not self.path.exists():
             return empty
         try:
-            found = pl.read_parquet(self.path)
-            found = found.with_columns(
+            frame = pl.read_parquet(self.path)
+            frame = frame.with_columns(
                 pl.lit(None, pl.String).alias(name)
                 for name in ADDED
-                if name not in found.columns
+                if name not in frame.columns
             ).select(list(COLUMNS))
         except (OSError, pl.exceptions.PolarsError):
-            found = empty.drop("value")
-        if dict(found.schema) != dict(empty.schema):
+            frame = empty.drop("value")
+        if dict(frame.schema) != dict(empty.schema):
             print(
                 f"{self.path} is damaged or of another version; it is made again from "
                 "the run folders, which are whole",
                 file=sys.stderr,
             )
             return empty
-        return found
+        return frame
 
     def add(self, rows: pl.DataFrame) -> None:
         """Adds rows, of `COLUMNS` but the experiment; a row of the same key is
@@ -84,13 +84,13 @@ class ResultTable:
 
     def of(self, run: str, split: str, metrics: tuple[str, ...]) -> pl.DataFrame:
         """The rows of a run and split with these metrics; none unless all are there."""
-        found = self.frame.filter(
+        rows = self.frame.filter(
             (pl.col("run") == run)
             & (pl.col("split") == split)
             & pl.col("metric").is_in(metrics)
         )
-        whole = set(metrics) == set(found["metric"].unique())
-        return found if whole else found.clear()
+        whole = set(metrics) == set(rows["metric"].unique())
+        return rows if whole else rows.clear()
 
 
 def long_rows(results: pl.DataFrame) -> pl.DataFrame:

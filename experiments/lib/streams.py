@@ -99,10 +99,10 @@ def deal(folder: Path, output: Path, first: int, day: int) -> None:
         vocabulary = folder / "vocabulary.parquet"
         (place / vocabulary.name).write_bytes(vocabulary.read_bytes())
         for split, chosen in parts.items():
-            own = rows.filter(pl.Series(chosen))
-            write_shards(own.lazy(), place, split)
-            sums = {name: int(own[name].sum()) for name in manifest.schema.labels}
-            counts[split] = Split(shard_names(split, own.height), own.height, sums)
+            part = rows.filter(pl.Series(chosen))
+            write_shards(part.lazy(), place, split)
+            sums = {name: int(part[name].sum()) for name in manifest.schema.labels}
+            counts[split] = Split(shard_names(split, part.height), part.height, sums)
         refuse_empty(manifest.spec, counts)
         note = {"first_day": first, "last_train_day": day}
         noted = replace(manifest, splits=counts, options={**manifest.options, **note})

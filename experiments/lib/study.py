@@ -322,10 +322,10 @@ class Study:
         runs = long_rows(results).unique("run", keep="first", maintain_order=True)
         parts = []
         for row in runs.iter_rows(named=True):
-            found = table.of(row["run"], row["split"], metrics)
-            if found.is_empty() and self.tables is not None:
+            known = table.of(row["run"], row["split"], metrics)
+            if known.is_empty() and self.tables is not None:
                 raise UserError(f"{table.path} lacks {metrics[0]} of {row['run']}")
-            if found.is_empty():
+            if known.is_empty():
                 measures = compute(Outcome(self.runs / row["run"], folder))
                 rows = [
                     row
@@ -333,8 +333,8 @@ class Study:
                     for (task, metric), value in measures.items()
                 ]
                 table.add(pl.DataFrame(rows, infer_schema_length=None))
-                found = table.of(row["run"], row["split"], metrics)
-            parts.append(found.filter(pl.col("tags") == row["tags"]))
+                known = table.of(row["run"], row["split"], metrics)
+            parts.append(known.filter(pl.col("tags") == row["tags"]))
         return with_tags(pl.concat(parts))
 
 

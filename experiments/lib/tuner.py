@@ -39,9 +39,9 @@ def tune(
         seed=seed, n_startup_trials=batch, constant_liar=True
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    found: list[tuple[Point, float]] = []
-    while len(found) < trials:
-        asked = [study.ask() for _ in range(min(batch, trials - len(found)))]
+    tried: list[tuple[Point, float]] = []
+    while len(tried) < trials:
+        asked = [study.ask() for _ in range(min(batch, trials - len(tried)))]
         points = [
             {
                 name: trial.suggest_float(name, low, high, log=True)
@@ -52,5 +52,5 @@ def tune(
         values = measure(points)
         for trial, value in zip(asked, values, strict=True):
             study.tell(trial, value)
-        found += zip(points, values, strict=True)
-    return found
+        tried += zip(points, values, strict=True)
+    return tried

@@ -52,8 +52,8 @@ def effects(
     )
     rows = []
     for dataset, task, (loss, baseline) in product(datasets, tasks, comparisons):
-        own = results.filter(pl.col("dataset") == dataset)
-        gap = average_difference(own, task, loss, baseline)
+        part = results.filter(pl.col("dataset") == dataset)
+        gap = average_difference(part, task, loss, baseline)
         rows.append((dataset, task, loss, gap.value, gap.low, gap.high))
     return effect_rows(["dataset", "task", "loss"], rows)
 
@@ -64,8 +64,8 @@ def effects_by_dataset(results: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {"Dataset": dataset}
-            | {task.upper(): text_of(average_difference(own, task)) for task in tasks}
-            for (dataset,), own in results.group_by("dataset", maintain_order=True)
+            | {task.upper(): text_of(average_difference(part, task)) for task in tasks}
+            for (dataset,), part in results.group_by("dataset", maintain_order=True)
         ]
     )
 

@@ -103,9 +103,9 @@ def differences(
     axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
     for panel, task in zip(axes, tasks, strict=True):
         panel.axvline(0, color=BLACK, linewidth=1)
-        own = table.filter(pl.col("task") == task)
-        limits = robust_limits(own)
-        for row in own.iter_rows(named=True):
+        part = table.filter(pl.col("task") == task)
+        limits = robust_limits(part)
+        for row in part.iter_rows(named=True):
             offset = losses.index(row["loss"]) - (beside - 1) / 2 if beside > 1 else 0
             y = places.index(tuple(row[k] for k in keys)) + offset * 0.7 / beside
             _whisker(panel, row, y, looks[row["loss"]], limits)
@@ -387,11 +387,12 @@ def score_distributions(
             if counts[k]:
                 # Rows beyond the edges count in the outer bins: each area is 1.
                 inside = np.clip(z[level == k], edges[0], edges[-1])
-                own = _merged(edges, counts[k])
-                density, _ = np.histogram(inside, own, density=True)
-                panel.stairs(density, own, linewidth=1.8, **look)
+                bins = _merged(edges, counts[k])
+                density, _ = np.histogram(inside, bins, density=True)
+                panel.stairs(density, bins, linewidth=1.8, **look)
         panel.set_title(name)
         panel.set_xlabel(f"{task.upper()} score (logit)")
+        panel.locator_params(axis="x", nbins=6)
     # Once all are drawn: a limit ends the scaling of the axes that the panels share.
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("density")
@@ -421,15 +422,17 @@ def reliability_curves(
     """
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
-    losses = list(dict.fromkeys(loss for own in curves.values() for loss in own))
+    losses = list(
+        dict.fromkeys(loss for by_loss in curves.values() for loss in by_loss)
+    )
     looks: dict[str, Look] = {
         loss: a | b | {"markersize": 4}
         for loss, (a, b) in _looks(losses, baseline).items()
     }
-    for panel, (task, own) in zip(axes, curves.items(), strict=True):
+    for panel, (task, by_loss) in zip(axes, curves.items(), strict=True):
         panel.set(xscale="log", yscale="log", title=task.upper())
         drawn = []
-        for loss, table in own.items():
+        for loss, table in by_loss.items():
             shown = table.observed > 0
             points = table.predicted[shown], table.observed[shown]
             panel.plot(*points, **looks[loss])

@@ -85,10 +85,10 @@ def summary(
     reasons = _reasons(results)
     rows = [
         (
-            *_row(key, own, cells.get((*key[:3], baseline), {}), baseline),
-            None if own else reasons.get(key),
+            *_row(key, values, cells.get((*key[:3], baseline), {}), baseline),
+            None if values else reasons.get(key),
         )
-        for key, own in cells.items()
+        for key, values in cells.items()
     ]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
@@ -117,8 +117,8 @@ def significance(
     """
     cells = _cells(results, metric)
     rows = []
-    for key, own in cells.items():
-        a, b = _pairs(own, cells.get((*key[:3], baseline), {}))
+    for key, values in cells.items():
+        a, b = _pairs(values, cells.get((*key[:3], baseline), {}))
         if key[3] == baseline or len(a) < 2:
             continue
         gap = paired_interval(a, b)
@@ -171,11 +171,11 @@ def _reasons(results: pl.DataFrame) -> dict[Any, str]:
 
 
 def _pairs(
-    own: dict[int, float], others: dict[int, float]
+    values: dict[int, float], others: dict[int, float]
 ) -> tuple[list[float], list[float]]:
     """The measures of the seeds that both have."""
-    shared = sorted(own.keys() & others.keys())
-    return [own[s] for s in shared], [others[s] for s in shared]
+    shared = sorted(values.keys() & others.keys())
+    return [values[s] for s in shared], [others[s] for s in shared]
 
 
 def formatted(
@@ -349,19 +349,19 @@ def is_numeric(column: pl.Series) -> bool:
 
 
 def _row(key: tuple, values: dict, others: dict, baseline: str) -> tuple[object, ...]:
-    own = np.array(list(values.values()), np.float64)
+    of_seeds = np.array(list(values.values()), np.float64)
     a, b = ([], []) if key[3] == baseline else _pairs(values, others)
     gap = paired_interval(a, b)
     numbers = [
-        float(own.mean()) if len(own) else math.nan,
-        float(own.std(ddof=1)) if len(own) > 1 else math.nan,
+        float(of_seeds.mean()) if len(of_seeds) else math.nan,
+        float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else math.nan,
         gap.value,
         gap.low,
         gap.high,
     ]
     mean, sd, *difference = (None if math.isnan(x) else x for x in numbers)
     seeds = " ".join(map(str, sorted(values)))
-    return (*key, len(own), mean, sd, len(a), *difference, seeds)
+    return (*key, len(of_seeds), mean, sd, len(a), *difference, seeds)
 
 
 def _text(value: float | None, number: str, reason: str | None = None) -> str:

@@ -48,7 +48,7 @@ def test_a_wrong_option_is_one_sentence_and_writes_nothing(
     with pytest.raises(SystemExit) as stopped:
         main([*work, wrong])
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert word in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert word in message
+    assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -15,11 +15,11 @@ def test_the_truth_of_the_simulation():
 
 
 def test_intervals_hold_the_truth_at_their_rate():
-    found = coverage(worlds=600, groups=100, draws=100, seed=1)
-    naive = found.pop("AUC, rows as if independent")
-    drawn = found.pop("AUC difference, bootstrap by group")
-    assert len(found) == 4
-    for name, share in found.items():
+    shares = coverage(worlds=600, groups=100, draws=100, seed=1)
+    naive = shares.pop("AUC, rows as if independent")
+    drawn = shares.pop("AUC difference, bootstrap by group")
+    assert len(shares) == 4
+    for name, share in shares.items():
         # Three standard errors of a share of .95 in 600 draws are .027.
         assert abs(share - 0.95) < 0.027, name
     assert drawn > 0.85  # 60 draws

@@ -119,15 +119,15 @@ def test_a_result_table_keeps_every_number_once(tmp_path: Path) -> None:
     table = ResultTable(path, "mine")
     table.add(long_rows(RESULTS))
     table.add(long_rows(RESULTS.with_columns(pl.col("auc") + 0.1)))
-    found = pl.read_parquet(path)
-    assert found.height == 4 * 3
-    aucs = found.filter(pl.col("metric") == "auc")
+    stored = pl.read_parquet(path)
+    assert stored.height == 4 * 3
+    aucs = stored.filter(pl.col("metric") == "auc")
     assert aucs["value"].to_list() == pytest.approx([0.8, 0.81, 0.8, 0.83])
     assert aucs["tags"].to_list() == ['{"noise": 0.1}'] * 2 + ['{"noise": 0.2}', "{}"]
     assert table.of("a", "test", ("auc", "log_loss")).height == 2
     assert table.of("a", "test", ("auc", "ece")).is_empty()
     assert [p.name for p in path.parent.iterdir()] == ["table.parquet"]
-    assert ResultTable(path, "mine").frame.equals(found)
+    assert ResultTable(path, "mine").frame.equals(stored)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "empty"])
@@ -151,11 +151,11 @@ def test_a_damaged_table_is_told_and_begun_anew(
 
 
 def test_average_difference_is_over_seeds() -> None:
-    found = average_difference(RESULTS, "ctr")
-    assert found.value == pytest.approx(0.02)
+    gap = average_difference(RESULTS, "ctr")
+    assert gap.value == pytest.approx(0.02)
     more = pl.concat([RESULTS, RESULTS.with_columns(pl.lit("ple").alias("model"))])
     again = average_difference(more, "ctr")
-    assert (again.low, again.high) == pytest.approx((found.low, found.high))
+    assert (again.low, again.high) == pytest.approx((gap.low, gap.high))
     assert np.isnan(average_difference(RESULTS, "cvr").value)
 
 
@@ -233,7 +233,7 @@ def test_a_tuner_gets_batches_and_finds_a_peak() -> None:
         sizes.append(len(asked))
         return [-abs(np.log(point["lambda"])) for point in asked]
 
-    found = tune(measure, 20, 8)
+    tried = tune(measure, 20, 8)
     assert sizes == [8, 8, 4]
-    assert len(found) == 20
-    assert max(value for _, value in found) > -1
+    assert len(tried) == 20
+    assert max(value for _, value in tried) > -1

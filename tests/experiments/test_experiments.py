@@ -70,9 +70,9 @@ def test_the_papers_table_and_what_follows_from_its_runs(
     results = pl.read_parquet(out / "results" / "paper_table.parquet")
     assert results.height == 2 * 2 * 3 * 3  # losses x seeds x tasks x metrics
     assert set(results["experiment"]) == {"paper_table"}
-    for run, found in results.select("run", "config_hash").unique().rows():
+    for run, digest in results.select("run", "config_hash").unique().rows():
         assert (out / "cells" / run / "result.json").exists()
-        assert run.endswith(found)
+        assert run.endswith(digest)
     aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "ctcvr"))
     by_loss = dict(aucs.group_by("loss").agg(pl.col("value").mean()).rows())
     assert "CTCVR" in capsys.readouterr().out
@@ -299,10 +299,10 @@ def test_a_run_is_never_made_twice_at_once(
         CONFIGS / "synthetic", ["shared_bottom"], ["bce"], [0], ["--train.epochs=1"]
     )
     at_work = threading.Event()
-    made: list[int] = []
+    counts: list[int] = []
 
     def train_sweep(configs: object, folders: list[Path], bar: object) -> None:
-        made.append(len(folders))
+        counts.append(len(folders))
         at_work.set()
         time.sleep(0.2)
         for folder in folders:
@@ -323,7 +323,7 @@ def test_a_run_is_never_made_twice_at_once(
         at_work.wait()
         second = threads.submit(work)
         assert first.result().equals(second.result())
-    assert made == [1]
+    assert counts == [1]
 
 
 def test_two_reports_into_one_folder_are_refused(

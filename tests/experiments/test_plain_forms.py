@@ -25,8 +25,8 @@ def cut(tree, like):
     if not isinstance(tree, dict):
         return tree
     return {
-        name: cut(own, like[name]) if isinstance(own, dict) else own
-        for name, own in tree.items()
+        name: cut(leaf, like[name]) if isinstance(leaf, dict) else leaf
+        for name, leaf in tree.items()
     }
 
 
@@ -64,14 +64,14 @@ def test_a_plain_form_is_the_same_function(name, model):
     logits, gradient = measured(ours, variables, inputs)
     plain = build(tiny(plain_model(model, name)), SCHEMA)
     like = make_variables(plain, inputs)
-    own = {kind: cut(variables[kind], like[kind]) for kind in like}
-    assert jax.tree.structure(own) == jax.tree.structure(like)
+    cut_variables = {kind: cut(variables[kind], like[kind]) for kind in like}
+    assert jax.tree.structure(cut_variables) == jax.tree.structure(like)
     assert jax.tree.structure(like) != jax.tree.structure(variables)
-    found, found_gradient = measured(plain, own, inputs)
+    plain_logits, found_gradient = measured(plain, cut_variables, inputs)
     gradient = cut(gradient, found_gradient)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
     for expected, got, size in (
-        (logits, found, 1),
+        (logits, plain_logits, 1),
         (gradient, found_gradient, largest),
     ):
         jax.tree.map(
@@ -87,7 +87,7 @@ def test_plain_dropout_drops_at_the_rate():
     dropout = FlaxDropout(0.25, 0)
     x = jnp.ones((300, 4, 50))
     key = {"dropout": jax.random.key(0)}
-    found = np.asarray(dropout.apply({}, x, Context(train=True), rngs=key))
-    np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
-    assert abs(np.mean(found == 0) - 0.25) < 0.01
+    dropped = np.asarray(dropout.apply({}, x, Context(train=True), rngs=key))
+    np.testing.assert_allclose(np.unique(dropped), [0, 4 / 3], rtol=1e-6)
+    assert abs(np.mean(dropped == 0) - 0.25) < 0.01
     np.testing.assert_array_equal(dropout.apply({}, x, Context(train=False)), x)

@@ -41,10 +41,10 @@ def test_a_group_is_measured_once_and_read_again(tmp_path: Path, monkeypatch):
     broken = Cell(model="no such model")
     Measurements(tmp_path, 2).make("one", [PRODUCT, broken])
     again = Measurements(tmp_path, 2)
-    found = again.groups["one"]
-    assert len(found[PRODUCT].seconds) == 2
-    assert found[PRODUCT].flops == 2 * 2048**3
-    assert found[broken] == Measured([])
+    measured = again.groups["one"]
+    assert len(measured[PRODUCT].seconds) == 2
+    assert measured[PRODUCT].flops == 2 * 2048**3
+    assert measured[broken] == Measured([])
 
     def never(*_: object) -> None:
         raise AssertionError("measured again")

@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> Inspection:
+def inspected(folder: Path) -> Inspection:
     # Chunks, batches and bins whose ends do not meet.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspection, "CHUNK", 77)
@@ -40,11 +40,11 @@ def rows(folder: Path, split: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_shares_of_every_field(folder: Path, found: Inspection, split: str):
+def test_shares_of_every_field(folder: Path, inspected: Inspection, split: str):
     every = rows(folder, split)
-    table = found.shares.filter(split=split)
+    table = inspected.shares.filter(split=split)
     assert table["field"].to_list() == [field.name for field in SCHEMA.embedded]
-    for field, own in zip(SCHEMA.embedded, table.rows(named=True), strict=True):
+    for field, shown in zip(SCHEMA.embedded, table.rows(named=True), strict=True):
         if isinstance(field, MultiValuedField):
             values = [value for row in every for value in row[field.name]]
             missing = sum(not row[field.name] for row in every)
@@ -53,25 +53,25 @@ def test_shares_of_every_field(folder: Path, found: Inspection, split: str):
             ids = [row[field.name] for row in every]
             values = [value for value in ids if value != field.missing]
             missing, over = ids.count(field.missing), len(every)
-        assert own["missing"] == pytest.approx(missing / len(every))
-        assert own["values"] == pytest.approx(len(values) / len(every))
-        assert own["unseen"] == pytest.approx(values.count(field.unseen) / over)
-        assert own["rare"] == pytest.approx(values.count(field.rare) / over)
+        assert shown["missing"] == pytest.approx(missing / len(every))
+        assert shown["values"] == pytest.approx(len(values) / len(every))
+        assert shown["unseen"] == pytest.approx(values.count(field.unseen) / over)
+        assert shown["rare"] == pytest.approx(values.count(field.rare) / over)
 
 
-def test_fields(found: Inspection):
-    ids = found.fields.filter(pl.col("size").is_not_null())
+def test_fields(inspected: Inspection):
+    ids = inspected.fields.filter(pl.col("size").is_not_null())
     assert dict(ids.select("field", "size").rows()) == {
         field.name: field.size for field in SCHEMA.embedded
     }
-    shared = found.fields.filter("shared")["field"].to_list()
+    shared = inspected.fields.filter("shared")["field"].to_list()
     assert sorted(shared) == sorted(SCHEMA.common)
 
 
-def test_conversions_in_batches_of_either_order(folder: Path, found: Inspection):
+def test_conversions_in_batches_of_either_order(folder: Path, inspected: Inspection):
     converted = np.array([row["conversion"] for row in rows(folder, "train")])
     counts = converted[: 700 // 30 * 30].reshape(-1, 30).sum(1)
-    batches = found.batches
+    batches = inspected.batches
     np.testing.assert_array_equal(
         batches.in_order, np.bincount(counts, minlength=len(batches.in_order))
     )
@@ -84,16 +84,16 @@ def test_conversions_in_batches_of_either_order(folder: Path, found: Inspection)
     assert batches.shuffled.sum() == pytest.approx(1)
 
 
-def test_drift_along_the_file(folder: Path, found: Inspection):
+def test_drift_along_the_file(folder: Path, inspected: Inspection):
     every = rows(folder, "train")
-    ends = found.drift.ends
+    ends = inspected.drift.ends
     assert (ends[0], ends[-1], len(ends) - 1) == (0, 700, 700 // 11)
     assert np.ptp(np.diff(ends)) <= 1
-    for label, rates in found.drift.rates.items():
+    for label, rates in inspected.drift.rates.items():
         for at, rate in enumerate(rates):
-            own = [row[label] for row in every[ends[at] : ends[at + 1]]]
-            assert rate == pytest.approx(np.mean(own))
-        low, high = found.drift.band(label)
+            part = [row[label] for row in every[ends[at] : ends[at + 1]]]
+            assert rate == pytest.approx(np.mean(part))
+        low, high = inspected.drift.band(label)
         assert low <= np.mean([row[label] for row in every]) <= high
     assert inspection.BINS == 100
 

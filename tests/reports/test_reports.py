@@ -52,18 +52,18 @@ def test_summary_is_scipys_paired_t_test(results, metric):
     table = tables.summary(results, metric=metric)
     assert len(table) == 2 * 3 * 3
     for row in table.iter_rows(named=True):
-        own = of(results, row["model"], row["loss"], row["task"])[metric].to_numpy()
+        values = of(results, row["model"], row["loss"], row["task"])[metric].to_numpy()
         assert row["runs"] == 4
         assert row["seeds"] == "0 1 2 3"
-        assert row["mean"] == pytest.approx(own.mean())
-        assert row["sd"] == pytest.approx(np.std(own, ddof=1))
+        assert row["mean"] == pytest.approx(values.mean())
+        assert row["sd"] == pytest.approx(np.std(values, ddof=1))
         if row["loss"] == "bce":
             assert (row["pairs"], row["difference"], row["low"]) == (0, None, None)
             continue
         base = of(results, row["model"], "bce", row["task"])[metric].to_numpy()
-        expected = stats.ttest_rel(own, base).confidence_interval()
+        expected = stats.ttest_rel(values, base).confidence_interval()
         assert row["pairs"] == 4
-        assert row["difference"] == pytest.approx((own - base).mean())
+        assert row["difference"] == pytest.approx((values - base).mean())
         assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
 
 
@@ -100,11 +100,11 @@ def test_only_seeds_of_both_losses_are_paired(results):
         named=True,
     )
     assert (row["runs"], row["pairs"], row["seeds"]) == (3, 2, "0 1 2")
-    own, base = (
+    values, base = (
         of(results, "ple", loss, "ctr").filter(pl.col("seed").is_in([1, 2]))["auc"]
         for loss in ("pwiser", "bce")
     )
-    assert row["difference"] == pytest.approx((own - base).mean())
+    assert row["difference"] == pytest.approx((values - base).mean())
 
 
 def test_what_is_not_defined_is_null(results):

@@ -22,9 +22,9 @@ def results() -> pl.DataFrame:
 
 
 def test_significance_is_scipys(results: pl.DataFrame) -> None:
-    found = tables.significance(results)
-    assert found["task"].to_list() == ["ctr", "ctcvr"]
-    for row in found.iter_rows(named=True):
+    tests = tables.significance(results)
+    assert tests["task"].to_list() == ["ctr", "ctcvr"]
+    for row in tests.iter_rows(named=True):
         a, b = (
             results.filter(task=row["task"], loss=loss).sort("seed")["auc"].to_numpy()
             for loss in ("pwiser", "bce")
@@ -35,13 +35,13 @@ def test_significance_is_scipys(results: pl.DataFrame) -> None:
         assert row["sd"] == pytest.approx(np.std(a - b, ddof=1))
         assert row["pairs"] == 8
         assert row["seeds"] > 8
-    smaller, larger = sorted(found["p"])
-    assert sorted(found["p_holm"]) == pytest.approx(
+    smaller, larger = sorted(tests["p"])
+    assert sorted(tests["p_holm"]) == pytest.approx(
         [2 * smaller, max(larger, 2 * smaller)]
     )
     alone = tables.significance(results.filter(pl.col("seed") == 0))
     assert alone.height == 0
-    assert alone.columns == found.columns
+    assert alone.columns == tests.columns
 
 
 def test_difference_text_shows_what_there_is() -> None:

@@ -144,7 +144,7 @@ def _along_the_file(prepared: Prepared, batch_size: int) -> tuple[Batches, Drift
     total = prepared.manifest.splits["train"].rows
     bins = max(min(BINS, total // BIN_ROWS), 1)
     ends = np.arange(bins + 1) * total // bins
-    found = np.zeros((bins, len(labels)), np.int64)
+    label_counts = np.zeros((bins, len(labels)), np.int64)
     whole = total // batch_size
     conversions = np.zeros(whole + 1, np.int64)  # and those of the incomplete batch
     start = 0
@@ -154,7 +154,9 @@ def _along_the_file(prepared: Prepared, batch_size: int) -> tuple[Batches, Drift
         at = np.searchsorted(ends, rows, side="right") - 1
         values = frame.to_numpy()
         for column in range(len(labels)):
-            found[:, column] += np.bincount(at[values[:, column] == 1], minlength=bins)
+            label_counts[:, column] += np.bincount(
+                at[values[:, column] == 1], minlength=bins
+            )
         batch = rows[values[:, -1] == 1] // batch_size
         # A chunk touches a few batches: counting from the first of them is enough.
         first = start - frame.height
@@ -165,8 +167,8 @@ def _along_the_file(prepared: Prepared, batch_size: int) -> tuple[Batches, Drift
             f"{prepared.folder}: train has {start} rows, the manifest says {total}; "
             "run prepare again"
         )
-    rates = found / np.diff(ends)[:, None]
-    positives = int(found[:, -1].sum())
+    rates = label_counts / np.diff(ends)[:, None]
+    positives = int(label_counts[:, -1].sum())
     return (
         _batches(conversions[:whole], total, positives, batch_size),
         Drift(ends, {name: rates[:, k] for k, name in enumerate(labels)}),
@@ -216,9 +218,9 @@ def _fields(prepared: Prepared) -> pl.DataFrame:
 def _shares(prepared: Prepared, name: str, split: Split) -> Iterator[dict[str, Any]]:
     """Shares of one split, field by field in the schema's order."""
     schema = prepared.schema
-    own = [f for f in schema.embedded if f.name not in schema.common]
+    separate = [f for f in schema.embedded if f.name not in schema.common]
     shared = [f for f in schema.embedded if f.name in schema.common]
-    sums = _sums(_scan(prepared, name), own)
+    sums = _sums(_scan(prepared, name), separate)
     table = prepared.manifest.common
     if table is not None:
         # A line counts as often as rows have it.
@@ -230,8 +232,8 @@ def _shares(prepared: Prepared, name: str, split: Split) -> Iterator[dict[str, A
         for frame in frames_of(lines, CHUNK):
             part = pl.Series(TIMES, times[start : start + frame.height])
             start += frame.height
-            found = _sums(frame.with_columns(part).lazy(), shared)
-            sums |= {key: sums.get(key, 0) + value for key, value in found.items()}
+            part_sums = _sums(frame.with_columns(part).lazy(), shared)
+            sums |= {key: sums.get(key, 0) + value for key, value in part_sums.items()}
     for field in schema.embedded:
         row: dict[str, Any] = {"field": field.name, "split": name}
         values = sums[f"{field.name}\0values"]

@@ -18,32 +18,32 @@ from pwiser_jax.reports.plots import GREY, PALETTE, WIDTH, styled
 HATCHES = ("", "///", "...")
 
 
-def pictures(found: Inspection) -> dict[str, Figure]:
+def pictures(inspection: Inspection) -> dict[str, Figure]:
     """By file name: what the folder holds, a picture a question."""
-    made = {
-        "splits": splits(found),
-        "sizes": sizes(found.fields),
-        "conversions": conversions(found),
-        "drift": drift(found),
+    figures = {
+        "splits": splits(inspection),
+        "sizes": sizes(inspection.fields),
+        "conversions": conversions(inspection),
+        "drift": drift(inspection),
     }
-    if len(found.shares):
-        made["shares"] = shares(found.shares)
-    return made
+    if len(inspection.shares):
+        figures["shares"] = shares(inspection.shares)
+    return figures
 
 
 @styled
-def splits(found: Inspection) -> Figure:
+def splits(inspection: Inspection) -> Figure:
     """Rows of each split, and the rate of each label."""
-    names = list(found.splits)
-    labels = found.labels
+    names = list(inspection.splits)
+    labels = inspection.labels
     lines = -(-(1 + len(labels)) // 3)
     figure = Figure(figsize=(WIDTH, 2.5 * lines), layout="constrained")
     panels = figure.subplots(lines, 3, squeeze=False).ravel()
     for panel in panels[1 + len(labels) :]:
         panel.remove()
-    values = [[split.rows for split in found.splits.values()]]
+    values = [[split.rows for split in inspection.splits.values()]]
     values += [
-        [split.labels[label] / split.rows for split in found.splits.values()]
+        [split.labels[label] / split.rows for split in inspection.splits.values()]
         for label in labels
     ]
     titles = ["rows", *(f"{label}, share of rows" for label in labels)]
@@ -76,11 +76,11 @@ def sizes(fields: pl.DataFrame) -> Figure:
     panel = figure.subplots()
     kinds = {"categorical": PALETTE[0], "multi-valued": PALETTE[1]}
     for at, (kind, color) in enumerate(kinds.items()):
-        own = table.filter(kind=kind)
-        if len(own):
+        part = table.filter(kind=kind)
+        if len(part):
             panel.barh(
-                own["field"],
-                own["size"].clip(0.5),
+                part["field"],
+                part["size"].clip(0.5),
                 color=color,
                 hatch=HATCHES[at],
                 edgecolor="white",
@@ -121,19 +121,19 @@ def shares(table: pl.DataFrame) -> Figure:
     figure = Figure(figsize=(WIDTH, _height(len(fields))), layout=layout)
     panels = figure.subplots(1, len(names), squeeze=False, sharex=True, sharey=True)[0]
     for panel, name in zip(panels, names, strict=True):
-        own = table.filter(split=name)
-        left = np.zeros(len(own))
+        part = table.filter(split=name)
+        left = np.zeros(len(part))
         for at, kind in enumerate(RESERVED):
             panel.barh(
-                own["field"],
-                own[kind],
+                part["field"],
+                part[kind],
                 left=left,
                 color=colour(at + 1),
                 hatch=HATCHES[at],
                 edgecolor="white",
                 label=kind,
             )
-            left += own[kind].to_numpy()
+            left += part[kind].to_numpy()
         panel.set_title(name)
         if not left.any():
             place = {"ha": "center", "va": "center", "transform": panel.transAxes}
@@ -155,9 +155,9 @@ def shares(table: pl.DataFrame) -> Figure:
 
 
 @styled
-def conversions(found: Inspection) -> Figure:
+def conversions(inspection: Inspection) -> Figure:
     """Conversions in a batch: in file order, and as a shuffle would give them."""
-    batches = found.batches
+    batches = inspection.batches
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     panel = figure.subplots()
     count = np.arange(len(batches.in_order))
@@ -190,21 +190,25 @@ def conversions(found: Inspection) -> Figure:
 
 
 @styled
-def drift(found: Inspection) -> Figure:
+def drift(inspection: Inspection) -> Figure:
     """The rate of each label along train's file, a panel a label."""
-    rates = found.drift.rates
+    rates = inspection.drift.rates
     size = (WIDTH, 0.6 + 2.0 * len(rates))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(rates), 1, squeeze=False, sharex=True)[:, 0]
-    middle = (found.drift.ends[:-1] + found.drift.ends[1:]) / 2
-    for at, (panel, (label, own)) in enumerate(zip(panels, rates.items(), strict=True)):
-        panel.axhspan(*found.drift.band(label), color=GREY, alpha=0.25, linewidth=0)
-        panel.plot(middle, own, color=colour(at + 1), marker=".", lw=1)
+    middle = (inspection.drift.ends[:-1] + inspection.drift.ends[1:]) / 2
+    for at, (panel, (label, rate)) in enumerate(
+        zip(panels, rates.items(), strict=True)
+    ):
+        panel.axhspan(
+            *inspection.drift.band(label), color=GREY, alpha=0.25, linewidth=0
+        )
+        panel.plot(middle, rate, color=colour(at + 1), marker=".", lw=1)
         panel.set(title=label, ylabel="share of rows")
-        panel.set_ylim(0, 1.1 * own.max() or 1)
+        panel.set_ylim(0, 1.1 * rate.max() or 1)
         panel.yaxis.set_major_formatter(PercentFormatter(1))
         panel.yaxis.set_major_locator(MaxNLocator(4))
-    panels[-1].set_xlim(0, found.drift.ends[-1])
+    panels[-1].set_xlim(0, inspection.drift.ends[-1])
     panels[-1].xaxis.set_major_formatter(FuncFormatter(_short))
     panels[-1].set_xlabel(
         "row of train, in file order (grey: 95% of such bins if rows were shuffled)"

@@ -33,15 +33,15 @@ def inspect(folder: Path, batch_size: int, output: Path, console: Console) -> No
     Raises:
         UserError: no prepared folder, or `output` cannot be written.
     """
-    found = inspect_folder(folder, batch_size)
-    for table in tables(found):
+    inspection = inspect_folder(folder, batch_size)
+    for table in tables(inspection):
         console.print(table)
         console.print()
     console.print(_alone(feature_aucs(folder, read_manifest(folder))))
     console.print()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for name, figure in pictures(found).items():
+        for name, figure in pictures(inspection).items():
             partial = output / f".{name}.png.partial"
             with mpl.rc_context(STYLE):
                 figure.savefig(partial, format="png", dpi=DPI)
@@ -53,9 +53,14 @@ def inspect(folder: Path, batch_size: int, output: Path, console: Console) -> No
         ) from error
 
 
-def tables(found: Inspection) -> list[Table]:
+def tables(inspection: Inspection) -> list[Table]:
     """The tables of the terminal, in their order."""
-    return [_splits(found), _fields(found), _conversions(found), _drift(found)]
+    return [
+        _splits(inspection),
+        _fields(inspection),
+        _conversions(inspection),
+        _drift(inspection),
+    ]
 
 
 def _table(
@@ -84,13 +89,13 @@ def _table(
     return table
 
 
-def _splits(found: Inspection) -> Table:
+def _splits(inspection: Inspection) -> Table:
     """A line a label and task, lowest rung first, and a column a split."""
-    tasks = measured(found.labels)
-    names = ["rows", *found.labels, *(task.name.upper() for task in tasks)]
+    tasks = measured(inspection.labels)
+    names = ["rows", *inspection.labels, *(task.name.upper() for task in tasks)]
     columns = []
-    for split in found.splits.values():
-        counts = [split.rows, *(split.labels[label] for label in found.labels)]
+    for split in inspection.splits.values():
+        counts = [split.rows, *(split.labels[label] for label in inspection.labels)]
         rates = (
             counts[task.rung] / counts[task.given] if counts[task.given] else math.nan
             for task in tasks
@@ -98,21 +103,21 @@ def _splits(found: Inspection) -> Table:
         texts = (UNDEFINED if math.isnan(rate) else f"{rate:.3%}" for rate in rates)
         columns.append([*(f"{count:,}" for count in counts), *texts])
     return _table(
-        f"{found.dataset}: rows, labels and rates by split",
-        ["", *found.splits],
+        f"{inspection.dataset}: rows, labels and rates by split",
+        ["", *inspection.splits],
         zip(names, *columns, strict=True),
         left=[""],
     )
 
 
-def _fields(found: Inspection) -> Table:
+def _fields(inspection: Inspection) -> Table:
     """A line a field: its size, and the shares of its reserved ids by split."""
-    names = list(found.splits)
-    fields = found.fields.filter(pl.col("size").is_not_null()).rows(named=True)
+    names = list(inspection.splits)
+    fields = inspection.fields.filter(pl.col("size").is_not_null()).rows(named=True)
     widest = max((math.log(1 + row["size"]) for row in fields), default=1.0)
     shares = {
         (row["field"], row["split"]): [100 * row[kind] for kind in RESERVED]
-        for row in found.shares.rows(named=True)
+        for row in inspection.shares.rows(named=True)
     }
     lines = [
         (
@@ -126,8 +131,8 @@ def _fields(found: Inspection) -> Table:
         )
         for row in fields
     ]
-    numbers = len(found.fields) - len(fields)
-    shared = int(found.fields["shared"].sum())
+    numbers = len(inspection.fields) - len(fields)
+    shared = int(inspection.fields["shared"].sum())
     return _table(
         f"Fields: ids, and the share of {', '.join(RESERVED)} in % by split",
         ["field", "ids", "", *names],
@@ -138,8 +143,8 @@ def _fields(found: Inspection) -> Table:
     )
 
 
-def _conversions(found: Inspection) -> Table:
-    batches = found.batches
+def _conversions(inspection: Inspection) -> Table:
+    batches = inspection.batches
     title = (
         f"Conversions in a batch of {batches.size:,} train rows: {batches.mean:.2f} on "
         f"average; none in {batches.empty_in_order:.1%} of the batches in file order "
@@ -166,11 +171,11 @@ def _conversions(found: Inspection) -> Table:
     return _table(title, columns, lines, left=["", " "])
 
 
-def _drift(found: Inspection) -> Table:
-    bins = len(found.drift.ends) - 1
+def _drift(inspection: Inspection) -> Table:
+    bins = len(inspection.drift.ends) - 1
     lines = []
-    for label, rates in found.drift.rates.items():
-        low, high = found.drift.band(label)
+    for label, rates in inspection.drift.rates.items():
+        low, high = inspection.drift.band(label)
         ends = f"{rates.min():.3%}", f"{rates.max():.3%}"
         lines.append((label, *ends, f"{low:.3%} to {high:.3%}", sparkline(rates)))
     return _table(
