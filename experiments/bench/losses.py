@@ -1,11 +1,11 @@
-"""What the loss costs: forward and backward, by form, batch size and label rates.
+"""How long does the loss take, forward and backward, by form, batch and label rates?
 
     python -m experiments.bench.losses --output experiments/results/losses
 
-Each case runs in a process of its own, in turns, with glibc's usual allocator and with
-one told to keep its memory. PyTorch (boolean indexing of conversions x others) and rax
-(its hinge, all pairs) are measured beside ours where they are installed. Cases that
-would form too many pairs are left out.
+Each case runs in its own process, with glibc's default allocator and with one set to
+keep freed memory. Where they are installed, PyTorch (boolean indexing of conversions x
+others) and rax (its hinge, all pairs) are measured too. Cases that would form too many
+pairs are left out.
 """
 
 import json
@@ -219,8 +219,10 @@ def device_bytes(call: Callable[[], Any], program: Any) -> int:
 
 
 def all_here(cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
-    """As `in_own_process`, in this one, which takes less time on an accelerator; the
-    compiler works on several programs at a time."""
+    """As `in_own_process`, but in this process, which is faster on an accelerator.
+
+    Several programs compile at the same time.
+    """
     ours = [case for case in cases if case.engine != "torch"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         programs = dict(zip(ours, threads.map(compiled, ours), strict=True))
@@ -232,7 +234,7 @@ def all_here(cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
 
 
 def in_own_process(case: Case) -> dict[str, float | None]:
-    """The measures of a case; None where it dies, as it does for want of memory."""
+    """The measures of a case; None where its process dies, usually out of memory."""
     command = [sys.executable, "-m", "experiments.bench.losses", "--cell"]
     done = subprocess.run(
         [*command, json.dumps(vars(case))],
@@ -282,44 +284,6 @@ def _cell_text(row: dict[str, Any] | None) -> str:
     return f"{1e3 * row['seconds']:.3g} ({row['bytes_per_row']:.0f})"
 
 
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Time against rows, a panel a setting."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
-
-    from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
-
-    engines = list(dict.fromkeys(row["engine"] for row in rows))
-    engines = [engine for engine in engines if engine not in LADDERS]
-    colours = dict(zip(engines, [BLACK, *PALETTE], strict=False))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
-        panels = product(RATES, ENGINES)
-        for axis, (rates, surrogate) in zip(axes.flat, panels, strict=True):
-            for k, engine in enumerate(engines):
-                setting = engine, surrogate, rates, "usual"
-                names = ("engine", "surrogate", "rates", "allocator")
-                line = [
-                    (row["rows"], 1e3 * row["seconds"])
-                    for row in rows
-                    if tuple(row[name] for name in names) == setting and row["seconds"]
-                ]
-                if line:
-                    look = {"color": colours[engine], "marker": MARKERS[k % 6]}
-                    axis.loglog(*zip(*line, strict=True), label=engine, **look)
-            for scale in (axis.xaxis, axis.yaxis):
-                scale.set_major_formatter("{x:,g}")
-                scale.set_minor_formatter(NullFormatter())
-            axis.set_title(_title(rates, surrogate))
-            axis.legend(fontsize=8)
-        for axis in axes[1]:
-            axis.set_xlabel("rows in the batch")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("forward and backward [ms]")
-        figure.tight_layout()
-        figure.savefig(path, dpi=120)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench.losses", description=__doc__)
     parser.add_argument(
@@ -353,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ""
         if on_accelerator()
         else (
-            "Allocator: glibc's as it comes, or with "
+            "Allocator: glibc's default, or with "
             f"{' '.join(f'{k}={v}' for k, v in KEEP_MEMORY.items())}. "
         )
     )
@@ -362,13 +326,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{machine(('jax', 'torch', 'rax'))}; jax device: {device}, "
         f"{speed / 1e9:.0f} GB/s measured. {allocators}In brackets: peak memory beyond "
         "the inputs and the compiled program, in bytes a row, of the first call; "
-        '"died": killed, for want of memory as a rule. '
+        '"died": killed, usually out of memory. '
         "Made by `python -m experiments.bench.losses`."
     )
     write_csv(pl.DataFrame(rows), options.output.with_suffix(".csv"))
     text = f"# Cost of the loss\n\n{note}\n\n{tables(rows)}"
     write_whole(options.output.with_suffix(".md"), text)
-    plot(rows, options.output.with_suffix(".png"))
     return 0
 
 

@@ -2,13 +2,12 @@
 
     python -m experiments.bench.training --work /tmp/bench
 
-The four models at AliExpress' and Ali-CCP's sizes, as they are and in plain form, and
-where PyTorch is installed the same networks written plainly in it, with glibc's usual
-allocator and one told to keep its memory: the better counts (our training tells it so
-itself). What a line compares is measured in turns, in processes that are alive together
-(but where memory holds few of them), `--rounds` times over; a figure is the median of
-the rounds, a ratio the median of their ratios. A benchmark that was stopped goes on
-from the lines in its work folder.
+The models at AliExpress' and Ali-CCP's sizes, as they are and in plain form. Where
+PyTorch is installed, plain PyTorch networks too: the faster of two runs, with glibc's
+default allocator and with one set to keep freed memory (our training sets it itself).
+What a line compares is measured in turns `--rounds` times, in processes that run at the
+same time where memory allows. A figure is the median of the rounds, a ratio the median
+of their ratios. A stopped benchmark resumes from the lines in its work folder.
 """
 
 import json
@@ -45,9 +44,8 @@ PartName = Literal[
 ]
 BEST_PRODUCT, BEST_COPY = Cell(engine="product"), Cell(engine="copy")
 
-# The same function with more work or less, or called in another way.
 PLAIN = json.dumps({"small_rows": 0})
-# The host's.
+# Settings of the host.
 MEMORY, THREADS = "freed memory given back", "calls in a thread of XLA's"
 SWITCHES: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -339,57 +337,6 @@ OF_PARTS = {
 }
 
 
-def plot(of: dict[str, Group], path: Path) -> None:
-    """Rows/s of the models, and a step's time against the number of ids."""
-    import matplotlib.pyplot as plt
-
-    from pwiser_jax.reports.plots import BLACK, MARKERS, PALETTE, STYLE
-
-    colours = (BLACK, *PALETTE)
-    panels = 2 if any(name in of for name, _ in id_groups()) else 1
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), squeeze=False)
-        left, right = axes[0, 0], axes[0, -1]
-        for k, form in enumerate(("PyTorch", "plain", "pwiser_jax")):
-            speeds = []
-            for model, (name, _) in zip(MODELS, model_groups(), strict=True):
-                cell = Cell(model=model)
-                cells = {
-                    "PyTorch": in_torch(cell),
-                    "plain": [replace(cell, changes=PLAIN)],
-                    "pwiser_jax": [cell],
-                }[form]
-                seconds = of.get(name, Group()).seconds(*cells)
-                speeds.append(cell.batch / seconds if seconds else 0)
-            places = [m + 0.27 * (k - 1) for m in range(len(MODELS))]
-            left.bar(places, speeds, 0.25, label=form, color=colours[k])
-        left.set_xticks(range(len(MODELS)), MODELS)
-        left.set_ylabel("rows/s")
-        left.set_title("AliExpress, batch 2,048")
-        left.legend(fontsize=8)
-        for k, (name, cells) in enumerate(id_groups()):
-            line = [
-                (cell.ids, 1e3 * seconds)
-                for cell in cells
-                if (seconds := of.get(name, Group()).seconds(cell))
-            ]
-            if line:
-                look = {"color": colours[k], "marker": MARKERS[k % len(MARKERS)]}
-                label = f"{cells[0].embedding}, dim {cells[0].dim}"
-                right.loglog(*zip(*line, strict=True), label=label, **look)
-        if panels == 2:
-            right.set_xlabel("ids")
-            right.set_ylabel("step [ms]")
-            right.set_title("SharedBottom, batch 2,048")
-            right.xaxis.set_major_formatter("{x:,g}")
-            right.yaxis.set_major_formatter("{x:g}")
-            right.yaxis.set_minor_formatter("{x:g}")
-            right.legend(fontsize=8)
-        figure.tight_layout()
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
-
-
 def wanted(part: str, options: Options) -> dict[str, list[Cell]]:
     """The groups of a part, with the cells that can be measured here."""
     if part in ("large_batches", "runs") and not on_accelerator():
@@ -447,7 +394,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_csv(pl.DataFrame(of.rows()), options.output.with_suffix(".csv"))
         text = "\n\n".join(sections) + "\n"
         write_whole(options.output.with_suffix(".md"), text)
-        plot(of.groups, options.output.with_suffix(".png"))
     return 0
 
 
