@@ -6,7 +6,7 @@
     python -m experiments.all --only noise terms --output runs/experiments
 
 The same command resumes where it stopped: runs that exist are not made again, and
-report.html is rewritten after each experiment, and effect.png, its first picture.
+report.html is rewritten after each experiment; effect.png is its first picture,
 findings.md holds the answers only, results/ each number with its run folder, seed and
 config hash. Commands may share --runs; a run is never made twice. --tables DIR writes
 the report from such result tables, without training.
@@ -27,7 +27,7 @@ from rich.text import Text
 from experiments.calibration import CALIBRATION
 from experiments.drift import DRIFT
 from experiments.ladders import LADDER_LEVELS
-from experiments.lib.commands import ended
+from experiments.lib.commands import run_command
 from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.lib.measure import machine
 from experiments.lib.study import SCALES, Experiment, Finding, Scale, Study
@@ -72,7 +72,11 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--output", type=Path, required=True, help="the folder of report and tables")
     add("--runs", type=Path | None, help="the folder of runs; default: OUTPUT/cells")
-    add("--tables", type=Path | None, help="a folder of result tables: no training")
+    add(
+        "--tables",
+        type=Path | None,
+        help="a folder of result tables to write the report from",
+    )
     add("--only", nargs="+", choices=list(EXPERIMENTS), help="these experiments")
     add(
         "--quick",
@@ -85,7 +89,7 @@ def _parser() -> Parser:
         "--data",
         type=Path,
         nargs="+",
-        help="prepared folders, in place of our data",
+        help="prepared folders, instead of the built-in data",
     )
     add(
         "--configs",
@@ -116,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with locked(study.output, "writing a report"):
             report(study, chosen, _command(arguments))
 
-    return ended(parser.prog, work)
+    return run_command(parser.prog, work)
 
 
 def _study(options: Namespace) -> Study:
@@ -221,15 +225,15 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
         )
         page.verdict = verdict(findings)
         page.write(study.output / "report.html")
-        for picture in page.verdict.pictures:
-            (study.output / "effect.png").write_bytes(to_png(picture.figure))
         lines = [f"- **{s.title.rstrip('?')}.** {s.answer}\n" for s in page.sections]
         write_whole(study.output / "findings.md", "".join(lines))
+    for picture in verdict(findings).pictures:  # the layout of the page's is fixed
+        (study.output / "effect.png").write_bytes(to_png(picture.figure))
     print(study.output / "report.html")
 
 
 def verdict(findings: Mapping[str, Finding]) -> Verdict:
-    """Three answers, the paper's table first, and their effects in one picture."""
+    """Three answers, the paper's table first, and a picture of their effects."""
     order = [*(name for name in VERDICT if name in findings), *findings]
     first = list(dict.fromkeys(order))[:3]
     effects = [
@@ -252,7 +256,7 @@ def verdict(findings: Mapping[str, Finding]) -> Verdict:
 
 
 def _configuration(study: Study) -> str:
-    """The files that the runs start from, and what was set on top of them."""
+    """The configuration files of the runs, and the options set on top of them."""
     files = {
         dataset.configs / f"{model}.yaml": None
         for dataset in study.datasets
@@ -271,7 +275,7 @@ def _configuration(study: Study) -> str:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command without the place of raw files on this machine."""
+    """The command, with paths of raw files replaced."""
     shown, before = [], ""
     for text in arguments:
         name, equals, _ = text.partition("=")

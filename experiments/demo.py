@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.all import report
-from experiments.lib.commands import ended
+from experiments.lib.commands import run_command
 from experiments.lib.datasets import CONFIGS, Dataset
 from experiments.lib.study import SCALES, Study
 from experiments.paper_table import PAPER_TABLE
@@ -19,7 +19,7 @@ from pwiser_jax.options import Parser
 
 
 def _make(output: Path) -> None:
-    """More clicks and conversions than in a shop: minutes must show something."""
+    """Higher rates than a shop's: short runs need enough conversions."""
     prepare_synthetic(
         output,
         rows=50_000,
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scale=replace(SCALES["standard"], seeds=3),
         datasets=[Dataset("synthetic", output / "data", CONFIGS / "synthetic", _make)],
     )
-    return ended(parser.prog, partial(report, study, [PAPER_TABLE], "make demo"))
+    return run_command(parser.prog, partial(report, study, [PAPER_TABLE], "make demo"))
 
 
 if __name__ == "__main__":

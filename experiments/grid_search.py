@@ -19,7 +19,7 @@ from pathlib import Path
 import polars as pl
 from jsonargparse import Namespace
 
-from experiments.lib.commands import ended
+from experiments.lib.commands import run_command
 from experiments.lib.datasets import Dataset, given
 from experiments.lib.grid import Run
 from experiments.lib.study import SCALES, TUNING_SEED, Study
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parser.parse(arguments)
     command = f"python -m experiments.grid_search {shlex.join(arguments)}"
-    return ended(parser.prog, lambda: _search(options, command))
+    return run_command(parser.prog, lambda: _search(options, command))
 
 
 def _search(options: Namespace, command: str) -> None:

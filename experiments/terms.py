@@ -1,4 +1,4 @@
-"""Which part of the loss does it?
+"""Which part of the loss causes its effect?
 
     python -m experiments.all --only terms --output runs/experiments
 

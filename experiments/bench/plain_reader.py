@@ -1,8 +1,8 @@
-"""The yardstick of `bench_prepare`: Ali-CCP prepared by plain Python, line by line.
+"""Prepares Ali-CCP in plain Python, line by line: what `bench.prepare` compares with.
 
     python -m experiments.bench.plain_reader SOURCE OUTPUT 18
 
-It does what the scripts that are passed around for this dataset do, in their order:
+It does what the public scripts for this dataset do, in their order:
 
 1. a dict of all features of each common line, kept in memory;
 2. for each row a dict of all its features, joined with that of its common line; the
@@ -12,7 +12,7 @@ It does what the scripts that are passed around for this dataset do, in their or
 
 With 18 fields a dict keeps the last value of a field, as those scripts do. With 23,
 which they cannot do, the five multi-valued fields keep their heaviest values and their
-weights. Nothing is checked, and nothing is split off for validation.
+weights. It checks nothing and splits off no validation rows.
 """
 
 import re

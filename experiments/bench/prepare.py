@@ -3,12 +3,12 @@
     python -m experiments.bench.prepare --work /tmp/bench
 
 Generated raw files of several sizes are prepared, each in a process of its own, and the
-smallest ones also by plain Python (`bench.plain_reader`); these take turns, and
-the figure is the run of median time. The raw files have been read once before, so that
-they lie in the system's file cache. Time, memory and disk of the published 85 M rows
-are a straight line through two measured sizes of the published proportions, and beside
-it what the larger size's own rate gives. A stopped benchmark goes on where it was,
-with what the same code has measured.
+smallest ones also by plain Python (`experiments.bench.plain_reader`): these take turns,
+and the figure is the run of median time. The raw files have been read once before, so
+that they are in the system's file cache. Time, memory and disk of the published 85 M
+rows are extrapolated twice: by a straight line through two measured sizes of the
+published proportions, and at the larger size's rate. A stopped benchmark resumes, and
+uses what the same code has measured.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ def code() -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One command on some raw files; `turn` tells its repeats apart."""
+    """One command on some raw files; `turn` numbers its repeats."""
 
     raw: Raw
     how: str
@@ -112,7 +112,7 @@ class Measurement:
     turn: int = 0
 
     def result(self, work: Path) -> Any:
-        """A line of the table; taken from the disk if this code has measured it."""
+        """A line of the table; read from the disk if this code has measured it."""
         folder = self.raw.make(work)
         name = f"{folder.name}-{self.how}-{self.fields}-{self.turn}.json"
         path = work / f"measured-{code()}" / name

@@ -47,18 +47,18 @@ class Cell:
         engine: "jax": this library; "torch": the plain PyTorch network; "loss": this
             library's loss alone, on given logits; "product" and "copy": what the device
             does at its best, a large matrix product and a large array read and written.
-        model: of the four.
-        data: whose fields.
-        dim: of an embedded field.
+        model: a name in the table of models.
+        data: the dataset whose fields are used.
+        dim: width of an embedded field.
         batch: rows of a step.
         embedding: optimizer of the tables, ours or PyTorch's.
         ids: about so many ids in all; 0: as published.
-        allocator: glibc's "usual" one, or one told to "keep" its memory.
+        allocator: glibc's "usual" one, or one set to "keep" freed memory.
         lambda_: the weight of PWiseR.
         changes: options of the model's config that differ from the defaults.
-        runs: so many runs in one program of a sweep.
-        steps: so many steps in one call of the program.
-        plain: what is as one would write it first, if anything: see `plain_forms`.
+        runs: number of runs in one program of a sweep.
+        steps: number of steps per call of the program.
+        plain: the part in plain form, if any: see `plain_forms`.
     """
 
     engine: str = "jax"

@@ -1,8 +1,8 @@
-"""Training steps that are compared, measured in turns.
+"""Measures the training steps to compare in turns.
 
-The speed of a shared machine drifts by a third within minutes. So the cells of a group
-are alive together, each in a process of its own, and measured one after another, round
-by round: a ratio is the median of its rounds' ratios.
+The speed of a shared machine drifts by a third within minutes. The cells of a group
+therefore run at the same time, each in its own process, and are measured one after
+another, round by round: a ratio is the median of its rounds' ratios.
 """
 
 import json
@@ -67,7 +67,7 @@ class Group(dict[Cell, Measured]):
 
 
 class Measurements:
-    """Groups by name, each kept in a line of a file as soon as it is measured."""
+    """Groups by name; each is written as a line of a file when it is measured."""
 
     def __init__(self, work: Path, rounds: int) -> None:
         work.mkdir(parents=True, exist_ok=True)
@@ -145,8 +145,10 @@ Measurer = tuple[Callable[[], float | None], dict[str, float]]
 
 
 def of_here(cells: Sequence[Cell]) -> dict[Cell, Measurer]:
-    """In this process: on an accelerator little depends on what the host did before.
-    The compiler works on several programs at a time."""
+    """Measures in this process: on an accelerator the host's history matters little.
+
+    Several programs compile at the same time.
+    """
     ours = [cell for cell in cells if cell.engine == "jax"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         programs = dict(zip(ours, threads.map(compiled, ours), strict=True))
@@ -162,7 +164,7 @@ def of_here(cells: Sequence[Cell]) -> dict[Cell, Measurer]:
 
 
 def of_process(cell: Cell, stack: ExitStack) -> Measurer:
-    """In a process of its own, which lasts as long as the stack."""
+    """Measures in its own process, which ends with the stack."""
     command = [sys.executable, "-m", "experiments.bench.training_cell"]
     process = stack.enter_context(
         subprocess.Popen(

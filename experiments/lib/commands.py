@@ -1,4 +1,4 @@
-"""How the experiments' commands end."""
+"""Runs a command of the experiments and returns its exit code."""
 
 import sys
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from pwiser_jax.host import use_compilation_cache
 from pwiser_jax.training.devices.signals import Interrupted
 
 
-def ended(name: str, work: Callable[[], None]) -> int:
-    """Runs `work`; returns the exit code: 0, 2 for a user's mistake, a signal's."""
+def run_command(name: str, work: Callable[[], None]) -> int:
+    """Runs `work`; returns 0, 2 for a user's error, or the exit code of a signal."""
     use_compilation_cache()
     try:
         work()

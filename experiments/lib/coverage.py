@@ -1,9 +1,9 @@
-"""Do the intervals hold what they promise? Simulations with a known truth.
+"""Coverage of the confidence intervals, in simulations with a known truth.
 
     python -m experiments.all --only significance   runs them, as part of its report
 
-Each function draws many worlds, makes the interval in each and returns the share that
-hold the truth. A share of .95 over 2,000 worlds has a standard error of .005.
+`coverage` draws many datasets and returns the share of intervals that hold the truth. A
+share of .95 over 2,000 datasets has a standard error of .005.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def clustered_scores(rng: np.random.Generator, groups: int) -> Drawn:
 
 
 def true_aucs() -> tuple[float, float]:
-    """The AUC of both scores over an endless number of groups.
+    """The AUC of both scores over infinitely many groups.
 
     Two rows of different groups have scores that differ by a normal variable.
     """
@@ -68,7 +68,7 @@ def coverage(
         draws: of the bootstrap.
         seed: of everything.
 
-    Rows taken as independent are shown beside: what it costs to forget the groups.
+    One interval treats rows as independent, to show the error of ignoring the groups.
     """
     rng = np.random.default_rng(seed)
     auc_a, auc_b = true_aucs()

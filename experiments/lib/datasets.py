@@ -1,4 +1,4 @@
-"""The data of the experiments: built in, KuaiRand, or a prepared folder of your own."""
+"""The datasets of the experiments: built in, KuaiRand, or any prepared folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Dataset:
 
     Args:
         name: in tables and plots.
-        folder: where it lies, or will lie.
+        folder: the prepared folder.
         configs: a folder with MODEL.yaml for each model.
-        make: prepares the folder; None for one that must be there.
+        make: prepares the folder; None: it must exist.
         truth: whether its rows hold the true probabilities.
         core: whether every experiment runs on it, or the paper's table alone.
         overrides: options of every run on it, such as "--train.epochs=3".
@@ -62,8 +62,8 @@ class Dataset:
 
 
 def synthetic(place: Path, rows: int, labels: int = 2) -> Dataset:
-    """The funnel with more clicks and conversions than a shop has: less to train on
-    for the same number of them. A quarter of the sessions is test."""
+    """The synthetic funnel with higher rates than a shop's: enough conversions in few
+    rows. A quarter of the sessions is test."""
 
     def make(output: Path) -> object:
         return prepare_synthetic(

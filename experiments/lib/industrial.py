@@ -1,7 +1,7 @@
 """An industrial-shaped table: the funnel as a shop's log export would look.
 
 Requests with a time stamp, hashed ids as text, names of its own, empty cells, prices
-with a long tail, columns that say nothing, one outcome column a label: what
+with a long tail, uninformative columns, one outcome column a label: what
 `pwiser prepare table` is for. Its rows go through that command's code.
 """
 

@@ -1,4 +1,4 @@
-"""What benchmarks share: a machine in a line, a call's or command's time and memory."""
+"""What benchmarks share: the machine in a line, time and memory of calls."""
 
 import math
 import os
@@ -48,7 +48,7 @@ def machine(packages: Sequence[str] = PACKAGES) -> str:
 
 
 def on_accelerator() -> bool:
-    """Whether jax computes on something else than the CPU."""
+    """Whether jax computes on another device than the CPU."""
     import jax
 
     return jax.default_backend() != "cpu"
@@ -91,7 +91,7 @@ def _processor() -> str:
 
 
 def run(module: str, *arguments: str) -> Cost:
-    """`python -m module arguments` in a process of its own; its failure is ours."""
+    """Runs `python -m module arguments` in a new process; raises where it fails."""
     command: Sequence[str] = [sys.executable, "-m", module, *arguments]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -124,7 +124,7 @@ def median_seconds(
 
 
 def reset_peak() -> int:
-    """Forgets the process's peak memory; returns its memory now, in bytes (Linux)."""
+    """Resets the process's peak memory; returns its current memory in bytes (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 

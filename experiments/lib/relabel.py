@@ -1,4 +1,4 @@
-"""Copies of prepared data with other labels: noise to train on, or nothing to find."""
+"""Copies of prepared data with added clicks or shuffled conversions."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 def accidental_clicks(folder: Path, output: Path, share: float, seed: int = 0) -> None:
-    """Clicks that mean nothing, in train only: rows without a click get one.
+    """Adds clicks at random, in train only, to rows without a click.
 
-    Any such row is as likely as another, and none converts. Features stay as they
-    are, also those that were counted from clicks; valid and test stay clean.
+    Such rows are equally likely, and none converts. Features do not change, nor do
+    those that were counted from clicks; valid and test stay clean.
 
     Args:
         folder: a prepared folder.
-        output: the new folder; one that stands there already is left as it is.
+        output: the new folder; an existing one is not changed.
         share: of train's clicks that are to be accidental, 0 or more and below 1.
         seed: of the choice. A larger share keeps the clicks of a smaller one.
 
@@ -55,10 +55,10 @@ def accidental_clicks(folder: Path, output: Path, share: float, seed: int = 0) -
 
 
 def shuffled_conversions(folder: Path, output: Path, seed: int = 0) -> None:
-    """Conversions that nothing can predict: dealt out anew among the clicked rows.
+    """Shuffles the conversions among the clicked rows, so that nothing predicts them.
 
-    Every split keeps its clicks and its number of conversions, so that the AUC of CVR
-    is .5 in truth for any model.
+    Every split keeps its clicks and its number of conversions; the true AUC of CVR is
+    .5 for any model.
     """
     rng = np.random.default_rng(seed)
 

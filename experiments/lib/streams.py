@@ -1,4 +1,4 @@
-"""Days of prepared rows, dealt out anew: train up to a day, test on the next."""
+"""Splits prepared rows by day: train up to a day, test on the next."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -74,10 +74,10 @@ def days_of(folder: Path) -> list[int]:
 
 
 def deal(folder: Path, output: Path, first: int, day: int) -> None:
-    """Days first .. day as train, but for a part of the last one, which is validation;
-    the day after it as test. Fields and vocabularies stay those of `folder`.
+    """Writes days first .. day as train and the day after as test.
 
-    Groups of the last day go to validation whole, by a hash of theirs.
+    A part of the last train day is validation: whole groups, chosen by a hash. Fields
+    and vocabularies are those of `folder`.
 
     Raises:
         UserError: a class is missing in train or validation.

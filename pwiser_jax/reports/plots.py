@@ -452,18 +452,17 @@ def reliability_curves(
 
 def to_svg(figure: Figure) -> str:
     """The figure as SVG; the same figure gives the same text on one machine."""
-    buffer, engine = StringIO(), figure.get_layout_engine()
+    buffer = StringIO()
     with mpl.rc_context(STYLE):
         # A layout that is solved again at each drawing would move a little each time.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-        figure.set_layout_engine(engine)
     return buffer.getvalue()
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as PNG with 100 pixels per inch."""
+    """The figure as PNG, 100 pixels an inch; a figure that `to_svg` has not drawn."""
     buffer = BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})

@@ -291,8 +291,8 @@ def test_a_loss_looks_the_same_in_every_plot(results):
         {line.get_label(): to_hex(line.get_color()) for line in group}
         for group in (points, lines)
     ]
-    assert by_label[0]["pwiser"] == by_label[1]["pwiser"]
-    assert by_label[1]["bce"] not in by_label[0].values()
+    assert by_label[0]["PWiseR"] == by_label[1]["PWiseR"]
+    assert by_label[1]["BCE"] not in by_label[0].values()
     assert len({line.get_marker() for line in points}) == len(points)
     assert len({line.get_linestyle() for line in lines}) == len(lines)
 

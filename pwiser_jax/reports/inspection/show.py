@@ -71,7 +71,7 @@ def _table(
     caption: str = "",
 ) -> Table:
     """A table for the terminal. Names are shown as they are, markup included; one that
-    is too long for its column goes on in the next line, and is never cut."""
+    is too long for its column wraps, and is never cut."""
     table = Table(
         title=Text(title, "table.title"),
         caption=Text(caption, "table.caption") if caption else None,
