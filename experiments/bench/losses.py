@@ -183,7 +183,7 @@ def compiled(case: Case) -> tuple[Any, Any]:
     return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 
 
-def measure(case: Case, program: tuple[Any, Any] | None = None) -> dict[str, float]:
+def measure(case: Case, pair: tuple[Any, Any] | None = None) -> dict[str, float]:
     """Seconds of a call, and bytes a row beyond those held before it; `made` as by
     `compiled`."""
     import jax
@@ -191,7 +191,7 @@ def measure(case: Case, program: tuple[Any, Any] | None = None) -> dict[str, flo
     if case.engine == "torch":
         call, program = torch_call(case), None
     else:
-        program, arguments = program or compiled(case)
+        program, arguments = pair or compiled(case)
         call = lambda: jax.block_until_ready(program(*arguments))  # noqa: E731
     memory = (device_bytes if on_accelerator() else host_bytes)(call, program)
     return {
