@@ -263,30 +263,42 @@ def test_a_report_is_made_again_from_its_tables(data: Path, tmp_path: Path) -> N
     assert not runs_of(again)
 
 
+@pytest.mark.parametrize(
+    ("share", "options", "task", "reason"),
+    [
+        (1, (), "cvr", "no negative rows"),
+        # Epochs are chosen on test, where the mean AUC is that of CTR alone.
+        (0, ("--protocol=mtreclib",), "ctcvr", "no positive rows"),
+    ],
+)
 def test_a_measure_that_does_not_exist_is_shown_with_its_reason(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    tmp_path: Path,
+    share: int,
+    options: tuple[str, ...],
+    task: str,
+    reason: str,
 ) -> None:
-    """Every click of test converts: there is no CVR to rank."""
+    """Every click of test converts, or none: there is no CVR to rank."""
     folder = tmp_path / "prepared"
     shutil.copytree(data, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in manifest["splits"]["test"]["files"]:
         rows = pl.read_parquet(folder / name)
-        rows.with_columns(pl.col("click").alias("conversion")).write_parquet(
-            folder / name
-        )
-    clicks = manifest["splits"]["test"]["labels"]["click"]
-    manifest["splits"]["test"]["labels"]["conversion"] = clicks
+        rows = rows.with_columns((pl.col("click") * share).alias("conversion"))
+        rows.write_parquet(folder / name)
+    labels = manifest["splits"]["test"]["labels"]
+    labels["conversion"] = labels["click"] * share
     (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True))
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    command = arguments(folder, tmp_path, "paper_table", "--seeds=2")
+    command = arguments(folder, tmp_path, "paper_table", "--seeds=2", *options)
     assert experiments.main(command) == 0
     results = pl.read_parquet(tmp_path / "out" / "results" / "paper_table.parquet")
-    cvr = results.filter((pl.col("metric") == "auc") & (pl.col("task") == "cvr"))
-    assert cvr["value"].null_count() == cvr.height == 4
-    assert set(cvr["reason"]) == {"no negative rows"}
+    aucs = results.filter((pl.col("metric") == "auc") & (pl.col("task") == task))
+    assert aucs["value"].null_count() == aucs.height == 4
+    assert set(aucs["reason"]) == {reason}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "\N{EN DASH} (no negative rows)" in page
+    assert f"\N{EN DASH} ({reason})" in page
     assert "nan" not in (tmp_path / "out" / "findings.md").read_text()
 
 
