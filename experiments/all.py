@@ -243,7 +243,10 @@ def verdict(findings: Mapping[str, Finding]) -> Verdict:
     ]
     pictures = []
     if effects and (table := pl.concat(effects)).height:
-        baseline = "BCE" if len(effects) == 1 else "BCE (tuned PWiseR: of tuned BCE)"
+        baselines = {"pwiser": "bce", "pwiser tuned": "bce tuned"}
+        losses = table["loss"].unique(maintain_order=True).to_list()
+        both = "BCE (tuned PWiseR: of tuned BCE)"
+        baseline = both if len(losses) > 1 else baselines[losses[0]]
         pictures.append(
             Picture(
                 differences(table, baseline=baseline, rows=("dataset",)),

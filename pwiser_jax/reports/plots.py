@@ -320,7 +320,8 @@ def training_curves(
     models, tasks, losses = (_distinct(curves, c) for c in ("model", "task", "loss"))
     looks = {loss: line for loss, (_, line) in _looks(losses, baseline).items()}
     size = (WIDTH, 0.9 + 2.5 * len(models))
-    figure = Figure(figsize=size, layout="constrained")
+    # Room between rows: a title must not touch the tick labels above it.
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08))
     axes = figure.subplots(len(models), len(tasks), squeeze=False, sharex="row")
     for (i, model), (j, task) in product(enumerate(models), enumerate(tasks)):
         panel = axes[i, j]
@@ -328,7 +329,7 @@ def training_curves(
             rows = curves.filter(model=model, task=task, loss=loss)
             _curve(panel, rows.filter(pl.col("auc").is_finite()), x, looks[loss])
         panel.set_title(f"{model}, {task.upper()}" if len(models) > 1 else task.upper())
-        panel.locator_params(axis="x", integer=True, nbins=6)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         panel.locator_params(axis="y", nbins=5)
         if i == len(models) - 1:
             panel.set_xlabel(x)
@@ -390,7 +391,7 @@ def score_distributions(
                 bins = _merged(edges, counts[k])
                 density, _ = np.histogram(inside, bins, density=True)
                 panel.stairs(density, bins, linewidth=1.8, **look)
-        panel.set_title(name)
+        panel.set_title(_title(name))
         panel.set_xlabel(f"{task.upper()} score (logit)")
         panel.locator_params(axis="x", nbins=6)
     # Once all are drawn: a limit ends the scaling of the axes that the panels share.
