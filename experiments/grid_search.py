@@ -139,7 +139,7 @@ def on_edge(table: pl.DataFrame) -> list[str]:
 
 
 def edge_text(table: pl.DataFrame) -> str:
-    """A sentence on the place of the best point."""
+    """A sentence: is the best point on the edge of the grid?"""
     if edges := on_edge(table):
         return (
             f"The best point lies on the edge of the grid in {joined(edges)}: a wider "

@@ -75,8 +75,7 @@ def logistic_aucs(data: Path, split: str = "valid") -> dict[str, dict[str, float
 
 def _fit(x: Any, y: np.ndarray, strength: float) -> LogisticRegression:
     with warnings.catch_warnings():
-        # 300 iterations are enough for the AUC; the last digits of weights are not
-        # what is asked.
+        # 300 iterations are enough for the AUC, if not for the weights' last digits.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=300).fit(x, y)
 

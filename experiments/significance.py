@@ -43,7 +43,7 @@ def find(study: Study) -> Finding:
         if study.tables is None:
             row_tables.append(_over_rows(study, dataset, results))
     results = pl.concat(every)
-    # Runs that have no true effect are not among those that are corrected for.
+    # The correction leaves out runs without a true effect.
     tests = significance(results.filter(pl.col("loss") != NOTHING))
     nothing = results.filter(pl.col("loss") != "pwiser")
     again = significance(_null_results(results), baseline="pwiser")

@@ -88,7 +88,7 @@ WITH_BOTH = ("bce", "sorted", "torch")
 
 
 def cases(sizes: Sequence[int]) -> Iterator[Case]:
-    """Size by size, engines in turns."""
+    """All cases, size by size, engines in turns."""
     most_pairs = MOST_PAIRS | (ON_ACCELERATOR if on_accelerator() else {})
     for rows, rates in product(sizes, RATES):
         for surrogate, engines in ENGINES.items():
@@ -100,7 +100,7 @@ def cases(sizes: Sequence[int]) -> Iterator[Case]:
                 installed = engine not in ("torch", "rax") or find_spec(engine)
                 if engine in LADDERS:
                     wanted &= (rows, rates) == (LADDER_ROWS, "rare")
-                # "auto" is another of them, by a rule made of these measurements.
+                # "auto" is one of these forms, by a rule based on these measurements.
                 wanted &= not (engine == "auto" and on_accelerator())
                 few_enough = case.pairs <= most_pairs.get(engine, np.inf)
                 if installed and wanted and few_enough:
@@ -184,8 +184,12 @@ def compiled(case: Case) -> tuple[Any, Any]:
 
 
 def measure(case: Case, pair: tuple[Any, Any] | None = None) -> dict[str, float]:
-    """Seconds of a call, and bytes a row beyond those held before it; `made` as by
-    `compiled`."""
+    """Seconds of a call, and bytes a row beyond those held before it.
+
+    Args:
+        case: what to measure.
+        pair: what `compiled` returns for it, if it is compiled already.
+    """
     import jax
 
     if case.engine == "torch":
@@ -208,7 +212,7 @@ def host_bytes(call: Callable[[], Any], program: Any) -> int:
 
 
 def device_bytes(call: Callable[[], Any], program: Any) -> int:
-    """What the compiler planned for a program; of PyTorch, None, what it took."""
+    """Memory as the compiler planned it; for PyTorch (None), as measured."""
     if program is not None:
         return program.memory_analysis().temp_size_in_bytes
     cuda: Any = import_module("torch").cuda

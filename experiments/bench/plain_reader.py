@@ -40,7 +40,7 @@ def features(text: str) -> dict[str, str]:
 
 
 def features_with_lists(text: str) -> dict[str, str]:
-    """The same; a multi-valued field has its heaviest ids, "id:weight|id:weight"."""
+    """As `features`; multi-valued fields keep the heaviest ids, "id:weight|..."."""
     parts = re.split("[\x01\x02\x03]", text)
     ids, lists = {}, defaultdict(list)
     for field, id_, weight in zip(parts[0::3], parts[1::3], parts[2::3], strict=False):
@@ -55,7 +55,7 @@ def features_with_lists(text: str) -> dict[str, str]:
 
 
 def prepare(source: Path, output: Path, fields: int) -> int:
-    """Writes encoded rows of both halves; the number of them."""
+    """Writes the encoded rows of both halves; returns their number."""
     read = features if fields == 18 else features_with_lists
     columns = SINGLE if fields == 18 else SINGLE + LISTS
     counts: dict[str, Counter[str]] = {name: Counter() for name in columns}

@@ -56,7 +56,7 @@ def mixture(weights, outputs):
 
 
 class TorchModel(nn.Module):
-    """Logits [B], one a task; a subclass has what is below the towers.
+    """Logits [B] of each task; subclasses define the layers below the towers.
 
     `sparse`: the tables' gradients are of the rows looked up, for SparseAdam.
     """
@@ -150,7 +150,7 @@ class PLE(TorchModel):
                 outputs = [expert(tasks[t]) for expert in task_experts[t]]
                 every += outputs
                 tasks[t] = mixture(task_gates[t](tasks[t]), outputs + of_all)
-            # The last level's is computed, and nothing reads it.
+            # The last level's is computed but not used.
             shared = mixture(share_gate(shared), every + of_all)
         return tasks
 

@@ -42,7 +42,7 @@ class Options:
     """Options of the benchmark.
 
     Args:
-        work: a folder for the generated files and what has been measured.
+        work: a folder for the generated files and the measurements.
         output: the folder of prepare.csv and prepare.md.
         rows: train rows of the files in the published proportions, two sizes.
         plain_rows: train rows that plain Python reads too, with a common line for ten.
@@ -74,7 +74,7 @@ class Raw:
             partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             options = [f"--output={partial}", f"--rows={self.rows}", *self.arguments]
-            # In another process: the peak of one that is started counts its parent's.
+            # In another process: the peak memory of a child includes its parent's.
             run(make_raw.__name__, "aliccp", *options)
             partial.rename(folder)
         return folder
@@ -154,7 +154,7 @@ def _warm(folder: Path) -> None:
 
 
 def all_of_it(small: Any, large: Any) -> Iterator[dict[str, Any]]:
-    """The published files: by the line through two sizes, and at the larger's rate."""
+    """Extrapolates to the published files: by a line through two sizes, and by rate."""
     rows = TRAIN_ROWS + TEST_ROWS
     names = ("seconds", "raw_mb", "peak_mib", "disk_mb")
     slopes = {n: (large[n] - small[n]) / (large["rows"] - small["rows"]) for n in names}
@@ -209,7 +209,7 @@ def select(
 
 
 def sentences(lines: Sequence[dict[str, Any]]) -> str:
-    """What the table says: times as fast, and growth."""
+    """The speed over plain Python, and the growth of time with rows."""
     texts = []
     for fields in FIELDS:
         chosen = [line for line in lines if line["fields"] == fields]

@@ -159,8 +159,8 @@ class _Maker:
 
         Args:
             fields: what the lines hold, one field after the other, in any order.
-            lines: how many.
-            own: field -> ids from 0 that are decided already.
+            lines: number of lines.
+            given: ids from 0 of the fields that are not drawn.
             activity: scales the number of values of multi-valued fields.
         """
         parts = []
@@ -218,6 +218,6 @@ class _Maker:
 
 
 def _effect(ids: np.ndarray) -> np.ndarray:
-    """About normal, standard deviation 0.5, the same for the same id."""
+    """Roughly normal, standard deviation 0.5, a function of the id."""
     parts = [hash_integers(ids, seed) * 2.0**-64 for seed in (20, 21, 22)]
     return np.sum(parts, axis=0) - 1.5

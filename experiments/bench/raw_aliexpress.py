@@ -133,7 +133,7 @@ def _block(
     items: BinaryIO,
     country: str,
 ) -> int:
-    """Appends searches to both files; the number of their exposures."""
+    """Appends searches to both files; returns the number of their exposures."""
     frame = _columns(rng, USER_COLUMNS[1:], len(ids))
     frame.insert_column(0, pl.Series(USER_COLUMNS[0], ids))
     frame.write_csv(users, include_header=False)

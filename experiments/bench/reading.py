@@ -46,7 +46,7 @@ class Options:
     """Options of the benchmark.
 
     Args:
-        work: a folder for the generated files; what is there is used again.
+        work: a folder for the generated files; existing ones are used again.
         output: the folder of reading.csv and reading.md.
         rows: train rows of the two AliExpress datasets.
     """
@@ -87,7 +87,7 @@ def _drop(folder: Path) -> None:
 
 
 def make_cache(folder: Path) -> dict[str, float]:
-    """The cache of the train rows, from Parquet."""
+    """Makes the cache of the train rows from Parquet."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
     started = time.perf_counter()
     count = len(Prepared(folder).load("train"))

@@ -32,7 +32,7 @@ from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.tables import to_markdown, write_csv
 from pwiser_jax.training.devices.several import MOST_STEPS
 
-# The models that PyTorch's side has, too.
+# The models that have a PyTorch form.
 MODELS = tuple(name for name, cls in ALL_MODELS.items() if cls in BODIES)
 DIMS = (16, 128)
 IDS = (30_000, 300_000, 3_000_000)
@@ -66,13 +66,13 @@ class Options:
     """Options of the benchmark.
 
     Args:
-        work: a folder for single measurements; those there are not made again.
+        work: a folder for single measurements; existing ones are used again.
         output: path of the results, without a suffix.
         large_models: the models of the part "tables", the longest.
         dims: widths of an embedded field in the parts "tables" and "ids".
         parts: which of the parts, in this order: models, large_batches and runs (both
             on an accelerator alone), tables, ids, losses, switches.
-        rounds: how often everything is measured.
+        rounds: number of measurements of each cell.
     """
 
     work: Path
@@ -84,12 +84,12 @@ class Options:
 
 
 def in_torch(cell: Cell) -> list[Cell]:
-    """With each allocator of the host; an accelerator has one of its own."""
+    """With each allocator of the host; an accelerator has its own."""
     names = ("usual",) if on_accelerator() else ALLOCATORS
     return [replace(cell, engine="torch", allocator=name) for name in names]
 
 
-# A part is groups of cells by name, the cells of a group being compared, and a table.
+# A part has groups of cells, by name, and a table. The cells of a group are compared.
 
 
 def model_groups(batch: int = 2048) -> Iterator[tuple[str, list[Cell]]]:
@@ -124,7 +124,7 @@ def models_table(of: dict[str, Group], batch: int = 2048) -> pl.DataFrame:
 
 
 def large_batch_groups() -> Iterator[tuple[str, list[Cell]]]:
-    """The paper's 2,048 rows are few for an accelerator."""
+    """The paper's 2,048 rows do not fill an accelerator."""
     return model_groups(LARGE_BATCH)
 
 
@@ -133,7 +133,7 @@ def large_batches_table(of: dict[str, Group]) -> pl.DataFrame:
 
 
 def run_groups() -> Iterator[tuple[str, list[Cell]]]:
-    """Many runs as one program: of use where one does not fill the device."""
+    """Several runs as one program, which helps where one does not fill the device."""
     for model, steps in product(("shared_bottom", "mmoe"), (1, SEVERAL)):
         cells = [Cell(model=model, runs=n, steps=steps) for n in (1, RUNS)]
         yield f"{model}, runs, {steps} in a call", cells
@@ -333,7 +333,9 @@ OF_PARTS = {
         id_groups, "SharedBottom by number of ids (Ali-CCP's fields)", ids_table
     ),
     "losses": Part(loss_groups, "PWiseR's own time", losses_table),
-    "switches": Part(switch_groups, "AliExpress: what each idea saves", switches_table),
+    "switches": Part(
+        switch_groups, "AliExpress: what each optimisation saves", switches_table
+    ),
 }
 
 
@@ -388,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         for group, cells in groups.items():
             of.make(group, cells)
-        # Part by part: what is measured is there to be read.
+        # Written after each part, so that finished parts can be read.
         table = to_markdown(part.table(of.groups)).rstrip()
         sections.append(f"## {part.title}\n\n{table}")
         write_csv(pl.DataFrame(of.rows()), options.output.with_suffix(".csv"))

@@ -30,7 +30,7 @@ ALIEXPRESS = (11, 4, 7, 2, 33, 7, 50, 8, 8, 2, 2, 2, 2, 2, 2, 2)
 ALICCP = (238_635, 98, 14, 3, 8, 4, 4, 3, 5, 467_298, 6_929, 263_942, 106_399)
 ALICCP += (5_888, 104_830, 51_878, 37_148, 4)
 NUMERICAL = {"aliexpress": 63, "aliccp": 0}
-# Fields with fewer ids stay as they are when the number of ids is varied.
+# Fields with fewer ids keep their size when the number of ids is varied.
 FEW = 1000
 CLICKS, CONVERSIONS = 0.04, 0.1  # a conversion is one of the clicks
 
@@ -91,7 +91,7 @@ class Cell:
 
     @property
     def memory(self) -> int:
-        """Bytes that a process of it may hold: tables, gradients, moments, the rest."""
+        """Bytes that its process may use: tables, gradients, moments, the rest."""
         tables = 2 if self.model == "single_task" else 1
         rows = sum(field.rows for field in self.schema().categorical)
         return 16 * rows * self.dim * tables * self.runs + 2**30

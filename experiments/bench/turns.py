@@ -23,13 +23,15 @@ from experiments.bench.training_cell import Cell, compiled, prepared
 from experiments.lib.measure import KEEP_MEMORY, on_accelerator
 
 ALLOCATORS = {"usual": {}, "keep": KEEP_MEMORY}
-MOST_MEMORY = 0.6  # of the machine's, for the cells of one group
+MOST_MEMORY = 0.6  # share of the machine's, for the cells of a group
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a step, round by round (none where the process died, as it does for
-    want of memory), and the operations and bytes in a step, where they are known."""
+    """Seconds of a step by round, and the operations and bytes in a step, if known.
+
+    No seconds: the process died, usually out of memory.
+    """
 
     seconds: list[float]
     flops: float | None = None
@@ -37,15 +39,15 @@ class Measured:
 
 
 class Group(dict[Cell, Measured]):
-    """What was measured of cells that are compared."""
+    """The measurements of cells that are compared."""
 
     def best(self, *cells: Cell) -> Cell | None:
-        """The fastest of them."""
+        """The fastest of these cells."""
         there = [cell for cell in cells if cell in self and self[cell].seconds]
         return min(there, key=lambda cell: median(self[cell].seconds), default=None)
 
     def seconds(self, *cells: Cell) -> float | None:
-        """The median of the fastest of them."""
+        """The median seconds of the fastest of these cells."""
         best = self.best(*cells)
         return median(self[best].seconds) if best else None
 
@@ -80,7 +82,7 @@ class Measurements:
             )
 
     def make(self, name: str, cells: Sequence[Cell]) -> None:
-        """Measures a group, if it is not there."""
+        """Measures a group unless it is measured already."""
         if set(cells) <= self.groups.get(name, Group()).keys():
             return
         group = self.groups[name] = Group()
@@ -109,7 +111,7 @@ class Measurements:
 
 
 def chunks(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Cells in their order, so many at a time as memory holds."""
+    """Splits the cells, in order, into chunks that fit into memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MOST_MEMORY
     chunk: list[Cell] = []
     for cell in cells:
@@ -135,7 +137,7 @@ def in_turns(cells: Sequence[Cell], rounds: int) -> dict[Cell, Measured]:
                 if seconds is not None:
                     times[cell].append(seconds)
     return {
-        # A cell that has died has no time, whatever it showed before.
+        # A cell that died has no time, even if some rounds succeeded.
         cell: Measured(times[cell] if len(times[cell]) == rounds else [], **work)
         for cell, (_, work) in measurers.items()
     }
@@ -158,7 +160,7 @@ def of_here(cells: Sequence[Cell]) -> dict[Cell, Measurer]:
             measurers[cell] = prepared(
                 cell, *([programs[cell]] if cell in programs else [])
             )
-        except RuntimeError:  # for want of memory
+        except RuntimeError:  # out of memory
             measurers[cell] = lambda: None, {}
     return measurers
 

@@ -87,7 +87,7 @@ def coverage(
             drawn = bootstrap_auc_difference(labels, a, b, group, draws=draws)
             note("AUC difference, bootstrap by group", drawn, auc_a - auc_b)
         for runs in (5, 20):
-            # Differences over seeds are small and of one kind: normal to a first look.
+            # Differences over seeds are approximately normal.
             seeds = mean_interval(rng.normal(0.001, 0.002, runs))
             note(f"mean over {runs} seeds, t", seeds, 0.001)
     return {name: float(np.mean(held)) for name, held in hits.items()}

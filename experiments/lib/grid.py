@@ -72,7 +72,7 @@ MIN_CONVERSIONS = {"bce_conversion_aware": 8, "conversion_aware": 8}
 
 
 MEASURES = dict.fromkeys(("auc", "log_loss"), pl.Float64) | {"reason": pl.String}
-WAIT = 1.0  # seconds between two looks at a lock
+WAIT = 1.0  # seconds between attempts to take a lock
 
 Tag = str | int | float
 
@@ -247,7 +247,7 @@ def _sweeps(
         if folder not in resumed:
             groups.setdefault(sweep_key(configs[folder]), []).append(folder)
     for folders in groups.values():
-        # Sweeps of equal size, not full ones and a rest.
+        # Sweeps of equal size, not full ones and a remainder.
         count = -(-len(folders) // most_runs(configs[folders[0]], schema))
         ends = [len(folders) * i // count for i in range(count + 1)]
         sweeps += [folders[start:end] for start, end in pairwise(ends)]
@@ -281,7 +281,7 @@ class _Bar(Progress):
         self.reset(self._steps, description=self._name, visible=True)
 
     def done(self, runs: int) -> None:
-        """Ends a sweep of so many runs."""
+        """Counts the runs of a finished sweep."""
         self.update(self._runs, advance=runs)
 
     def epoch(self, epoch: int, steps: int, done: int) -> None:

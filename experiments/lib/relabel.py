@@ -24,8 +24,8 @@ Change = Callable[[np.ndarray], np.ndarray]
 def accidental_clicks(folder: Path, output: Path, share: float, seed: int = 0) -> None:
     """Adds clicks at random, in train only, to rows without a click.
 
-    Such rows are equally likely, and none converts. Features do not change, nor do
-    those that were counted from clicks; valid and test stay clean.
+    Such rows are equally likely, and none converts. Features do not change,
+    those counted from clicks included; valid and test stay clean.
 
     Args:
         folder: a prepared folder.

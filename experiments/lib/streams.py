@@ -40,7 +40,7 @@ min_count: 2
 def prepare_shift(output: Path, rows: int, seed: int = 0) -> None:
     """The funnel's 14 days with other rates from SHIFT_DAY on, encoded by days 0 to 2.
 
-    Exposures, users and items go on as they are; clicks fall from 20% to 12% of
+    Exposures, users and items do not change; clicks fall from 20% to 12% of
     exposures, conversions rise from 10% to 20% of clicks.
     """
     options = {

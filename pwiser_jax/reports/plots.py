@@ -27,11 +27,11 @@ BLACK, GREY = "#000000", "#767676"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]  # one more than colours: no pair twice
 ORANGE = PALETTE[4]
-# One colour means one loss in every plot; a loss that is not here is black.
+# One colour means one loss in every plot; other losses are black.
 COLOURS = {"bce": GREY, "pwiser tuned": "#882255", "bce tuned": "#332288"} | dict(
     zip(("pwiser", "ladder", "ranknet", "jrc", "logit", "focal"), PALETTE, strict=True)
 )
-# How losses are written in legends and axes; others by their own names.
+# Losses in legends and axes; others are shown by name.
 TITLES = {"bce": "BCE", "pwiser": "PWiseR"} | {
     "bce tuned": "tuned BCE",
     "pwiser tuned": "tuned PWiseR",
@@ -115,7 +115,7 @@ def differences(
         panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
         if limits is not None:
             panel.set_xlim(*limits)
-        # The zero line is the only vertical that means something.
+        # The zero line is the only meaningful vertical.
         panel.spines["left"].set_visible(False)
     axes[0].set_yticks(range(len(places)), ["\n".join(map(str, k)) for k in places])
     axes[0].set_ylim(len(places) - 0.5, -0.5)
@@ -209,7 +209,7 @@ def interval_lines(
             panel.axhline(0, color=BLACK, linewidth=1)
         for k, (line, look) in enumerate(looks.items()):
             rows = table.filter(panel=name, line=line).sort("x")
-            # A little aside, that intervals of two lines do not hide each other.
+            # Shifted, so that the intervals of two lines do not overlap.
             at = rows["x"].to_numpy() + (k - (len(lines) - 1) / 2) * 0.012 * span
             panel.plot(at, rows["value"], markersize=5, **look)
             panel.vlines(at, rows["low"], rows["high"], color=look["color"], lw=1.5)
@@ -349,7 +349,7 @@ def _curve(axes: Axes, rows: pl.DataFrame, x: str, look: dict[str, Any]) -> None
         .filter(pl.col("seed") == rows["seed"].n_unique())
         .sort(x)
     )
-    # A single evaluation is a point: a line of one point cannot be seen.
+    # A line of a single point is invisible: draw a marker.
     marker = "o" if len(mean) == 1 else None
     axes.plot(mean[x], mean["auc"], linewidth=2.4, marker=marker, **look)
 
@@ -371,7 +371,7 @@ def score_distributions(
     """
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     axes = figure.subplots(1, len(scores), squeeze=False, sharex=True, sharey=True)[0]
-    # By level: the few conversions are no tail of all the rows.
+    # Quantiles by level, so that the few conversions are not cut off.
     ends = [
         np.quantile(z[level == k], [0.001, 0.999])
         for z, k in product(scores.values(), np.unique(level))
@@ -394,7 +394,7 @@ def score_distributions(
         panel.set_title(_title(name))
         panel.set_xlabel(f"{task.upper()} score (logit)")
         panel.locator_params(axis="x", nbins=6)
-    # Once all are drawn: a limit ends the scaling of the axes that the panels share.
+    # After all are drawn: setting a limit ends the autoscaling of shared axes.
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("density")
     labels = [

@@ -46,10 +46,10 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "seeds": pl.String,
     "reason": pl.String,
 }
-# How numbers are written, by the unit in the brackets of a column's name.
+# Formats of numbers by the unit in the brackets of a column's name.
 UNITS = {"ms": ",.1f", "µs": ",.1f", "KiB": ",.0f", "%": ".1%"}
 DIGITS = ".4f"  # of any other number
-# What a narrow terminal leaves out, in this order.
+# Columns that a narrow terminal leaves out, in this order.
 SPARE = ("Runs", "SD")
 TESTS: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(CELL, pl.String),
@@ -99,7 +99,7 @@ def significance(
     metric: str = "auc",
     difference: float = 0.001,
 ) -> pl.DataFrame:
-    """Is the difference to the baseline more than chance? Tests of every cell.
+    """Tests of every cell's difference to the baseline.
 
     Args:
         results, baseline, metric: as in `summary`.

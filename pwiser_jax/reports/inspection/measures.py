@@ -58,7 +58,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Drift:
-    """Label rates of train along the file, in bins of as good as equal size.
+    """Label rates of train along the file, in bins of almost equal size.
 
     Args:
         ends: int64[bins + 1], the rows where bins begin and end.
@@ -69,7 +69,7 @@ class Drift:
     rates: Mapping[str, np.ndarray]
 
     def band(self, label: str) -> tuple[float, float]:
-        """Where 95% of the bins of a shuffled file lie (normal approximation)."""
+        """The range of 95% of a shuffled file's bins (normal approximation)."""
         sizes = np.diff(self.ends)
         rate = float(np.average(self.rates[label], weights=sizes))
         spread = 1.96 * np.sqrt(rate * (1 - rate) / sizes.mean())
@@ -78,7 +78,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All of it.
+    """What `inspect` shows of a prepared folder.
 
     Args:
         dataset: its name.
@@ -179,7 +179,7 @@ def _batches(counts: np.ndarray, total: int, positives: int, size: int) -> Batch
     in_order = np.bincount(counts, minlength=1)
     size = min(size, total)
     law = (total, positives, size)
-    # As far as either reaches; the last entry holds the tail.
+    # Up to the largest count of either; the last entry holds the tail.
     last = max(len(in_order) - 1, int(stats.hypergeom.ppf(0.9999, *law)))
     in_order = np.pad(in_order, (0, last + 1 - len(in_order)))
     shuffled = stats.hypergeom.pmf(np.arange(last + 1), *law)
@@ -223,7 +223,7 @@ def _shares(prepared: Prepared, name: str, split: Split) -> Iterator[dict[str, A
     sums = _sums(_scan(prepared, name), separate)
     table = prepared.manifest.common
     if table is not None:
-        # A line counts as often as rows have it.
+        # Each common line counts once per row that uses it.
         times = np.zeros(table.rows, np.int64)
         for frame in frames_of(_scan(prepared, name).select(COMMON), CHUNK):
             times += np.bincount(frame[COMMON].to_numpy(), minlength=table.rows)

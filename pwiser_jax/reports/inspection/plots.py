@@ -19,7 +19,7 @@ HATCHES = ("", "///", "...")
 
 
 def pictures(inspection: Inspection) -> dict[str, Figure]:
-    """By file name: what the folder holds, a picture a question."""
+    """The pictures of a folder, by file name."""
     figures = {
         "splits": splits(inspection),
         "sizes": sizes(inspection.fields),
