@@ -51,7 +51,7 @@ def accidental_clicks(folder: Path, output: Path, share: float, seed: int = 0) -
         return changed
 
     note = {"accidental_clicks": share, "accidental_clicks_seed": seed}
-    _relabelled(folder, output, ("train",), change, note)
+    relabelled(folder, output, ("train",), change, note)
 
 
 def shuffled_conversions(folder: Path, output: Path, seed: int = 0) -> None:
@@ -69,16 +69,17 @@ def shuffled_conversions(folder: Path, output: Path, seed: int = 0) -> None:
         return changed
 
     splits = ("train", "valid", "test")
-    _relabelled(folder, output, splits, change, {"shuffled_conversions": seed})
+    relabelled(folder, output, splits, change, {"shuffled_conversions": seed})
 
 
-def _relabelled(
+def relabelled(
     folder: Path,
     output: Path,
     splits: Sequence[str],
     change: Change,
     note: dict[str, float],
 ) -> None:
+    """Copies a prepared folder, with changed labels in some of its splits."""
     if (output / FILE).is_file():
         return
     manifest = read_manifest(folder)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from experiments import all as experiments
 from experiments.bench.make_raw import main as make_raw
 from experiments.lib import grid as grids
+from experiments.lib.relabel import relabelled
 from pwiser_jax.atomic import locked
 from pwiser_jax.data.aliccp.prepare import prepare_aliccp
 from pwiser_jax.data.datasets.aliexpress import prepare_aliexpress
@@ -281,16 +282,11 @@ def test_a_measure_that_does_not_exist_is_shown_with_its_reason(
 ) -> None:
     """Every click of test converts, or none: there is no CVR to rank."""
     folder = tmp_path / "prepared"
-    shutil.copytree(data, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in manifest["splits"]["test"]["files"]:
-        rows = pl.read_parquet(folder / name)
-        rows = rows.with_columns((pl.col("click") * share).alias("conversion"))
-        rows.write_parquet(folder / name)
-    labels = manifest["splits"]["test"]["labels"]
-    labels["conversion"] = labels["click"] * share
-    (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True))
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+
+    def change(labels: np.ndarray) -> np.ndarray:
+        return np.stack([labels[:, 0], share * labels[:, 0]], axis=1)
+
+    relabelled(data, folder, ("test",), change, {})
     command = arguments(folder, tmp_path, "paper_table", "--seeds=2", *options)
     assert experiments.main(command) == 0
     results = pl.read_parquet(tmp_path / "out" / "results" / "paper_table.parquet")
