@@ -19,7 +19,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from pwiser_jax.errors import UserError
+from pwiser_jax.errors import UserError, first_line
 from pwiser_jax.options import Parser
 from pwiser_jax.version import __version__
 
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return command.run(chosen)
     except UserError as error:
         print(f"pwiser: error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"pwiser: error: not enough memory: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pwiser: interrupted", file=sys.stderr)

@@ -126,8 +126,8 @@ def prepare_aliccp(
     check_share(max_unmatched)
     check_fractions({"valid": valid_fraction})
     for option, value in {"--min-count": min_count, "--max-values": max_values}.items():
-        if value < 1:
-            raise UserError(f"{option} is {value}; expected 1 or more")
+        if not 1 <= value < 2**31:
+            raise UserError(f"{option} is {value}; expected 1 to {2**31 - 1}")
     files = {
         (kind, half): find_source(source, kind, half)
         for kind in ("common_features", "sample_skeleton")

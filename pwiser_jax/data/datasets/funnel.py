@@ -25,6 +25,7 @@ SESSION_ROWS = 10
 POSITIONS = 30
 DAYS = 14
 MISSING = 0.02
+LIMIT = 2**31
 CLICK_SPREAD = 1.2
 CONVERSION_SPREAD = 1.4
 
@@ -65,6 +66,8 @@ def funnel(
     Between click and the last label, what counts for a rung changes step by step from
     what makes a click to what makes a conversion.
     """
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; expected 0 or more")
     _check(rows, users, items, labels, click_rate, conversion_rate, click_noise)
     rng = np.random.default_rng(seed)
     columns, logits = _exposures(rng, rows, users, items)
@@ -111,8 +114,8 @@ def _check(
     click_noise: float,
 ) -> None:
     for name, count in {"rows": rows, "users": users, "items": items}.items():
-        if count < 1:
-            raise UserError(f"--{name} is {count}; expected 1 or more")
+        if not 1 <= count < LIMIT:
+            raise UserError(f"--{name} is {count}; expected 1 to {LIMIT - 1}")
     if labels not in LADDERS:
         raise UserError(f"--labels is {labels}; expected 2 to {max(LADDERS)}")
     rates = {"click_rate": click_rate, "conversion_rate": conversion_rate}

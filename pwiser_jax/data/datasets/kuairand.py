@@ -126,6 +126,8 @@ def prepare_kuairand(
     """
     check_output(output, overwrite=overwrite)
     check_share(max_unmatched)
+    if not 1 <= min_count < 2**31:
+        raise UserError(f"--min-count is {min_count}; expected 1 to {2**31 - 1}")
     train_end = _day("--train-until", train_until)
     valid_end = _day("--valid-until", valid_until)
     raw = _read(source, max_unmatched)

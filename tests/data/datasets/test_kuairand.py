@@ -484,3 +484,9 @@ def test_features_that_match_nothing_are_refused(tmp_path, name, key):
     ):
         prepare(files, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+@pytest.mark.parametrize("min_count", [0, -1, 10**20])
+def test_a_count_out_of_range_is_refused(tmp_path: Path, min_count: int) -> None:
+    with pytest.raises(UserError, match=rf"--min-count is {min_count}; expected 1 to"):
+        prepare_kuairand(tmp_path, tmp_path / "out", min_count=min_count)

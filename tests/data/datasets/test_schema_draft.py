@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pwiser_jax.cli import main
+from pwiser_jax.data.datasets import schema_draft
 from pwiser_jax.data.datasets.schema_draft import write_schema
 from pwiser_jax.data.datasets.table import prepare_table
 from pwiser_jax.errors import UserError
@@ -90,3 +91,15 @@ def test_the_command_writes_a_schema_that_prepare_reads(
     assert "exists already" in capsys.readouterr().err
     assert main(["schema", str(tmp_path / "none.csv"), "--output=s.yaml"]) == 2
     assert "none.csv: no such file" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_said_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*paths: Path) -> None:
+        raise MemoryError("Unable to allocate 728. TiB")
+
+    monkeypatch.setattr(schema_draft, "write_schema", fail)
+    assert main(["schema", "a.csv", "--output=b.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error == "pwiser: error: not enough memory: Unable to allocate 728. TiB\n"

@@ -147,8 +147,10 @@ def test_noise_is_its_share_of_the_clicks(share: float):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rows": 0}, "--rows is 0; expected 1 or more"),
-        ({"items": -1}, "--items is -1; expected 1 or more"),
+        ({"rows": 0}, "--rows is 0; expected 1 to 2147483647"),
+        ({"items": -1}, "--items is -1; expected 1 to 2147483647"),
+        ({"users": 10**14}, "--users is 100000000000000; expected 1 to 2147483647"),
+        ({"seed": -1}, "--seed is -1; expected 0 or more"),
         ({"click_rate": 0.0}, "--click-rate is 0.0; expected a share"),
         ({"conversion_rate": 1.5}, "--conversion-rate is 1.5; expected a share"),
         ({"click_noise": 1.0}, "--click-noise is 1.0; expected 0 or more"),
