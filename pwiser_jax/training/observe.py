@@ -4,10 +4,15 @@ norm/gradient, norm/update    Euclidean norm over all parameters: of the gradien
                               before clipping and L2, and of the parameters' change
 pairs/HEAD/HI>LO              pairs of a term in the batch, its bank included
 active/HEAD/HI>LO             pairs with a cost above 0
+groups/conversions_paired     share of conversions with a lower row of their group in
+                              the batch; null in a batch without conversions
 gate/entropy/GATE             mean over rows of -sum_e w_e ln w_e, in nats: 0 for one
                               expert a row, ln E for equal weights
 gate/dead/GATE                experts whose weight, averaged over rows, is below
                               1/100 of an equal share, 1 / (100 E)
+
+Pairs are counted for `ranking: pwiser` without `segments: group`. With groups the share
+of paired conversions is logged instead, for every ranking.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,10 +39,13 @@ def when(due: jax.Array, diagnostics: Callable[[], Diagnostics]) -> Diagnostics:
     return jax.lax.cond(due, diagnostics, zeros)
 
 
-def norms(gradient: Any, update: Any) -> Diagnostics:
+def norms(
+    gradient: Any, directions: Any, learning_rate: jax.Array | float
+) -> Diagnostics:
+    """Norms of the gradient and of the update, learning_rate * directions."""
     return {
         "norm/gradient": optax.tree.norm(gradient),
-        "norm/update": optax.tree.norm(update),
+        "norm/update": learning_rate * optax.tree.norm(directions),
     }
 
 

@@ -55,13 +55,9 @@ class Rates(NamedTuple):
         return self.learning_rate * rate
 
 
-def adam(learning_rate: Number, l2: Number) -> optax.GradientTransformation:
-    """Adam whose L2 is added to the gradient before the moments, as in PyTorch."""
-    return optax.chain(
-        optax.add_decayed_weights(l2),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+def adam_directions(l2: Number) -> optax.GradientTransformation:
+    """Adam before the learning rate; L2 is added to the gradient, as in PyTorch."""
+    return optax.chain(optax.add_decayed_weights(l2), optax.scale_by_adam())
 
 
 class TableState(NamedTuple):
@@ -102,9 +98,9 @@ class Optimizer:
     def init(self, params: Params) -> Any:
         rows = of_rows(self.embedding)
         if rows is None:
-            return adam(0.0, 0.0).init(params)
+            return adam_directions(0.0).init(params)
         tables = {name: rows.init(table) for name, table in tables_of(params).items()}
-        return TableState(adam(0.0, 0.0).init(others_of(params)), tables)
+        return TableState(adam_directions(0.0).init(others_of(params)), tables)
 
     def narrow(
         self,
@@ -128,7 +124,9 @@ class Optimizer:
         step: jax.Array,
         rates: Rates,
     ) -> tuple[Params, Any, Params]:
-        """The parameters and the state after a step, and the updates that were added.
+        """The parameters and the state after a step, and the directions of the step.
+
+        A direction is a parameter's change over minus the learning rate.
 
         Args:
             grads: of the parameters that `narrow` returned, the mean over devices.
@@ -144,17 +142,21 @@ class Optimizer:
             clip: Any = optax.clip_by_global_norm(limit)
             grads, _ = clip.update(grads, clip.init(grads))
         learning_rate = rates.at(step)
-        updates: Any
-        dense, sparse = adam(learning_rate, rates.l2), of_rows(self.embedding)
+        dense, sparse = adam_directions(rates.l2), of_rows(self.embedding)
+
+        def descend(params: Params, directions: Any) -> Any:
+            updates = jax.tree.map(lambda d: -learning_rate * d, directions)
+            return optax.apply_updates(params, updates)
+
+        directions: Any
         if sparse is None:
-            updates, state = dense.update(grads, state, params)
-            new: Any = optax.apply_updates(params, updates)
-            return new, state, updates
+            directions, state = dense.update(grads, state, params)
+            return descend(params, directions), state, directions
         others = others_of(params)
-        updates, dense_state = dense.update(others_of(grads), state.others, others)
-        new = optax.apply_updates(others, updates)
+        directions, dense_state = dense.update(others_of(grads), state.others, others)
+        new = descend(others, directions)
         if rows is None:
-            return new, TableState(dense_state, state.tables), updates
+            return new, TableState(dense_state, state.tables), directions
         row_grads, tables, states, moved = tables_of(grads), {}, {}, {}
         for name, table in tables_of(params).items():
             tables[name], states[name], moved[name] = update_rows(
@@ -170,14 +172,14 @@ class Optimizer:
         return (
             with_tables(new, tables),
             TableState(dense_state, states),
-            with_tables(updates, moved),
+            with_tables(directions, moved),
         )
 
-    def gather_updates(self, updates: Params, axis_name: str | None) -> Params:
-        """The updates of all devices: those of sharded tables are summed."""
+    def gather_directions(self, directions: Params, axis_name: str | None) -> Params:
+        """The directions of all devices: those of sharded tables are summed."""
         if not self.sharded:
-            return updates
-        return with_tables(updates, jax.lax.psum(tables_of(updates), axis_name))
+            return directions
+        return with_tables(directions, jax.lax.psum(tables_of(directions), axis_name))
 
 
 def narrowed(

@@ -166,7 +166,7 @@ def update_rows(
     learning_rate: jax.Array | float,
     l2: jax.Array | float,
 ) -> tuple[jax.Array, Any, jax.Array]:
-    """The table and its optimizer state after a step, and the updates of the rows.
+    """The table and its optimizer state after a step, and the rows' directions.
 
     Args:
         distinct_rows: the batch's rows.
@@ -189,5 +189,5 @@ def update_rows(
     return (
         distinct_rows.write(table, rows + updates),
         state,
-        jnp.where(written, updates, 0),
+        jnp.where(written, scaled, 0),
     )

@@ -236,7 +236,7 @@ def train_step(
         hyper.total_steps,
         hyper.clip_norm,
     )
-    new_params, optimizer_state, updates = optimizer.update(
+    new_params, optimizer_state, directions = optimizer.update(
         grads, state.optimizer, state.params, rows, step=state.step, rates=rates
     )
     new_state = TrainState(
@@ -248,8 +248,11 @@ def train_step(
     )
 
     def diagnostics() -> observe.Diagnostics:
+        # Only the steps that log read the directions. The updates themselves would be
+        # a second copy of the parameters that every step writes.
+        steps = optimizer.gather_directions(directions, axis_name)
         return {
-            **observe.norms(grads, optimizer.gather_updates(updates, axis_name)),
+            **observe.norms(grads, steps, rates.at(state.step)),
             **spec.objective.pair_counts(
                 logits, batch, weights, banks=state.banks, axis_name=axis_name
             ),

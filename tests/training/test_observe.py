@@ -66,7 +66,7 @@ def test_devices_observe_the_whole_batch() -> None:
 
 def test_nothing_is_observed_on_other_steps() -> None:
     def step(number: Any) -> Any:
-        return observe.when(number % 3 == 0, lambda: observe.norms([number], {}))
+        return observe.when(number % 3 == 0, lambda: observe.norms([number], {}, 1.0))
 
     program = jax.jit(step)
     norms = [float(program(jnp.float32(n))["norm/gradient"]) for n in range(7)]
