@@ -1,8 +1,8 @@
-"""Many processes, on one host or on many: how they join, agree and end.
+"""Several processes, on one or many hosts: start, messages and exit.
 
-Each process runs the same program on its own devices. jax's distributed runtime joins
-them; messages outside of a step are collectives of `multihost_utils`, which all
-processes call in the same order. A single process agrees with itself at no cost.
+Each process runs the same program on its devices. jax's distributed runtime connects
+them. Messages outside a step are collectives of `multihost_utils`, which all processes
+call in the same order; a single process skips them.
 """
 
 import ctypes
@@ -25,9 +25,9 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.training.devices.signals import Interrupted
 
 CONNECT_SECONDS = 120
-# jax ends a process that has not heard from another for so long.
+# jax ends all processes when one has sent no heartbeat for this long.
 HEARTBEAT_SECONDS = 60
-# Process 0 has jax's coordinator: on an error it waits, for others to say theirs first.
+# Process 0 runs jax's coordinator: on an error it waits for the others' messages.
 REASON_SECONDS = 3.0
 # Large arrays are broadcast in pieces of this size.
 PIECE_BYTES = 64 * 2**20
@@ -125,7 +125,7 @@ _ending = threading.Lock()
 
 def _end(sentence: str, code: int) -> NoReturn:
     """Ends this process without the barrier that jax would wait at."""
-    _ending.acquire()  # for good: of two threads only the first has a sentence
+    _ending.acquire()  # never released: only the first of two threads prints
     print(f"pwiser: error: {sentence}", file=sys.stderr, flush=True)
     if first():
         time.sleep(REASON_SECONDS)
@@ -133,7 +133,7 @@ def _end(sentence: str, code: int) -> NoReturn:
 
 
 def from_first(tree: Any) -> Any:
-    """A tree of JSON's types from process 0; all processes call it."""
+    """Broadcasts a tree of JSON types from process 0; all processes call it."""
     if count() == 1:
         return tree
     send = multihost_utils.broadcast_one_to_all
@@ -145,9 +145,9 @@ def from_first(tree: Any) -> Any:
 
 
 def state_from_first(state: Any) -> Any:
-    """The arrays of process 0; those of the others give their shapes.
+    """Broadcasts the arrays of process 0; other processes pass arrays of equal shapes.
 
-    Large arrays come in pieces: each device holds a whole piece for a moment.
+    Large arrays are sent in pieces: each device holds a whole piece for a moment.
     """
     if count() == 1:
         return state

@@ -1,9 +1,9 @@
-"""A run on all devices, by `jax.pmap`: its programs, and what they take.
+"""Programs of a run on all devices, by `jax.pmap`, and their arguments.
 
 The state is replicated without a device axis (`in_axes=None`), except for large tables
 that are sharded (see `shards`); a batch is split evenly over the devices. With several
 processes the mapped axis spans the devices of all of them, and each process passes its
-own share of the batch.
+share of the batch.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ def device_count() -> int:
     return jax.local_device_count()
 
 
-# Programs are kept by what they were compiled for, so that a second run of the same
-# shapes in one process (other seed, lambda or margins) compiles nothing.
+# Programs are cached by their static spec: a second run of the same shapes in one
+# process (another seed, lambda or margins) does not recompile.
 
 
 @functools.lru_cache(maxsize=16)
@@ -110,8 +110,7 @@ def per_device_program(function: Any, in_axes: Any) -> Any:
 
 
 def drawn_on_host() -> Any:
-    """A context in which the host computes, if jax has it as a device: for what no
-    other device may be able to hold whole."""
+    """Computes on the host, if jax has it as a device: for tables too large elsewhere."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -119,7 +118,7 @@ def drawn_on_host() -> Any:
 
 
 def free_bytes() -> int:
-    """Free memory of the fullest local device; 0 where that is the host's own."""
+    """Smallest free memory of the local devices; 0 on a CPU."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if jax.default_backend() == "cpu" or not all(stats):
         return 0
@@ -134,7 +133,7 @@ def _largest_program() -> Any:
 
 
 def largest(value: int) -> Any:
-    """The largest of the processes' values, a scalar that may have to be waited for."""
+    """The largest value over processes, as a scalar that may still be computing."""
     if processes.count() == 1:
         return value
     return _largest_program()(np.full(device_count(), value, np.int32))
@@ -143,7 +142,7 @@ def largest(value: int) -> Any:
 def split_rows(tree: Any, devices: int) -> Any:
     """[B, ...] arrays -> [devices, B / devices, ...]; B is padded with zeros to fit.
 
-    A padded row is 0 everywhere, its `mask` too, so it counts for nothing.
+    A padded row is 0 everywhere; its mask is False.
     """
 
     def cut(array: Any) -> np.ndarray:

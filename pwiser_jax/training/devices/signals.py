@@ -31,15 +31,15 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Within the context, the first signal is only noted, in `received`.
+    """Within the context, the first signal only sets `received`.
 
-    A second one ends the program at once, as usual.
+    A second one ends the program at once.
 
     Args:
-        say: is called with a line for the user at the first signal.
+        say: called with a line for the user at the first signal.
     """
 
-    # The context that is active, and whether `answered` handles signals for it.
+    # The active context, and whether `answered` handles its signals.
     current: ClassVar["StopSignals | None"] = None
     answered: ClassVar[bool] = False
 
@@ -50,7 +50,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def note(self, signum: int) -> None:
-        """Notes a signal, and says so."""
+        """Records a signal and prints a line."""
         self.received = signum
         self._say(STOPPING)
 

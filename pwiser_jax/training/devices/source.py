@@ -1,6 +1,6 @@
-"""Where a step's rows come from: the mapped files, or the devices' own memory.
+"""Sources of batches: the mapped files, or rows resident in device memory.
 
-Both give the same batches, bit for bit, in the same form: a step cannot tell which.
+Both give the same batches, bit for bit.
 """
 
 import functools
@@ -23,7 +23,7 @@ from pwiser_jax.training.devices.programs import (
     stacked,
 )
 
-# What a split may take of the free memory of an accelerator: the rest is for tables,
+# Largest share of an accelerator's free memory for a split: the rest is for tables,
 # their moments and activations.
 SHARE = 0.25
 
@@ -32,16 +32,16 @@ Layout = tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
 
 
 class Source(Protocol):
-    """Makes the batches of a call, [devices, steps, B / devices, ...], zeros behind."""
+    """Gathers a call of batches, [devices, steps, B / devices, ...], zero-padded."""
 
     def __call__(self, selections: Sequence[Selection], steps: int) -> Batch: ...
 
 
 def source(rows: Rows, where: Literal["auto", "device", "files"]) -> Source:
-    """The rows of a split, from where the configuration says.
+    """The source of a split's batches.
 
-    "auto" is "device" where an accelerator has room. A CPU's devices have no memory of
-    their own: there the rows stay mapped, and are never all in memory.
+    "auto" is "device" where an accelerator has room. On a CPU the rows stay mapped, and
+    are never all in memory.
     """
     if where == "auto":
         free = free_bytes()
@@ -50,12 +50,12 @@ def source(rows: Rows, where: Literal["auto", "device", "files"]) -> Source:
 
 
 def size(rows: Rows) -> int:
-    """Bytes of what steps need of a split."""
+    """Bytes of the arrays that steps read from a split."""
     return sum(array.nbytes for array in jax.tree.leaves(_arrays(rows)))
 
 
 class Streamed:
-    """Rows gathered by the processor, from the mapped files."""
+    """Gathers rows on the host, from the mapped files."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
@@ -65,9 +65,9 @@ class Streamed:
 
 
 class Resident:
-    """Rows gathered by the devices, each of which holds the whole split.
+    """Gathers rows on the devices, each of which holds the whole split.
 
-    What rows share is stored once there too.
+    Inputs that rows share are stored once.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -81,7 +81,7 @@ class Resident:
             missing = len(each.rows) - len(each.indices)
             padded = np.pad(each.indices.astype(np.int32), (0, missing))
             real = np.arange(len(padded)) < len(each.indices)
-            # Rows of padding that even the devices out are no rows either.
+            # Rows that pad the batch to the number of devices are masked too.
             index.append(split_rows((padded, real), devices))
             places.append(split_rows(each.rows, devices))
         weight = np.float32(selections[0].conversion_weight)
@@ -117,7 +117,7 @@ def _layout(rows: Rows) -> Layout:
 
 @functools.lru_cache(maxsize=16)
 def _gather_program(layout: Layout) -> Any:
-    """What `data.batches.gather` and `Rows.take` do, on a device."""
+    """`data.batches.gather` and `Rows.take`, on a device."""
 
     def gathered(data: Any, index: Any, places: jax.Array, weight: jax.Array) -> Batch:
         at, real = index

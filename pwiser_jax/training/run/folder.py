@@ -1,4 +1,4 @@
-"""A run's folder: all that its numbers can be traced to.
+"""A run's folder: everything that its numbers depend on.
 
 config.yaml             the resolved configuration
 data/                   manifest.json and vocabulary.parquet of the prepared data
@@ -31,7 +31,7 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 DATA_FILES = ("manifest.json", "vocabulary.parquet")
 
-# Options that a run's numbers do not depend on.
+# Options that do not change a run's numbers.
 FREE = (
     ("data", "path"),
     ("data", "rows_from"),
@@ -45,12 +45,12 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def config_tree(config: Config) -> dict[str, Any]:
-    """The configuration in JSON's types."""
+    """The configuration as JSON types."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits that name a configuration without its `FREE` options."""
+    """A hash of a configuration without its `FREE` options: 12 hex digits."""
     tree = config_tree(config)
     for section, name in FREE:
         tree[section].pop(name)
@@ -76,7 +76,7 @@ def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None
                     "name another --output"
                 )
         return read_result(output).to_dict() if (output / RESULT).exists() else None
-    # The config comes last: a folder with data/ alone is a run cut short there.
+    # The config is written last, so a folder with only data/ is an interrupted start.
     begun = ("data", f".{CONFIG}.partial", LOCK)
     if os.path.lexists(output) and not (
         output.is_dir() and all(path.name in begun for path in output.iterdir())
@@ -87,7 +87,7 @@ def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None
 
 @contextmanager
 def opened(output: Path, config: Config, data: Path) -> Iterator[None]:
-    """Makes or reopens a run's folder, and holds its lock.
+    """Creates or reopens a run's folder, and holds its lock.
 
     Raises:
         UserError: as `check_run`; another process trains there; the folder cannot be
@@ -115,7 +115,7 @@ def make_run(output: Path, config: Config, data: Path) -> None:
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """An error of the system within the context becomes one sentence."""
+    """Turns an OSError within the context into a UserError."""
     try:
         yield
     except OSError as error:

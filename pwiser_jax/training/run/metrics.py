@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl and TensorBoard event files."""
+"""Writes a run's numbers to metrics.jsonl and TensorBoard event files."""
 
 import json
 import time
@@ -14,21 +14,20 @@ from pwiser_jax.atomic import write_whole
 from pwiser_jax.training.devices import processes
 
 TIMING = "timing"
-EVENTS: Any = event_pb2  # its classes are made when it is imported
+EVENTS: Any = event_pb2  # protobuf creates its classes at import
 
 
 class MetricsWriter:
     """Appends lines to metrics.jsonl and scalars to event files.
 
-    Lines of the kind "timing" depend on the machine; all other lines are the same for
-    every run of one configuration.
+    Lines of the kind "timing" depend on the machine; all other lines are equal for all
+    runs of one configuration.
 
-    A run that resumes at step `start` removes the lines after it, since it writes them
-    again: so the file ends up as that of an uninterrupted run. Of several processes the
-    first writes.
+    A run that resumes at step `start` first removes the lines after it and then writes
+    them again, so the file equals that of an uninterrupted run. Only process 0 writes.
 
-    Event files are written here and now, not by the thread of tensorboardX's
-    SummaryWriter: on a full disk that prints tracebacks of its own.
+    Events are written synchronously: the thread of tensorboardX's SummaryWriter prints
+    tracebacks on a full disk.
     """
 
     def __init__(self, run: Path, start: int) -> None:
@@ -42,7 +41,7 @@ class MetricsWriter:
         board = run / "tensorboard"
         board.mkdir(exist_ok=True)
         self._events = EventsWriter(str(board / "events"))
-        if start:  # TensorBoard drops what it has of later steps
+        if start:  # makes TensorBoard drop the events of later steps
             log = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
             self._events.write_event(EVENTS.Event(step=start + 1, session_log=log))
 
@@ -69,7 +68,7 @@ class MetricsWriter:
         self._events.flush()
 
     def close(self) -> None:
-        """Closes the files; what cannot be written any more is dropped."""
+        """Closes the files and ignores errors."""
         if not self._writes:
             return
         for file in (self._file, self._events):
@@ -80,7 +79,7 @@ class MetricsWriter:
 def read_metrics(
     run: Path, upto: int | None = None, *, timing: bool = False
 ) -> list[dict[str, Any]]:
-    """A run's lines of metrics.jsonl, to step `upto`, without a last line cut short.
+    """The lines of metrics.jsonl up to step `upto`, without a truncated last line.
 
     Lines of the kind "timing" are left out unless asked for.
     """

@@ -1,4 +1,4 @@
-"""What a person sees of a running training."""
+"""Progress of a training run on the terminal."""
 
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from rich.progress import (
 
 
 class Reporter(Protocol):
-    """Hears of a run's steps and of the lines worth reading."""
+    """Receives the steps, epochs and lines of a run."""
 
     def epoch(self, epoch: int, steps: int, done: int) -> None: ...
 
@@ -24,7 +24,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """Says nothing: for tests and for experiments that have a bar of their own."""
+    """Shows nothing."""
 
     def epoch(self, epoch: int, steps: int, done: int) -> None:
         pass
@@ -37,7 +37,7 @@ class Silent:
 
 
 class ProgressBar:
-    """A bar an epoch with loss and rows/s, on stderr; plain lines off a terminal."""
+    """One bar per epoch with loss and rows/s, on stderr; only lines if no terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)

@@ -1,14 +1,14 @@
-"""Which rows a run learns from, and which rows choose its epoch.
+"""Protocols: the rows that a run learns from, and those that choose its epoch.
 
 default    learns from train; the epoch is the one with the best mean AUC on valid. The
            test split is never opened in training.
-mtreclib   as MTReclib makes its published tables: no rows are held out, so it learns
-           from train and valid, and the epoch is the one with the best mean AUC on
-           test, patience 2. Its test AUCs are optimistic; compare them with tables
-           made in the same way and with nothing else.
+mtreclib   the protocol of MTReclib's published tables: it holds no rows out, so it
+           learns from train and valid, and the epoch is the one with the best mean AUC
+           on test, patience 2. Its test AUCs are optimistic: compare them only with
+           tables of the same protocol.
 
 MTReclib's sizes, optimizer (Adam with coupled L2) and patience are the defaults of a
-configuration; what differs from them is told.
+configuration; a run prints what differs from them.
 
 Reference: https://github.com/easezyc/Multitask-Recommendation-Library, main.py
 """
@@ -41,23 +41,23 @@ def rows_of(protocol: Protocol, prepared: Prepared) -> tuple[Rows, Rows]:
 
 
 def note(protocol: Protocol, split: str) -> str | None:
-    """What has to stand beside every figure of a split; None: nothing."""
+    """The caution that must accompany each figure of a split; None for no caution."""
     if protocol == "default":
         return None
     return TRAINED_ON if split in LEARNED[protocol] else OPTIMISTIC
 
 
 def label(config: Config) -> dict[str, Any]:
-    """What result.json says of the protocol; nothing of the default."""
+    """The entries of result.json about the protocol; none for the default one."""
     if config.protocol == "default":
         return {}
     return {"protocol": config.protocol, "note": OPTIMISTIC, "other": other(config)}
 
 
 def lines(config: Config) -> list[str]:
-    """What a run says of its protocol when it starts."""
-    found = label(config)
-    return [found["note"], *found["other"]] if found else []
+    """Lines about the protocol, printed at the start of a run."""
+    said = label(config)
+    return [said["note"], *said["other"]] if said else []
 
 
 def other(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is kept of a run while it trains: its metrics, early stopping and result."""
+"""Metrics, early stopping and result of a run."""
 
 import math
 from collections.abc import Mapping
@@ -49,16 +49,16 @@ class Progress:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Diagnostics for JSON: counts stay integers, what is not finite is None."""
+    """Diagnostics as JSON types: integers stay so, non-finite numbers become None."""
     items = ((name, np.asarray(value).item()) for name, value in sorted(values.items()))
     return {name: value if math.isfinite(value) else None for name, value in items}
 
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch that a run keeps, and its AUCs on the rows that chose it.
+    """The epoch with the best validation AUC, and its AUCs.
 
-    An AUC is None where those rows lack a class.
+    An AUC is None where the validation rows lack a class.
     """
 
     epoch: int
@@ -73,12 +73,12 @@ class TrainResult:
 
     Args:
         best: the epoch that was chosen.
-        steps: steps taken in all.
+        steps: number of training steps.
         stopped: "early" or "epochs".
         protocol: None for the default one.
-        note: what must stand beside figures of the protocol.
+        note: the caution that must accompany figures of the protocol.
         other: options that differ from the protocol's.
-        warning: what is wrong with the run, in a sentence.
+        warning: a sentence, if the run's probabilities are useless.
     """
 
     best: Best
@@ -90,7 +90,7 @@ class TrainResult:
     warning: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The tree of result.json; what is None is left out."""
+        """The tree of result.json, without None."""
         return {name: each for name, each in asdict(self).items() if each is not None}
 
     @classmethod
@@ -134,9 +134,9 @@ class Record:
     Args:
         config: of the run.
         schema: of the data.
-        metrics: where the lines go.
-        progress: of the run, which this changes.
-        schedule: says which steps are logged.
+        metrics: writes the lines.
+        progress: of the run; it is updated in place.
+        schedule: the steps to log.
         stopwatch: adds a line of timings after each line of metrics.
     """
 

@@ -1,4 +1,4 @@
-"""Where the time of training steps goes."""
+"""Measures how the wall-clock time of training steps is spent."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -10,10 +10,10 @@ Part = Literal["data", "checkpoint"]
 
 
 class Stopwatch:
-    """Wall-clock time of steps: waiting for data, for checkpoints, and the rest.
+    """Wall-clock time of steps: waiting for data, for checkpoints, and compute.
 
-    The rest is called compute. Steps are only sent to the devices, so that their time
-    passes where the loop waits for their results: everything but data and checkpoints.
+    Compute is the remainder: dispatch is asynchronous, so the time of a step passes
+    wherever the loop waits for its results.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Stopwatch:
 
     @contextmanager
     def measured(self, part: Part) -> Iterator[None]:
-        """Time within the context is that of a part."""
+        """Adds the time within the context to a part."""
         started = time.perf_counter()
         try:
             yield
@@ -61,7 +61,7 @@ class Stopwatch:
             self._seconds[part] += time.perf_counter() - started
 
     def waited_for(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; the time until each comes is that of data."""
+        """The items; the wait for each is added to "data"."""
         iterator = iter(items)
         while True:
             with self.measured("data"):
@@ -72,12 +72,12 @@ class Stopwatch:
             yield item
 
     def count(self, steps: int, rows: int) -> None:
-        """So many steps, of so many rows together, are done."""
+        """Adds steps that are done, and their rows."""
         self._steps += steps
         self._rows += rows
 
     def lap(self) -> dict[str, float]:
-        """Rows a second, and the seconds of a step by part, since the lap before."""
+        """Rows per second, and seconds per step by part, since the last call."""
         self._pass()
         parts, steps = self._seconds, max(self._steps, 1)
         numbers = {

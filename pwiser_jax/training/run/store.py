@@ -1,8 +1,8 @@
-"""Where a group of runs keeps its checkpoints and results while it trains and after.
+"""Stores the checkpoints and results of a group of runs.
 
-A solo run keeps both series in its own folder. A sweep keeps one series, of all states
-and all best states, in a folder of its own, so that a checkpoint of sixteen small runs
-is one write; when it ends, each run gets its best checkpoint and its result.
+A solo run stores both series, last and best, in its folder. A sweep stores one series,
+with the current and the best states of all runs, in the sweep's folder: one write for
+sixteen small runs. When it ends, each run gets its best checkpoint and its result.
 """
 
 import shutil
@@ -28,7 +28,7 @@ FAILURE = "failure.txt"
 
 
 class Store(Protocol):
-    """Keeps the checkpoints of a group of runs."""
+    """Stores the checkpoints and results of a group of runs."""
 
     def restore(
         self, template: Any, warn: Callable[[str], None]
@@ -37,13 +37,13 @@ class Store(Protocol):
         ...
 
     def is_finished(self, output: Path) -> bool:
-        """Whether a run has a result already."""
+        """Whether a run already has a result."""
         ...
 
     def save(
         self, step: int, state: Any, tree: dict[str, Any], better: Sequence[int]
     ) -> None:
-        """Writes a checkpoint; `better` are the runs whose states are their best."""
+        """Writes a checkpoint; `better` lists the runs with a new best state."""
         ...
 
     def finish(
@@ -60,7 +60,7 @@ class Store(Protocol):
 
 
 class RunStore:
-    """Of a solo run, in its folder."""
+    """The store of a solo run, in its folder."""
 
     def __init__(self, output: Path) -> None:
         self._last, self._best = (
@@ -106,7 +106,7 @@ class RunStore:
 
 
 class SweepStore:
-    """Of a sweep of `runs` runs, in the folder `home`."""
+    """The store of a sweep of `runs` runs, in the folder `home`."""
 
     def __init__(self, home: Path, runs: int) -> None:
         self._home, self._runs = home, runs
