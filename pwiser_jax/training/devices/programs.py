@@ -110,7 +110,7 @@ def per_device_program(function: Any, in_axes: Any) -> Any:
 
 
 def drawn_on_host() -> Any:
-    """Computes on the host, if jax has it as a device: for tables too large elsewhere."""
+    """Computes on the host, if jax has it as a device: its memory holds any table."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:

@@ -11,7 +11,9 @@ writes into a temporary folder and renames it: a kill leaves whole checkpoints o
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -240,11 +242,24 @@ class BackgroundSaves:
 
 
 class _WaitsForEach(ocp.type_handlers.NumpyHandler):
-    """Waits for every array's read, then raises the first error.
+    """Waits for every array, then raises the first error.
 
-    Orbax stops at the first array that cannot be read; the other reads then fail on a
-    closed event loop, and Python prints each of these errors.
+    Orbax stops at the first array that cannot be read or written; the others then fail
+    on a closed event loop, and Python prints each of these errors.
     """
+
+    async def _background_serialize(
+        self,
+        values: Sequence[np.ndarray],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> None:
+        each = args or [ocp.SaveArgs()] * len(infos)
+        write = super()._background_serialize
+        await _all(
+            write([value], [info], [arg])
+            for value, info, arg in zip(values, infos, each, strict=True)
+        )
 
     async def deserialize(
         self,
@@ -253,19 +268,33 @@ class _WaitsForEach(ocp.type_handlers.NumpyHandler):
     ) -> Sequence[np.ndarray]:
         each = args or [ocp.RestoreArgs()] * len(infos)
         read = super().deserialize
-        results = await asyncio.gather(
-            *(read([info], [arg]) for info, arg in zip(infos, each, strict=True)),
-            return_exceptions=True,
+        arrays = await _all(
+            read([info], [arg]) for info, arg in zip(infos, each, strict=True)
         )
-        arrays: list[np.ndarray] = []
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            arrays.extend(result)
-        return arrays
+        return [array for (array,) in arrays]
+
+
+async def _all(tasks: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Awaits all tasks, then raises the first error."""
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+# Orbax's threads log, with tracebacks, the errors that it also raises.
+logging.getLogger("absl").addFilter(_not_from_orbax)
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what an error says, without tensorstore's description."""
+    """The cause alone, without tensorstore's descriptions."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line.partition(" [tensorstore_spec")[0]
+    of_system = re.search(r"([^:]*) \[os_error_code=", line)
+    return (
+        of_system[1].strip() if of_system else line.partition(" [tensorstore_spec")[0]
+    )
