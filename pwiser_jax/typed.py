@@ -45,7 +45,7 @@ def words(hint: Any, *, plural: bool = False) -> str:
         return f"{words(args[1], plural=True)} by name, such as {{NAME: VALUE}}"
     if hint in NAMES:
         return NAMES[hint][plural]
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return "options with values, such as {NAME: VALUE}"
     return getattr(hint, "__name__", str(hint))
 
@@ -99,8 +99,8 @@ def build(kind: type[T], tree: Any, where: str = "") -> T:
 
 
 def _converted(hint: Any, value: Any, path: str) -> Any:
-    if is_dataclass(hint):
-        return build(hint, value, path)  # pyright: ignore[reportArgumentType]
+    if isinstance(hint, type) and is_dataclass(hint):
+        return build(hint, value, path)
     try:
         return _fit(hint, value)
     except (ValueError, OverflowError):

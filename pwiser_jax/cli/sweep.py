@@ -198,9 +198,10 @@ def _mean(values: list[float | None]) -> str:
 def _difference(values: list[float | None], base: list[float | None]) -> str:
     from pwiser_jax.metrics import paired_interval
 
-    if None in values or None in base:
+    ours, theirs = ([v for v in each if v is not None] for each in (values, base))
+    if len(ours) < len(values) or len(theirs) < len(base):
         return "-"
-    change = paired_interval(values, base)  # pyright: ignore[reportArgumentType]
+    change = paired_interval(ours, theirs)
     if len(values) == 1:
         return f"{change.value:+.4f}"
     return f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"

@@ -73,8 +73,8 @@ def export(
     )
 
     def score(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits = module.apply(variables, inputs, train=False)
-        return _probabilities(logits, schema.labels, space)  # pyright: ignore
+        logits: Any = module.apply(variables, inputs, train=False)
+        return _probabilities(logits, schema.labels, space)
 
     (rows,) = jax_export.symbolic_shape("rows")
     shapes = {

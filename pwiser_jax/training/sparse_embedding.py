@@ -100,19 +100,19 @@ def scale_by_lazy_adam(
     LazyAdam.
     """
 
-    def init(table: Any) -> AdamRows:
-        return AdamRows(jnp.zeros_like(table), jnp.zeros_like(table))
+    def init(params: Any) -> AdamRows:
+        return AdamRows(jnp.zeros_like(params), jnp.zeros_like(params))
 
     def update(
-        grads: Any, state: Any, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        mu = b1 * state.mu + (1 - b1) * grads
-        nu = b2 * state.nu + (1 - b2) * jnp.square(grads)
+        mu = b1 * state.mu + (1 - b1) * updates
+        nu = b2 * state.nu + (1 - b2) * jnp.square(updates)
         t = extra_args["count"].astype(jnp.float32)
         scale = jnp.sqrt(nu / (1 - b2**t)) + eps
         return mu / (1 - b1**t) / scale, AdamRows(mu, nu)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class AdagradRows(NamedTuple):
@@ -132,17 +132,17 @@ def scale_by_rowwise_adagrad(
     Training of Deep Learning Recommendation Models, 2021, section 4.1.
     """
 
-    def init(table: Any) -> AdagradRows:
-        return AdagradRows(jnp.zeros(len(table), table.dtype))
+    def init(params: Any) -> AdagradRows:
+        return AdagradRows(jnp.zeros(len(params), params.dtype))
 
     def update(
-        grads: Any, state: Any, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         del extra_args
-        total = state.total + jnp.mean(jnp.square(grads), axis=1)
-        return grads / (jnp.sqrt(total)[:, None] + eps), AdagradRows(total)
+        total = state.total + jnp.mean(jnp.square(updates), axis=1)
+        return updates / (jnp.sqrt(total)[:, None] + eps), AdagradRows(total)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def of_rows(
