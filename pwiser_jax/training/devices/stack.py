@@ -53,7 +53,7 @@ def stack_hypers(hypers: list[Hyper]) -> Hyper:
 
 
 def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
-    """(states, batches, count, hypers, which, active) -> (states, metrics).
+    """(states, batches, count, hypers, orders, active) -> (states, metrics).
 
     `count` steps of every active run (see `several_steps`); the others' states stay as
     they are, to the bit, and their metrics are 0.
@@ -63,7 +63,7 @@ def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
         batches: of [k, S, B, ...]: k steps of the orders of S seeds.
         count: the steps to take.
         hypers: see `stack_hypers`.
-        which: int32[R], the order 0 .. S - 1 of each run.
+        orders: int32[R], the order 0 .. S - 1 of each run.
         active: bool[R].
     """
 
@@ -72,13 +72,13 @@ def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
         batches: Any,
         count: jax.Array,
         hypers: Hyper,
-        which: jax.Array,
+        orders: jax.Array,
         active: jax.Array,
     ) -> tuple[TrainState, Any]:
         def group(chunk: Any) -> tuple[TrainState, Any]:
-            states, varied, which, active = chunk
+            states, varied, orders, active = chunk
             hyper = hypers._replace(**varied)
-            several = several_steps(_side_by_side(step, at_once, which))
+            several = several_steps(_side_by_side(step, at_once, orders))
 
             def go(states: TrainState) -> Any:
                 # Active runs are at the same step, and no other is ahead of them.
@@ -96,7 +96,7 @@ def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
             return jax.lax.cond(jnp.any(active), go, stay, states)
 
         varied = {name: getattr(hypers, name) for name in VARIED}
-        chunks = _grouped((states, varied, which, active), at_once)
+        chunks = _grouped((states, varied, orders, active), at_once)
         states, metrics = jax.lax.map(group, chunks)
         # Metrics come as [groups, k, at_once].
         by_run = jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), metrics)
@@ -105,7 +105,7 @@ def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
     return steps
 
 
-def _side_by_side(step: Step, at_once: int, which: jax.Array) -> Step:
+def _side_by_side(step: Step, at_once: int, orders: jax.Array) -> Step:
     """The step of a group of runs, whose `step` counter is shared."""
 
     def of_one(states: TrainState, batch: Any, hyper: Hyper) -> Any:
@@ -116,7 +116,7 @@ def _side_by_side(step: Step, at_once: int, which: jax.Array) -> Step:
         )
         new, *metrics = step(
             one._replace(step=states.step),
-            jax.tree.map(lambda x: x[which[0]], batch),
+            jax.tree.map(lambda x: x[orders[0]], batch),
             numbers,
         )
         state, *metrics = jax.tree.map(
@@ -126,7 +126,7 @@ def _side_by_side(step: Step, at_once: int, which: jax.Array) -> Step:
 
     def of_many(states: TrainState, batch: Any, hyper: Hyper) -> Any:
         one_order = len(jax.tree.leaves(batch)[0]) == 1
-        batch = jax.tree.map(lambda x: x[0] if one_order else x[which], batch)
+        batch = jax.tree.map(lambda x: x[0] if one_order else x[orders], batch)
         state_axes = TrainState._make(
             None if name == "step" else 0 for name in TrainState._fields
         )
