@@ -382,6 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench.training", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
+    if unknown := set(options.large_models) - set(MODELS):
+        names = ", ".join(MODELS)
+        parser.error(f"--large_models: {min(unknown)} is none of {names}")
     of = Measurements(options.work, options.rounds)
     sections = ["# Training", note(options.rounds)]
     for name in options.parts:
