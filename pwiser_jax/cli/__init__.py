@@ -42,9 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # of small commands.
         gc.set_threshold(100_000)
         atexit.register(gc.freeze)
-        if sys.argv[1:3] == ["prepare", "aliccp"]:
-            # Numba would load its linear algebra, for which that reader has no use.
-            sys.modules["scipy"] = None  # pyright: ignore[reportArgumentType]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(warnings.showwarning)

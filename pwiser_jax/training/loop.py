@@ -244,7 +244,8 @@ def run_loop(
                 # A signal counts when its call is read: then all processes know it.
                 stop = bool(signum) or schedule.stops(step)
                 if stop or schedule.due(step):
-                    read(pending.popleft())
+                    signum = read(pending.popleft()) or signum
+                    stop = stop or bool(signum)
                 if not runs.active:
                     break
                 # Evaluate if an epoch ends; save if that is due; stop if asked to.

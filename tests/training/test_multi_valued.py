@@ -81,7 +81,7 @@ def test_raw_rows_with_such_fields_are_refused(
 ) -> None:
     raw = tmp_path / "raw.parquet"
     pl.read_parquet(data / "valid-00000.parquet").write_parquet(raw)
-    with pytest.raises(UserError, match="multi-valued or shared fields"):
+    with pytest.raises(UserError, match="rows of by hand are no table; give"):
         predict_file(run, raw, tmp_path / "out.parquet")
 
 

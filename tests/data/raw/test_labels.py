@@ -69,7 +69,7 @@ def test_the_first_bad_row_of_all_columns_is_named():
 
 
 def test_a_missing_column_is_named_with_a_near_one():
-    with pytest.raises(UserError, match=r"log.csv has no column 'click' .*'clicks'"):
+    with pytest.raises(UserError, match=r"log.csv has no column 'click'; .*'clicks'"):
         check_labels(frame(clicks=[0], conversion=[0]), LADDER, "error", "log.csv")
 
 
