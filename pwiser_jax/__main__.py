@@ -1,7 +1,28 @@
-"""python -m pwiser_jax: the same as the command `pwiser`."""
+"""The command `pwiser`, also as `python -m pwiser_jax`.
+
+An install for the losses alone lacks what the commands need; that is said here, before
+anything of it is imported.
+"""
 
 import sys
 
-from pwiser_jax.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Runs the command line; returns its exit code."""
+    try:
+        from pwiser_jax import cli
+
+        return cli.main()
+    except ModuleNotFoundError as error:
+        if (error.name or "pwiser_jax").partition(".")[0] == "pwiser_jax":
+            raise
+        print(
+            f"pwiser: error: this command needs {error.name}, which is not installed: "
+            "pip install 'pwiser-jax[train]'",
+            file=sys.stderr,
+        )
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
