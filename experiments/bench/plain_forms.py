@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from pwiser_jax.models import MODELS, register_model
 from pwiser_jax.models.context import Context
-from pwiser_jax.models.features import Features, is_shared
+from pwiser_jax.models.features import Features
 from pwiser_jax.models.layers import Blocks, Layer
 
 
@@ -24,7 +24,10 @@ class OneByOne(Blocks):
     def __call__(self, x: jax.Array | Features, context: Context) -> jax.Array:
         if self.stack is None:
             return super().__call__(x, context)
-        inputs = [x] * self.stack if is_shared(x) else list(x)
+        if isinstance(x, Features) or x.ndim == 2:
+            inputs = [x] * self.stack
+        else:
+            inputs = list(x)
         outputs = [
             Blocks(self.hidden, self.dropout, name=f"expert_{e}")(expert_input, context)
             for e, expert_input in enumerate(inputs)
