@@ -48,7 +48,7 @@ lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade pip
-	build/lock/bin/python -m pip install --quiet '.[train,tune,docs,test]'
+	build/lock/bin/python -m pip install --quiet '.[train,docs,test]'
 	(echo "# Made by make lock with Python $(TAG): what make test and make demo install."; \
 	 build/lock/bin/python -m pip freeze --exclude pwiser-jax) > requirements.lock
 

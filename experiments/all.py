@@ -25,8 +25,10 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.calibration import CALIBRATION
+from experiments.comparison import COMPARISON
 from experiments.drift import DRIFT
 from experiments.ladders import LADDER_LEVELS
+from experiments.lib.arms import chosen_arms
 from experiments.lib.commands import run_command
 from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.lib.measure import machine
@@ -35,7 +37,6 @@ from experiments.noise import NOISE
 from experiments.paper_table import PAPER_TABLE
 from experiments.significance import SIGNIFICANCE
 from experiments.terms import TERMS
-from experiments.tuning import TUNING
 from pwiser_jax.atomic import locked, write_whole
 from pwiser_jax.config import Protocol
 from pwiser_jax.errors import UserError
@@ -49,18 +50,18 @@ from pwiser_jax.training.run.protocol import CHOSEN, NAMES, TRAINED_ON, note
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
+        COMPARISON,
         PAPER_TABLE,
         TERMS,
         NOISE,
         SIGNIFICANCE,
-        TUNING,
         LADDER_LEVELS,
         DRIFT,
         CALIBRATION,
     )
 }
 
-VERDICT = ("paper_table", "tuning", "significance")
+VERDICT = ("comparison", "paper_table", "significance")
 
 UNOPTIMISED = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -98,6 +99,7 @@ def _parser() -> Parser:
     )
     add("--kuairand", type=Path | None, help="KuaiRand-Pure's files, as further data")
     add("--seeds", type=int | None, help="seeds of each experiment; default: by size")
+    add("--arms", nargs="+", type=str, help="arms of the comparison; see its plan")
     add("--models", nargs="+", choices=list(MODELS), help="models of the paper's table")
     add("--split", choices=["valid", "test"], default="test", help="to measure on")
     add("--protocol", type=Protocol, default="default", help="see pwiser train --help")
@@ -131,9 +133,11 @@ def _study(options: Namespace) -> Study:
     if options.seeds is not None:
         if options.seeds < 1:
             raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
-        scale = replace(scale, seeds=options.seeds, pairs=options.seeds)
+        seeds = options.seeds
+        scale = replace(scale, seeds=seeds, pairs=seeds, finals=seeds)
     if options.models:
         scale = replace(scale, models=tuple(options.models))
+    chosen_arms(options.arms or [])
     if note(options.protocol, options.split) == TRAINED_ON:
         raise UserError("protocol mtreclib trains on valid; measure --split test")
     if (options.data is None) != (options.configs is None):
@@ -150,6 +154,7 @@ def _study(options: Namespace) -> Study:
         protocol=options.protocol,
         kuairand=options.kuairand,
         overrides=tuple(f"--{item}" for item in options.set or ()),
+        arms=tuple(options.arms or ()),
         tables=options.tables,
     )
 
@@ -233,26 +238,23 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
 
 
 def verdict(findings: Mapping[str, Finding]) -> Verdict:
-    """Three answers, the paper's table first, and a picture of their effects."""
+    """Three answers, the comparison first, and a picture of the first one's effects."""
     order = [*(name for name in VERDICT if name in findings), *findings]
     first = list(dict.fromkeys(order))[:3]
     effects = [
         finding.effects.filter(pl.col("low").is_not_null())
-        for finding in findings.values()
-        if finding.effects is not None
+        for name in first
+        if (finding := findings[name]).effects is not None
     ]
     pictures = []
-    if effects and (table := pl.concat(effects)).height:
-        baselines = {"pwiser": "bce", "pwiser tuned": "bce tuned"}
-        losses = table["loss"].unique(maintain_order=True).to_list()
-        both = "BCE (tuned PWiseR: of tuned BCE)"
-        baseline = both if len(losses) > 1 else baselines[losses[0]]
+    table = next((each for each in effects if each.height), None)
+    if table is not None:
         pictures.append(
             Picture(
-                differences(table, baseline=baseline, rows=("dataset",)),
-                "Effect of PWiseR on AUC, with intervals, by head, dataset and loss.",
-                "The effect on each head's AUC by dataset: mean over models, 95% "
-                "intervals over paired seeds. Right of 0 PWiseR is better.",
+                differences(table, baseline="BCE", rows=("loss", "dataset")),
+                "Effect of PWiseR on AUC, with intervals, by head, dataset and form.",
+                "The effect on each head's AUC against BCE: 95% intervals over paired "
+                "seeds. Right of 0 PWiseR is better.",
             )
         )
     return Verdict([findings[name].answer for name in first], pictures)

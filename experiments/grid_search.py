@@ -11,7 +11,7 @@ and skipped. grid.csv holds the points, best first.
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -22,42 +22,15 @@ from jsonargparse import Namespace
 from experiments.lib.commands import run_command
 from experiments.lib.datasets import Dataset, given
 from experiments.lib.grid import Run
+from experiments.lib.search import Point, at, point_text
 from experiments.lib.study import SCALES, TUNING_SEED, Study
 from experiments.lib.words import joined
-from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import MODELS
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Picture, Report, Section, TableBlock
 from pwiser_jax.reports.plots import grid_cells
 from pwiser_jax.reports.tables import write_csv
-
-Point = Mapping[str, float]
-
-
-def at(config: Config, point: Point) -> Config:
-    """The configuration of a point.
-
-    lambda, m1 (over click-only rows) and m2 (over rows without a click) are options of
-    PWiseR, learning_rate and l2 of any loss. Other options stay as they are.
-
-    Raises:
-        ValueError: the configuration refuses a number.
-    """
-    loss, optimizer = config.loss, config.optimizer
-    if "lambda" in point:
-        loss = replace(loss, lambdas=point["lambda"])
-    if "m1" in point:
-        margins = {
-            "conversion>click": point["m1"],
-            "conversion>exposure": point["m2"],
-        }
-        loss = replace(loss, margins=margins)
-    if "learning_rate" in point:
-        optimizer = replace(
-            optimizer, learning_rate=point["learning_rate"], l2=point["l2"]
-        )
-    return replace(config, loss=loss, optimizer=optimizer)
 
 
 def points(**values: Sequence[float]) -> list[Point]:
@@ -173,10 +146,6 @@ def ranked_points(table: pl.DataFrame) -> pl.DataFrame:
         *(pl.Series(name, [f"{x:g}" for x in ranked[name]]) for name in settings),
         pl.col("auc").alias("mean validation AUC"),
     )
-
-
-def point_text(point: Point) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in point.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,7 +43,12 @@ class Scale:
         worlds: simulated datasets for the coverage of the intervals.
         labels: number of labels of each ladder.
         days: number of days of a stream that are tested.
-        pwiser_grid, bce_grid: the points of the two tuned losses, the same number.
+        arms, arms_elsewhere: number of arms of the comparison on the first dataset and
+            on each other one.
+        trials: points of a batch of the comparison's search.
+        finalists: points that are run with further tuning seeds.
+        finals: seeds of the comparison's final runs.
+        to_the_end: options of runs that end by early stopping.
         overrides: options of every run, such as "--train.epochs=1".
         kuairand: further options of runs on KuaiRand.
     """
@@ -57,8 +62,12 @@ class Scale:
     worlds: int
     labels: tuple[int, ...]
     days: int
-    pwiser_grid: Mapping[str, Sequence[float]]
-    bce_grid: Mapping[str, Sequence[float]]
+    arms: int
+    arms_elsewhere: int
+    trials: int
+    finalists: int
+    finals: int
+    to_the_end: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     kuairand: tuple[str, ...] = ()
 
@@ -75,15 +84,6 @@ TINY = (
     "--model.task_experts=1",
     "--model.tower=[8]",
 )
-PWISER_GRID = {
-    "lambda": (0.03, 0.1, 0.3, 1.0),
-    "m1": (0.05, 0.1, 0.2),
-    "m2": (0.1, 0.2, 0.4),
-}
-BCE_GRID = {
-    "learning_rate": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01),
-    "l2": (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
-}
 STANDARD = Scale(
     rows=60_000,
     models=PAPER_MODELS,
@@ -94,8 +94,12 @@ STANDARD = Scale(
     worlds=1_000,
     labels=(2, 3, 4, 5),
     days=8,
-    pwiser_grid=PWISER_GRID,
-    bce_grid=BCE_GRID,
+    arms=19,
+    arms_elsewhere=5,
+    trials=16,
+    finalists=8,
+    finals=16,
+    to_the_end=("--train.epochs=60", "--train.patience=3", "--model.expert=[32]"),
     kuairand=("--train.epochs=4", "--train.patience=4"),
 )
 SCALES = {
@@ -109,8 +113,11 @@ SCALES = {
         worlds=200,
         labels=(2, 3),
         days=2,
-        pwiser_grid={"lambda": (0.1, 1.0), "m1": (0.1,), "m2": (0.1, 0.2)},
-        bce_grid={"learning_rate": (0.001, 0.003), "l2": (1e-6, 1e-3)},
+        arms=3,
+        arms_elsewhere=2,
+        trials=2,
+        finalists=1,
+        finals=2,
         overrides=TINY,
     ),
     "standard": STANDARD,
@@ -200,6 +207,7 @@ class Study:
             comparison with published tables, and every title says so.
         kuairand: KuaiRand-Pure's files, where they are given.
         overrides: options of every run.
+        arms: names of the comparison's arms; none: as many as the scale has.
         tables: a folder of result tables. The report is made from them alone, without
             training; what needs predictions or a run's own files is left out.
     """
@@ -212,6 +220,7 @@ class Study:
     protocol: Protocol = "default"
     kuairand: Path | None = None
     overrides: Sequence[str] = ()
+    arms: Sequence[str] = ()
     tables: Path | None = None
     _tables: dict[str, ResultTable] = field(default_factory=dict)
 
@@ -247,14 +256,19 @@ class Study:
         tags: Mapping[str, Tag] | None = None,
     ) -> list[Run]:
         """Models x losses x seeds first_seed, first_seed + 1, ..., paired by seed."""
-        overrides = (
+        numbers = range(first_seed, first_seed + seeds)
+        overrides = self.options(dataset)
+        return paired_runs(dataset.configs, models, losses, numbers, overrides, tags)
+
+    def options(self, dataset: Dataset, more: Sequence[str] = ()) -> tuple[str, ...]:
+        """The options of every run on a dataset, with `more` of an experiment."""
+        return (
             *self.scale.overrides,
             *dataset.overrides,
+            *more,
             *self.overrides,
             f"--protocol={self.protocol}",
         )
-        numbers = range(first_seed, first_seed + seeds)
-        return paired_runs(dataset.configs, models, losses, numbers, overrides, tags)
 
     def run(
         self,

@@ -51,6 +51,15 @@ from pwiser_jax.training.state import state_template
 SWEEPS = ".sweeps"
 MEMBERS = "sweep.json"
 
+# Options that are traced, besides lambdas and margins; at its default an option may
+# leave out the part that it is of.
+TRACED = (
+    "constraint_weight",
+    "conversion_weight",
+    "focal_gamma",
+    "lambda_ramp_steps",
+)
+
 # At most so many runs in a sweep: more gain nothing on a CPU, and a kill would cost
 # more. Their states are in memory several times: in use, the best, and a copy of both
 # for a checkpoint.
@@ -77,13 +86,14 @@ class RunsFailed(UserError):
 def sweep_key(config: Config) -> str:
     """What the runs of one sweep have in common: equal for configs that share one.
 
-    Seed, learning rate, L2, lambdas, margins and terms left out may differ; with a bank
-    margins may not, nor anything else.
+    Seed, learning rate, L2, lambdas, margins, terms left out and the options in TRACED
+    may differ; with a bank margins may not, nor anything else.
     """
     margins = config.loss.margins if config.loss.bank else None
+    traced = dict.fromkeys(config.loss.changed().intersection(TRACED), 3)
     common = replace(
         config,
-        loss=replace(config.loss, lambdas=0.0, margins=margins),
+        loss=replace(config.loss, lambdas=0.0, margins=margins, **traced),
         optimizer=replace(config.optimizer, learning_rate=1.0, l2=0.0),
         train=replace(config.train, seed=0),
     )

@@ -1,13 +1,12 @@
 """The data of the experiments, and their result table."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from experiments.grid_search import Point, at, best_point, edge_text, on_edge, points
+from experiments.grid_search import at, best_point, edge_text, on_edge, points
 from experiments.grid_search import main as grid_search
 from experiments.ladders import every_margin
 from experiments.lib.datasets import given, industrial, synthetic
@@ -15,7 +14,6 @@ from experiments.lib.industrial import prepare_industrial
 from experiments.lib.relabel import accidental_clicks, shuffled_conversions
 from experiments.lib.result_table import ResultTable, long_rows
 from experiments.lib.streams import days_of, deal, prepare_shift
-from experiments.lib.tuner import tune
 from experiments.lib.words import average_difference
 from pwiser_jax.config import Config, LossConfig
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
@@ -223,17 +221,3 @@ def test_the_ladders_margins_are_a_tenth_a_rung() -> None:
         "conversion>exposure": 0.2,
         "conversion>click": 0.1,
     }
-
-
-def test_a_tuner_gets_batches_and_finds_a_peak() -> None:
-    pytest.importorskip("optuna")
-    sizes = []
-
-    def measure(asked: Sequence[Point]) -> list[float]:
-        sizes.append(len(asked))
-        return [-abs(np.log(point["lambda"])) for point in asked]
-
-    tried = tune(measure, 20, 8)
-    assert sizes == [8, 8, 4]
-    assert len(tried) == 20
-    assert max(value for _, value in tried) > -1

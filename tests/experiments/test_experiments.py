@@ -105,9 +105,10 @@ def test_the_papers_table_and_what_follows_from_its_runs(
         "noise",
         "significance",
         "calibration",
+        "comparison",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("terms", "tuning", "ladders", "drift")
+            for name in ("terms", "ladders", "drift")
         ),
     ],
 )

@@ -185,6 +185,38 @@ def test_each_run_equals_its_solo_run(data: Path, swept: Path, tmp_path: Path) -
         )
 
 
+def test_runs_of_a_sweep_have_their_own_numbers_of_the_pointwise_loss(
+    data: Path, tmp_path: Path
+) -> None:
+    base = small_config(
+        data,
+        model={"name": "shared_bottom"},
+        train={"epochs": 1, "log_every": 1},
+    )
+    each = [
+        replace(
+            base,
+            loss=replace(
+                PWISER,
+                pointwise="focal",
+                focal_gamma=gamma,
+                conversion_weight=weight,
+                lambda_ramp_steps=steps,
+            ),
+        )
+        for gamma, weight, steps in ((0.5, 4.0, 10), (3.0, 1.5, 2))
+    ]
+    swept = [tmp_path / "a", tmp_path / "b"]
+    train_sweep(each, swept, Silent())
+    for config, folder in zip(each, swept, strict=True):
+        train(config, tmp_path / f"{folder.name}_solo", Silent())
+        lines, solo = (
+            [line["loss"] for line in read_metrics(run) if line["kind"] == "train"]
+            for run in (folder, tmp_path / f"{folder.name}_solo")
+        )
+        assert lines[:20] == pytest.approx(solo[:20], rel=1e-4)
+
+
 def test_a_sweep_compiles_one_program_to_train_and_one_to_evaluate(
     swept: Path, compiled: list[str]
 ) -> None:
@@ -294,6 +326,11 @@ def test_what_cannot_be_traced_is_another_sweep(data: Path) -> None:
     base = configs(data)[1]
     same = replace(base, loss=PWISER, train=replace(base.train, seed=9))
     assert sweep_key(base) == sweep_key(same)
+    weighted = [
+        replace(base, loss=replace(base.loss, conversion_weight=weight))
+        for weight in (1.0, 2.0, 5.0)
+    ]
+    assert sweep_key(weighted[1]) == sweep_key(weighted[2]) != sweep_key(weighted[0])
     for other in (
         replace(base, loss=replace(base.loss, scores="logit")),
         replace(base, data=replace(base.data, batch_size=128)),

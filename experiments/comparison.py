@@ -1,0 +1,648 @@
+"""The fair comparison: PWiseR and its rivals, trained to the end and tuned equally.
+
+    python -m experiments.all --only comparison --output runs/comparison
+    python -m experiments.all --only comparison --arms pwiser jrc --output runs/two
+
+`plan.md`, written before the first final run, has the questions and the order of the
+arms. Each arm gets the same number of trials over learning rate, L2 and its own
+settings: Sobol points, then as many in a box of half the width around the best, which
+extends beyond the edge where the best is near it. The best are run with further tuning
+seeds (halving over seeds, not over epochs: a cap on epochs would favour what learns
+fast), and the point with the best mean AUC of CTR and CTCVR on validation is run with
+the final seeds and measured on test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from experiments.lib.arms import ARMS, Arm, check_arm, chosen_arms
+from experiments.lib.datasets import Dataset
+from experiments.lib.grid import Run
+from experiments.lib.planner import half_width, pilot_deviation, seeds_for_width
+from experiments.lib.search import (
+    Point,
+    at,
+    point_text,
+    settings_on_edge,
+    sobol_points,
+    space_around,
+)
+from experiments.lib.study import (
+    TUNING_SEED,
+    Experiment,
+    Finding,
+    Measures,
+    Outcome,
+    Study,
+)
+from experiments.lib.words import (
+    average_difference,
+    counted,
+    effect_rows,
+    joined,
+    line_rows,
+    text_of,
+)
+from pwiser_jax import metrics
+from pwiser_jax.config import Config, load_config
+from pwiser_jax.errors import UserError
+from pwiser_jax.metrics import Interval
+from pwiser_jax.reports.html import Picture, TableBlock
+from pwiser_jax.reports.plots import differences, interval_lines
+from pwiser_jax.reports.tables import p_text
+from pwiser_jax.tasks import measured
+from pwiser_jax.training.run.folder import read_result
+from pwiser_jax.training.run.metrics import read_metrics
+
+NAME = "comparison"
+MODEL = "mmoe"
+HEADS = ("ctr", "ctcvr")
+BATCHES = 2  # of trials that every arm gets
+MOST_BATCHES = 3  # with those of an arm whose choice is at an edge
+PILOT = 4  # seeds that plan the number of seeds
+ROW_SEEDS = 4  # runs whose rows are compared
+EPOCHS = 8  # of the curves
+# Half widths that the intervals should have, by whether true probabilities are known.
+WIDTHS = {
+    True: {"ctr": 0.0005, "ctcvr": 0.0015},
+    False: {"ctr": 0.0015, "ctcvr": 0.004},
+}
+TRUTH = (
+    "expected_auc",
+    "expected_log_loss",
+    "predicted_over_true",
+    "calibration_error",
+)
+CURVE = tuple(f"valid_auc_{epoch}" for epoch in range(1, EPOCHS + 1))
+ROWS = ("rows_difference", "rows_error")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An arm's search: the points tried, the choice, and its settings at an edge."""
+
+    arm: Arm
+    tried: Sequence[Point]
+    chosen: Point
+    edges: list[str]
+    valid_auc: float
+    at_cap: list[float]
+
+
+def arms_of(study: Study, dataset: Dataset) -> list[Arm]:
+    """The arms on a dataset; of recorded tables, those that were finished."""
+    names = list(study.arms or ARMS)
+    if not study.arms:
+        first = dataset is study.core[0]
+        names = names[: study.scale.arms if first else study.scale.arms_elsewhere]
+    arms = chosen_arms(names)
+    if study.tables is not None:
+        frame = study.table(NAME).frame.filter(
+            (pl.col("dataset") == dataset.name) & (pl.col("metric") == CURVE[-1])
+        )
+        finished = set(frame["loss"])
+        arms = [a for a in arms if {a.name, a.baseline} <= finished]
+    return arms
+
+
+def arm_config(study: Study, dataset: Dataset, arm: Arm) -> Config:
+    """The configuration of an arm before its settings are chosen."""
+    options = study.options(dataset, (*study.scale.to_the_end, *arm.options))
+    return load_config(dataset.configs / f"{MODEL}.yaml", options)
+
+
+def planned_runs(
+    config: Config, arm: Arm, points: Sequence[Point], seeds: Sequence[int]
+) -> list[Run]:
+    return [
+        Run(
+            MODEL,
+            arm.name,
+            seed,
+            replace(at(config, point), train=replace(config.train, seed=seed)),
+            dict(point),
+        )
+        for point in points
+        for seed in seeds
+    ]
+
+
+def tune(study: Study, dataset: Dataset, arm: Arm) -> Tuned:
+    """Searches the settings of an arm on validation."""
+    scale, space = study.scale, arm.whole_space
+    config = arm_config(study, dataset, arm)
+    tried: list[Point] = []
+    aucs: dict[int, list[float]] = {}
+    at_cap: list[float] = []
+
+    def run(indices: Sequence[int], seeds: Sequence[int]) -> None:
+        points = [tried[i] for i in indices]
+        planned = planned_runs(config, arm, points, seeds)
+        results = study.run(NAME, planned, dataset, "valid")
+        heads = results.filter(pl.col("task").is_in(HEADS))
+        by_run = dict(heads.group_by("run").agg(pl.col("auc").mean()).iter_rows())
+        capped = study.measure(NAME, results, dataset, ("at_cap",), _at_cap)
+        at_cap.extend(capped["value"])
+        folders = results["run"].unique(maintain_order=True).to_list()
+        for k, index in enumerate(np.repeat(indices, len(seeds))):
+            aucs.setdefault(int(index), []).append(by_run[folders[k]])
+
+    def best() -> int:
+        return max(aucs, key=lambda i: float(np.mean(aucs[i])))
+
+    box = space
+    for batch in range(MOST_BATCHES):
+        if batch >= BATCHES and not settings_on_edge(tried, tried[best()]):
+            break
+        if batch:
+            box = space_around(space, tried[best()])
+        fresh = sobol_points(box, scale.trials, seed=batch)
+        tried += fresh
+        run(range(len(tried) - len(fresh), len(tried)), [TUNING_SEED])
+    ranked = sorted(aucs, key=lambda i: -aucs[i][0])[: scale.finalists]
+    run(ranked, [TUNING_SEED + 1, TUNING_SEED + 2])
+    last = max(ranked, key=lambda i: float(np.mean(aucs[i])))
+    chosen = tried[last]
+    edges = settings_on_edge(tried, chosen)
+    return Tuned(arm, tried, chosen, edges, float(np.mean(aucs[last])), at_cap)
+
+
+def final_runs(
+    study: Study, dataset: Dataset, tuned: Tuned, baseline: pl.DataFrame | None
+) -> pl.DataFrame:
+    """Runs the choice with the final seeds and measures test.
+
+    Returns:
+        As `grid.results_of`, with a column for each further measure.
+    """
+    config = arm_config(study, dataset, tuned.arm)
+    planned = planned_runs(config, tuned.arm, [tuned.chosen], range(study.scale.finals))
+    results = study.run(NAME, planned, dataset, "test")
+    names = (*(TRUTH if dataset.truth else ()), "at_cap", *CURVE)
+
+    def measure(outcome: Outcome) -> Measures:
+        truth = _truth(outcome) if dataset.truth else {}
+        return {**truth, **_at_cap(outcome), **_curve(outcome)}
+
+    parts = [study.measure(NAME, results, dataset, names, measure)]
+    if baseline is not None:
+        few = results.filter(pl.col("seed") < ROW_SEEDS)
+        folders = dict(baseline.select("seed", "run").unique().iter_rows())
+        by_run = dict(few.select("run", "seed").unique().iter_rows())
+
+        def over_rows(outcome: Outcome) -> Measures:
+            run = outcome.folder.relative_to(study.runs).as_posix()
+            other = Outcome(study.runs / folders[by_run[run]], outcome.data)
+            return _over_rows(outcome, other)
+
+        parts.append(study.measure(NAME, few, dataset, ROWS, over_rows))
+    long = pl.concat(part.select("run", "task", "metric", "value") for part in parts)
+    wide = long.pivot("metric", index=["run", "task"], values="value")
+    kept = results.select(
+        *("dataset", "model", "loss", "seed", "task", "auc", "log_loss", "best_epoch"),
+        "run",
+    )
+    joined_rows = kept.join(wide, on=["run", "task"], how="left", maintain_order="left")
+    missing = [name for name in (*TRUTH, *ROWS) if name not in joined_rows.columns]
+    return joined_rows.with_columns(pl.lit(None, pl.Float64).alias(n) for n in missing)
+
+
+def _at_cap(outcome: Outcome) -> Measures:
+    """1 where a run ended at the cap on epochs, for each trained head."""
+    result = read_result(outcome.folder)
+    return {("ctr", "at_cap"): float(result.stopped != "early")}
+
+
+def _curve(outcome: Outcome) -> Measures:
+    """Validation AUC after each of the first epochs; of a shorter run its last."""
+    lines = [line for line in read_metrics(outcome.folder) if "mean_auc" in line]
+    curve: dict[tuple[str, str], float] = {}
+    for k, name in enumerate(CURVE):
+        line = lines[min(k, len(lines) - 1)]
+        for task, auc in line["auc"].items():
+            curve[task, name] = np.nan if auc is None else auc
+    return curve
+
+
+def _truth(outcome: Outcome) -> Measures:
+    """Measures against the true probabilities; CVR weighted by P(click)."""
+    extra = outcome.rows("test").extra
+    ctr, cvr = extra["true_ctr"], extra["true_cvr"]
+    known = {"ctr": (ctr, None), "ctcvr": (ctr * cvr, None), "cvr": (cvr, ctr)}
+    measures: dict[tuple[str, str], float] = {}
+    for task, prediction in outcome.predictions("test").items():
+        truth, weights = known[task]
+        scores, p = prediction.scores, prediction.probabilities
+        values = (
+            metrics.expected_auc(truth, scores, weights),
+            metrics.expected_log_loss(truth, p, weights),
+            metrics.predicted_over_true(truth, p, weights),
+            metrics.true_calibration_error(truth, p, weights),
+        )
+        measures |= {(task, n): v for n, v in zip(TRUTH, values, strict=True)}
+    return measures
+
+
+def _over_rows(outcome: Outcome, other: Outcome) -> Measures:
+    """The difference of AUC on labels and its standard error over groups of rows."""
+    rows, level = outcome.rows("test"), outcome.level("test")
+    a, b = outcome.predictions("test"), other.predictions("test")
+    measures: dict[tuple[str, str], float] = {}
+    for task in measured(outcome.prepared.schema.labels):
+        kept = np.flatnonzero(level >= task.given)
+        gap = metrics.auc_difference(
+            level[kept] >= task.rung,
+            a[task.name].scores[kept],
+            b[task.name].scores[kept],
+            rows.group[kept],
+        )
+        measures[task.name, ROWS[0]] = gap.value
+        measures[task.name, ROWS[1]] = gap.standard_error
+    return measures
+
+
+def find(study: Study) -> Finding:
+    if study.scale.finals < 2:
+        raise UserError(
+            "the comparison has 1 seed; its spread needs at least 2 (--seeds)"
+        )
+    if study.tables is None:
+        for dataset in study.core:
+            folder = dataset.ready()
+            for arm in arms_of(study, dataset):
+                check_arm(arm, arm_config(study, dataset, arm), folder)
+    blocks: list[TableBlock | Picture] = []
+    tuned: dict[str, list[Tuned]] = {}
+    finals: dict[str, pl.DataFrame] = {}
+    for dataset in study.core:
+        parts: dict[str, pl.DataFrame] = {}
+        for arm in arms_of(study, dataset):
+            search = tune(study, dataset, arm)
+            tuned.setdefault(dataset.name, []).append(search)
+            baseline = parts.get(arm.baseline)
+            parts[arm.name] = final_runs(study, dataset, search, baseline)
+        if parts:
+            finals[dataset.name] = pl.concat(parts.values(), how="diagonal")
+    tests = question_tests(finals, tuned)
+    for dataset in study.core:
+        if dataset.name not in finals:
+            continue
+        part, searches = finals[dataset.name], tuned[dataset.name]
+        metric = _metric(dataset)
+        own = tests.filter(pl.col("dataset") == dataset.name)
+        blocks.append(
+            TableBlock(
+                rivals_table(part, searches, own, metric),
+                f"{dataset.name}: each rival, tuned with equal trials; "
+                f"{_measure(dataset)} on test, mean of "
+                f"{counted(part['seed'].n_unique(), 'seed')}; "
+                "differences paired by seed, p after Holm over all questions",
+            )
+        )
+        if own.height and own["low"].is_not_null().any():
+            blocks.append(
+                Picture(
+                    differences(own, metric=_measure(dataset), rows=("loss",)),
+                    f"Paired differences to cross-entropy by arm, {dataset.name}.",
+                    f"{dataset.name}: differences to tuned cross-entropy on the same "
+                    "batches, 95% intervals over seeds. Right of 0 the arm is better.",
+                )
+            )
+        blocks.append(
+            TableBlock(
+                decisions(own, searches, part, metric),
+                f"{dataset.name}: what to do, with the number behind it",
+            )
+        )
+        blocks.append(
+            Picture(
+                interval_lines(
+                    curve_rows(part),
+                    "epoch",
+                    "validation AUC minus BCE",
+                    zero="as BCE",
+                ),
+                "Validation AUC minus that of BCE after each epoch, by arm.",
+                f"{dataset.name}: the difference in validation AUC by epoch; a gain of "
+                "the first epochs alone falls back to 0.",
+            )
+        )
+        blocks.append(
+            TableBlock(planning(part, dataset, metric), f"{dataset.name}: seeds")
+        )
+        blocks.append(
+            TableBlock(
+                rows_table(part), f"{dataset.name}: over seeds and over test rows"
+            )
+        )
+        blocks.append(
+            TableBlock(
+                pl.concat(
+                    null_rates(part.filter(pl.col("loss") == loss), metric, loss)
+                    for loss in part["loss"].unique(maintain_order=True)[:2]
+                ),
+                f"{dataset.name}: no true effect. One arm's runs paired at random with "
+                "its own of other seeds; share of p < .05, 5% is nominal",
+            )
+        )
+        blocks.append(
+            TableBlock(choices_table(searches), f"{dataset.name}: chosen on validation")
+        )
+        columns = dict.fromkeys(("loss", "seed", "task", metric, "auc", "best_epoch"))
+        runs = part.select(*columns, "run")
+        blocks.append(TableBlock(runs, f"{dataset.name}: every final run", folded=True))
+    effects = tests.filter(pl.col("loss").str.starts_with("pwiser"))
+    names = ["dataset", "task", "loss", "difference", "low", "high"]
+    return Finding(
+        _answer(study, tests, tuned, finals), blocks, effects=effects.select(names)
+    )
+
+
+def _metric(dataset: Dataset) -> str:
+    return TRUTH[0] if dataset.truth else "auc"
+
+
+def _measure(dataset: Dataset) -> str:
+    return "expected AUC against the true probabilities" if dataset.truth else "AUC"
+
+
+def _of(part: pl.DataFrame) -> str:
+    """The measure of a dataset's finals: against the truth where it is known."""
+    return TRUTH[0] if part[TRUTH[0]].is_not_null().any() else "auc"
+
+
+def question_tests(
+    finals: dict[str, pl.DataFrame], tuned: dict[str, list[Tuned]]
+) -> pl.DataFrame:
+    """The questions of plan.md: a row an arm and head, p corrected over all of them.
+
+    The last of each dataset: the best form of PWiseR minus the best rival, both chosen
+    on validation.
+    """
+    rows, p_values = [], []
+    for dataset, part in finals.items():
+        metric = _of(part)
+        arms = {search.arm.name: search for search in tuned[dataset]}
+        pairs = [(name, s.arm.baseline) for name, s in arms.items() if name != "bce"]
+        ours, rival = best_of(list(arms.values()))
+        if ours and rival:
+            pairs.append((ours, rival))
+        for name, baseline in pairs:
+            for task in HEADS:
+                gaps = paired_gaps(part, task, name, baseline, metric)
+                gap = metrics.mean_interval(gaps)
+                label = (
+                    name if baseline.startswith("bce") else f"{name} minus {baseline}"
+                )
+                rows.append((dataset, task, label, gap.value, gap.low, gap.high))
+                p_values.append(metrics.paired_test(gaps, np.zeros_like(gaps)))
+    table = effect_rows(["dataset", "task", "loss"], rows)
+    return table.with_columns(
+        pl.Series("p", p_values, pl.Float64),
+        pl.Series("p_holm", metrics.holm(p_values), pl.Float64),
+    )
+
+
+def best_of(searches: Sequence[Tuned]) -> tuple[str | None, str | None]:
+    """The form of PWiseR and the rival with the best AUC on validation."""
+    ranked = sorted(searches, key=lambda s: -s.valid_auc)
+    ours = [s.arm.name for s in ranked if s.arm.name.startswith("pwiser")]
+    others = [s.arm.name for s in ranked if not s.arm.name.startswith("pwiser")]
+    others = [name for name in others if not name.startswith("bce")]
+    return (ours[0] if ours else None, others[0] if others else None)
+
+
+def paired_gaps(
+    part: pl.DataFrame, task: str, loss: str, baseline: str, metric: str
+) -> np.ndarray:
+    """The differences of the seeds that both have, in the seeds' order."""
+    rows = part.filter((pl.col("task") == task) & pl.col(metric).is_finite())
+    a, b = (rows.filter(pl.col("loss") == name) for name in (loss, baseline))
+    pairs = a.join(b, on="seed", suffix="_baseline").sort("seed")
+    return (pairs[metric] - pairs[f"{metric}_baseline"]).to_numpy()
+
+
+def null_rates(
+    results: pl.DataFrame, metric: str, name: str, pairings: int = 2000
+) -> pl.DataFrame:
+    """How often tests of an arm's runs against its own of other seeds reject."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for (task,), part in results.group_by("task", maintain_order=True):
+        values = part.filter(pl.col(metric).is_finite())[metric].to_numpy()
+        half = len(values) // 2
+        if half < 2:
+            continue
+        p_values = []
+        for _ in range(pairings):
+            drawn = rng.permutation(values)
+            p_values.append(metrics.paired_test(drawn[:half], drawn[half : 2 * half]))
+        rate = float((np.array(p_values) < 0.05).mean())
+        rows.append((name, str(task), half, rate))
+    names = ["Arm", "Task", "Pairs", "t test [%]"]
+    types = {"Pairs": pl.Int64, "t test [%]": pl.Float64}
+    return pl.DataFrame(rows, schema=names, schema_overrides=types, orient="row")
+
+
+def rivals_table(
+    part: pl.DataFrame, searches: Sequence[Tuned], tests: pl.DataFrame, metric: str
+) -> pl.DataFrame:
+    """A row a rival: measures, and differences to its cross-entropy."""
+    rows = []
+    for search in searches:
+        own = part.filter(pl.col("loss") == search.arm.name)
+        means = dict(own.group_by("task").agg(pl.col(metric).mean()).iter_rows())
+        row: dict[str, str | float | None] = {"Arm": search.arm.name}
+        row |= {task.upper(): means.get(task) for task in (*HEADS, "cvr")}
+        top = own.filter(pl.col("task") == "ctcvr")
+        loss = TRUTH[1] if top[TRUTH[1]].is_not_null().any() else "log_loss"
+        row["CTCVR log loss"] = _mean(top, loss)
+        row["CTCVR predicted / true"] = _mean(top, TRUTH[2])
+        for task in HEADS:
+            question = tests.filter(
+                (pl.col("loss") == search.arm.name) & (pl.col("task") == task)
+            )
+            row[f"{task.upper()} difference (p)"] = _question_text(question)
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _mean(rows: pl.DataFrame, column: str) -> float | None:
+    values = rows.filter(pl.col(column).is_finite())[column]
+    return float(values.to_numpy().mean()) if len(values) else None
+
+
+def _question_text(question: pl.DataFrame) -> str | None:
+    if question.is_empty():
+        return None
+    row = question.row(0, named=True)
+    return f"{text_of(_interval(row))} ({p_text(row['p_holm'])})"
+
+
+def _interval(row: dict) -> Interval:
+    ends = (row[name] for name in ("difference", "low", "high"))
+    value, low, high = (np.nan if x is None else x for x in ends)
+    return Interval(value, low, high, np.nan)
+
+
+def decisions(
+    tests: pl.DataFrame, searches: Sequence[Tuned], part: pl.DataFrame, metric: str
+) -> pl.DataFrame:
+    """If you want this, do that: the arm with the best mean for each aim."""
+    rows = []
+    aims = (
+        ("the best order of clicks", "ctr", metric, True),
+        ("the best order of conversions among all exposures", "ctcvr", metric, True),
+        ("the best order of conversions among clicks", "cvr", metric, True),
+        ("the best probabilities of conversion", "ctcvr", _loss_of(part), False),
+    )
+    for aim, task, column, high in aims:
+        means = (
+            part.filter((pl.col("task") == task) & pl.col(column).is_finite())
+            .group_by("loss", maintain_order=True)
+            .agg(pl.col(column).mean())
+            .sort(column, descending=high)
+        )
+        if means.is_empty():
+            continue
+        best = means["loss"][0]
+        gap = metrics.mean_interval(paired_gaps(part, task, best, "bce", column))
+        sure = "yes" if gap.low > 0 or gap.high < 0 else "no"
+        by = "difference of log loss" if not high else "difference of AUC"
+        rows.append(
+            (aim, best, f"{text_of(gap)} ({by})", sure if best != "bce" else "-")
+        )
+    names = ["If you want", "Highest mean", "Minus BCE", "Interval excludes 0"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def _loss_of(part: pl.DataFrame) -> str:
+    return TRUTH[1] if part[TRUTH[1]].is_not_null().any() else "log_loss"
+
+
+def curve_rows(part: pl.DataFrame) -> pl.DataFrame:
+    """Validation AUC minus BCE by epoch, of a few arms: rows of `interval_lines`."""
+    shown = [name for name in SHOWN if name in set(part["loss"])]
+    rows = []
+    for task in HEADS:
+        for loss in shown:
+            for epoch, name in enumerate(CURVE, 1):
+                gap = average_difference(part, task, loss, "bce", name)
+                rows.append((task, loss, epoch, gap.value, gap.low, gap.high))
+    return line_rows(rows)
+
+
+SHOWN = ("pwiser ctcvr", "pwiser", "ranknet", "jrc")
+
+
+def planning(part: pl.DataFrame, dataset: Dataset, metric: str) -> pl.DataFrame:
+    """Seeds that the wanted widths take, from the first seeds and from all."""
+    rows = []
+    for loss in [n for n in ("pwiser ctcvr", "pwiser") if n in set(part["loss"])]:
+        for task in HEADS:
+            gaps = paired_gaps(part, task, loss, "bce", metric).tolist()
+            width = WIDTHS[dataset.truth][task]
+            pilot, every = pilot_deviation(gaps[:PILOT]), pilot_deviation(gaps)
+            rows.append(
+                (
+                    loss,
+                    task.upper(),
+                    every,
+                    len(gaps),
+                    f"±{half_width(every, len(gaps)):.4f}",
+                    f"±{width:g}",
+                    seeds_for_width(pilot, width) if pilot else 2,
+                    seeds_for_width(every, width) if every else 2,
+                )
+            )
+    names = [
+        *("Arm", "Head", "SD of a pair", "Seeds", "Interval", "Wanted"),
+        *(f"Seeds it takes ({PILOT} seeds' SD)", "Seeds it takes (all)"),
+    ]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def rows_table(part: pl.DataFrame) -> pl.DataFrame:
+    """The difference in AUC on labels: over seeds, and over the rows of test."""
+    rows = []
+    for (loss,), own in part.group_by("loss", maintain_order=True):
+        if not own[ROWS[1]].is_not_null().any():
+            continue
+        baseline = ARMS[str(loss)].baseline
+        for task in HEADS:
+            over_seeds = average_difference(part, task, str(loss), baseline)
+            few = own.filter((pl.col("task") == task) & pl.col(ROWS[1]).is_finite())
+            value, error = _mean(few, ROWS[0]), _mean(few, ROWS[1])
+            if value is None or error is None:
+                continue
+            gap = Interval(value, value - 1.96 * error, value + 1.96 * error, error)
+            rows.append((str(loss), task.upper(), text_of(over_seeds), text_of(gap)))
+    names = ["Arm", "Head", "Over seeds", f"Over test rows (mean of {ROW_SEEDS} seeds)"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def choices_table(searches: Sequence[Tuned]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {
+                "Arm": search.arm.name,
+                "Source": search.arm.source,
+                "Trials": len(search.tried),
+                "Chosen": point_text(search.chosen),
+                "At the edge of what was tried": joined(search.edges) or "none",
+            }
+            for search in searches
+        ]
+    )
+
+
+def _answer(
+    study: Study,
+    tests: pl.DataFrame,
+    tuned: dict[str, list[Tuned]],
+    finals: dict[str, pl.DataFrame],
+) -> str:
+    sentences = []
+    for dataset, part in finals.items():
+        own = tests.filter(pl.col("dataset") == dataset)
+        ours, rival = best_of(tuned[dataset])
+        trials = len(tuned[dataset][0].tried)
+        texts = []
+        for label in filter(None, (ours, rival, f"{ours} minus {rival}")):
+            heads = [
+                f"{task.upper()} {_question_text(question)}"
+                for task in HEADS
+                if not (
+                    question := own.filter(
+                        (pl.col("loss") == label) & (pl.col("task") == task)
+                    )
+                ).is_empty()
+            ]
+            if heads:
+                against = "" if " minus " in label else " against tuned BCE"
+                texts.append(f"{label}{against}: {joined(heads)}")
+        sure = own.filter(pl.col("p_holm") < 0.05)
+        capped = [x for search in tuned[dataset] for x in search.at_cap]
+        capped += part.filter(pl.col("task") == "ctr")["at_cap"].to_list()
+        share = float(np.mean(capped)) if capped else np.nan
+        sentences.append(
+            f"On {dataset}, {counted(len(tuned[dataset]), 'arm')} of {MODEL} with "
+            f"{trials} trials each and {counted(part['seed'].n_unique(), 'seed')}: "
+            f"{'; '.join(texts)} (p after Holm). Of {own.height} questions "
+            f"{(sure['difference'] > 0).sum()} are significantly better and "
+            f"{(sure['difference'] < 0).sum()} worse; {share:.1%} of "
+            f"{len(capped):,} runs ended at the cap."
+        )
+    return " ".join(sentences)
+
+
+COMPARISON = Experiment(
+    NAME,
+    "The fair comparison",
+    "Trained to the end and tuned with equal effort, is PWiseR better than "
+    "cross-entropy and than its rivals, on which head?",
+    find,
+)

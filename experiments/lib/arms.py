@@ -1,0 +1,149 @@
+"""The rivals of the comparison: options, space of settings, source."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments.lib.search import Space, check_space
+from pwiser_jax.config import Config
+from pwiser_jax.data.prepared.folder import Prepared
+from pwiser_jax.errors import UserError
+from pwiser_jax.training import objective
+
+COMMON: Space = {"learning_rate": (1e-3, 3e-2), "l2": (1e-4, 3e-2)}
+LAMBDA: Space = {"lambda": (0.01, 10.0)}
+MARGINS: Space = {"m1": (0.02, 0.8), "m2": (0.02, 0.8)}
+GROUPS = ("--data.order=groups",)
+WITHIN = (*GROUPS, "--loss.segments=group")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train, with the settings that are searched.
+
+    Args:
+        name: in tables.
+        source: the paper that it is of.
+        options: on top of the configuration of a dataset's model.
+        space: its own settings; learning rate and L2 are added.
+        baseline: the arm that it is compared with.
+    """
+
+    name: str
+    source: str
+    options: tuple[str, ...] = ()
+    space: Space = field(default_factory=dict)
+    baseline: str = "bce"
+
+    @property
+    def whole_space(self) -> Space:
+        space = {**COMMON, **self.space}
+        check_space(self.name, space)
+        return space
+
+
+PWISER = "--loss.ranking=pwiser"
+HERE = "PWiseR, arXiv 2406.02163"
+JRC = "Sheng et al., KDD 2023"
+AITM = "Xi et al., KDD 2021"
+ESCM2 = "Wang et al., SIGIR 2022"
+RANKNET = "Burges et al., ICML 2005; with BCE: Lin et al., KDD 2024"
+# In the order in which arms are run; where time is short the last are left out first.
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("bce", "cross-entropy alone"),
+        Arm(
+            "pwiser ctcvr",
+            f"{HERE}, on the CTCVR head alone",
+            (PWISER, "--loss.lambdas={ctcvr: 0.1}"),
+            {**LAMBDA, **MARGINS},
+        ),
+        Arm("pwiser", f"{HERE}, on both heads", (PWISER,), {**LAMBDA, **MARGINS}),
+        Arm("ranknet", RANKNET, ("--loss.ranking=ranknet",), LAMBDA),
+        Arm("jrc", JRC, ("--loss.ranking=jrc",), LAMBDA),
+        Arm("esmm", "Ma et al., SIGIR 2018", ("--model.cvr_space=product",)),
+        Arm(
+            "conversion weight",
+            "cross-entropy with weighted conversions",
+            ("--loss.conversion_weight=2",),
+            {"conversion_weight": (1.1, 30.0)},
+        ),
+        Arm(
+            "focal",
+            "Lin et al., ICCV 2017",
+            ("--loss.pointwise=focal",),
+            {"focal_gamma": (0.1, 5.0)},
+        ),
+        Arm(
+            "ranknet levels",
+            f"{RANKNET}, on the highest label reached",
+            ("--loss.ranking=ranknet", "--loss.ranknet_labels=levels"),
+            LAMBDA,
+        ),
+        Arm(
+            "pwiser balanced",
+            f"{HERE}, lambda relative to the gradients' norms",
+            (PWISER, "--loss.normalize=balanced"),
+            {**LAMBDA, **MARGINS},
+        ),
+        Arm(
+            "pwiser ramp",
+            f"{HERE}, lambda grows from 0",
+            (PWISER, "--loss.lambda_ramp_steps=100"),
+            {**LAMBDA, "lambda_ramp_steps": (20.0, 2000.0)},
+        ),
+        Arm(
+            "aitm",
+            f"{AITM}, model and constraint",
+            ("--model.name=aitm", "--model.bottom=[32]", "--loss.constraint=aitm"),
+            {"constraint_weight": (0.01, 10.0)},
+        ),
+        Arm("bce, groups", "cross-entropy on batches of whole groups", GROUPS),
+        Arm(
+            "pwiser, groups",
+            f"{HERE}, pairs within groups",
+            (PWISER, *WITHIN),
+            {**LAMBDA, **MARGINS},
+            "bce, groups",
+        ),
+        Arm(
+            "jrc, groups",
+            f"{JRC}, within groups",
+            ("--loss.ranking=jrc", *WITHIN),
+            LAMBDA,
+            "bce, groups",
+        ),
+    )
+}
+
+
+def chosen_arms(names: list[str]) -> list[Arm]:
+    """Arms by name, with the arms that they are compared with first.
+
+    Raises:
+        UserError: no such arm.
+    """
+    for name in names:
+        if name not in ARMS:
+            raise UserError(f"--arms: no arm {name!r}; there are {', '.join(ARMS)}")
+    wanted = {*names, "bce", *(ARMS[name].baseline for name in names)}
+    return [arm for arm in ARMS.values() if arm.name in wanted]
+
+
+def check_arm(arm: Arm, config: Config, folder: Path) -> None:
+    """Raises UserError, naming the arm, where it cannot run on the data."""
+    prepared = Prepared(folder)
+    try:
+        objective.build(config.loss, prepared.schema.labels, config.model.cvr_space)
+        if config.data.order == "groups" or config.loss.segments == "group":
+            prepared.load("train").with_pair_columns(groups=True, pair_value=None)
+        if config.loss.pair_value:
+            prepared.load("train").with_pair_columns(
+                groups=False, pair_value=config.loss.pair_value
+            )
+    except UserError as error:
+        raise UserError(
+            f"{arm.name} cannot run on {folder.name}: {error}; name the other arms "
+            "with --arms"
+        ) from None
