@@ -75,6 +75,7 @@ def prepare_aliexpress(
     on_bad_label: BadLabel = "error",
     allow_leaks: tuple[str, ...] | str = (),
     max_unmatched: float = MAX_UNMATCHED,
+    extend: Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """AliExpress Search of one country: exposures with clicks and purchases.
@@ -94,6 +95,8 @@ def prepare_aliexpress(
             a name, names with commas between them, or a list.
         max_unmatched: refuse where a larger share of the item rows than this has a
             search that the user file lacks; they are left out and counted.
+        extend: a run's folder: rows get the ids and the scales of its data, and values
+            that are new to it further ids; for `train --warm-start`.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -133,7 +136,13 @@ def prepare_aliexpress(
                 "max_unmatched": max_unmatched,
             },
         )
-        return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
+        return write(
+            flat,
+            output,
+            overwrite=overwrite,
+            allow_leaks=allow_leaks,
+            extend=extend,
+        )
 
 
 @contextmanager

@@ -104,6 +104,7 @@ def prepare_kuairand(
     min_count: int = 20,
     allow_leaks: tuple[str, ...] | str = (),
     max_unmatched: float = MAX_UNMATCHED,
+    extend: Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """KuaiRand-Pure: exposures of short videos with clicks, likes and long views.
@@ -122,6 +123,8 @@ def prepare_kuairand(
             a name, names with commas between them, or a list.
         max_unmatched: refuse where a larger share of the log's rows than this has a
             user or a video that the other files do not describe; they are counted.
+        extend: a run's folder: rows get the ids and the scales of its data, and values
+            that are new to it further ids; for `train --warm-start`.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -157,7 +160,13 @@ def prepare_kuairand(
             "rows_that_repeat_user_video_and_time": _repeated(raw.rows),
         },
     )
-    return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
+    return write(
+        flat,
+        output,
+        overwrite=overwrite,
+        allow_leaks=allow_leaks,
+        extend=extend,
+    )
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def prepare_synthetic(
     labels: int = 2,
     valid: float = 0.1,
     test: float = 0.1,
+    extend: Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """A shop's funnel with known click and conversion probabilities.
@@ -77,6 +78,8 @@ def prepare_synthetic(
             order; 5: a review beyond the order.
         valid: share of the sessions that are kept for validation.
         test: share of the sessions that are kept for the test.
+        extend: a run's folder: rows get the ids and the scales of its data, and values
+            that are new to it further ids; for `train --warm-start`.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -105,4 +108,4 @@ def prepare_synthetic(
     fractions = {"valid": valid, "test": test}
     splits = split_by_group(frame.lazy(), "session_id", fractions=fractions, seed=seed)
     flat = FlatTable("synthetic", _spec(labels), splits, options=options)
-    return write(flat, output, overwrite=overwrite)
+    return write(flat, output, overwrite=overwrite, extend=extend)

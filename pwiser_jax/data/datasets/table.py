@@ -23,7 +23,12 @@ from pwiser_jax.data.prepared.encoder import (
     list_features,
     side_columns,
 )
-from pwiser_jax.data.prepared.folder import DataWarning, check_output, write
+from pwiser_jax.data.prepared.folder import (
+    DataWarning,
+    check_output,
+    manifest_of_run,
+    write,
+)
 from pwiser_jax.data.prepared.manifest import Manifest, is_prepared
 from pwiser_jax.data.raw import canonical, columns
 from pwiser_jax.data.raw.archives import Source as File
@@ -215,6 +220,7 @@ def prepare_table(
     schema: Path,
     on_bad_label: BadLabel = "error",
     allow_leaks: tuple[str, ...] | str = (),
+    extend: Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Your own table: CSV, TSV or Parquet, with a schema file.
@@ -230,6 +236,8 @@ def prepare_table(
             the label and those above it to 0 (nest), or those below it to 1 (fill).
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
+        extend: a run's folder: rows get the ids and the scales of its data, and values
+            that are new to it further ids; for `train --warm-start`.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -248,12 +256,14 @@ def prepare_table(
         standardize=meaning.standardize,
     )
     refuse_names(spec)
+    if extend is not None:  # values are read as the run read them
+        spec = replace(spec, kinds=manifest_of_run(extend).spec.kinds)
     with open_table(source, time=spec.time) as table:
         column = meaning.split.options.get("column")
         named = (*spec.features, *spec.labels.values(), spec.group, spec.time)
         types = columns.require(table.frame, (*named, spec.weight, column), table)
         kinds, mixed = find_kinds(table.frame, spec, table)
-        spec = replace(spec, kinds=kinds)
+        spec = replace(spec, kinds={**kinds, **spec.kinds})
         for name in mixed:
             _warn_of_mixed(table, name, kinds.get(name) == "number")
         lists = list_features(table.frame, spec, table)
@@ -277,7 +287,13 @@ def prepare_table(
                 "counted": _too_long(table.frame, spec, lists),
             },
         )
-        return write(flat, output, overwrite=overwrite, allow_leaks=allow_leaks)
+        return write(
+            flat,
+            output,
+            overwrite=overwrite,
+            allow_leaks=allow_leaks,
+            extend=extend,
+        )
 
 
 def _warn_of_mixed(table: RawTable, column: str, are_numbers: bool) -> None:

@@ -2,7 +2,8 @@
 
 `Encoder.fit` sees train only. `Encoder.transform` encodes any rows with the same
 columns, in their order. `Encoder.load` restores the encoder of a prepared folder, so
-that `predict` encodes raw rows as training saw them.
+that `predict` encodes raw rows as training saw them, and `Encoder.extend` adds the new
+values of newer rows to it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -77,15 +78,7 @@ class Encoder:
         """Fits vocabularies, fills and scales; a UserError names a bad value."""
         kinds = find_kinds(train, spec, source).kinds
         spec = replace(spec, kinds={**kinds, **spec.kinds})
-        readings = features(train, spec, source)
-        lists = list_features(train, spec, source)
-        columns.refuse_bad(train, (*readings.values(), *lists.values()), source)
-        texts = {n: readings[n].value for n in spec.categorical if n not in spec.sizes}
-        texts |= {name: reading.value.explode() for name, reading in lists.items()}
-        for name in spec.buckets:
-            texts.pop(name, None)
-        least = {n: spec.min_counts.get(n, spec.min_count) for n in texts}
-        fitted = vocabulary.fit_vocabularies(train, texts, least)
+        readings, lists, fitted = _fitted(train, spec, source)
         sizes = {name: kept for name, (_, kept) in fitted.items()}
         sizes |= {**spec.sizes, **spec.buckets}
         widths = _longest(train, lists)
@@ -111,6 +104,43 @@ class Encoder:
         )
         values = {name: ordered for name, (ordered, _) in fitted.items()}
         return cls(spec, schema, values, {n: stats[n].mean for n in spec.numerical})
+
+    def extend(self, train: pl.LazyFrame, source: Source = "train") -> "Encoder":
+        """This encoder with ids for the further values of newer rows.
+
+        Ids, fills and scales stay. A value without an id that these rows have as often
+        as the minimum count says gets the next id of its field; counts of earlier rows
+        are not known. Multi-valued fields become as wide as the longest list.
+        """
+        _, lists, fitted = _fitted(train, self.spec, source)
+        fields = {field.name: field for field in self.schema.embedded}
+        grown = {
+            name: vocabulary.extended(self.values[name], fields[name].size, *newer)
+            for name, newer in fitted.items()
+        }
+        sizes = {name: field.size for name, field in fields.items()}
+        sizes |= {name: size for name, (_, size) in grown.items()}
+        longest, columns = _longest(train, lists), self.spec.multi_valued
+        schema = replace(
+            self.schema,
+            categorical=tuple(
+                replace(field, size=sizes[field.name])
+                for field in self.schema.categorical
+            ),
+            multi_valued=tuple(
+                replace(
+                    field,
+                    size=sizes[field.name],
+                    width=max(
+                        field.width,
+                        min(columns[field.name].max_values, longest[field.name]),
+                    ),
+                )
+                for field in self.schema.multi_valued
+            ),
+        )
+        values = {name: ordered for name, (ordered, _) in grown.items()}
+        return replace(self, schema=schema, values=values)
 
     def transform(
         self,
@@ -226,6 +256,21 @@ class Encoder:
             folder, fields, manifest.vocabulary_sha256
         )
         return cls(spec, schema, values, manifest.fill)
+
+
+def _fitted(
+    train: pl.LazyFrame, spec: FlatSpec, source: Source
+) -> tuple[dict[str, Reading], dict[str, Reading], dict[str, tuple[pl.Series, int]]]:
+    """The readings of all features, those of lists apart, and the vocabularies."""
+    readings = features(train, spec, source)
+    lists = list_features(train, spec, source)
+    columns.refuse_bad(train, (*readings.values(), *lists.values()), source)
+    texts = {n: readings[n].value for n in spec.categorical if n not in spec.sizes}
+    texts |= {name: reading.value.explode() for name, reading in lists.items()}
+    for name in spec.buckets:
+        texts.pop(name, None)
+    least = {n: spec.min_counts.get(n, spec.min_count) for n in texts}
+    return readings, lists, vocabulary.fit_vocabularies(train, texts, least)
 
 
 def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, Reading]:

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def write(
     *,
     overwrite: bool = False,
     allow_leaks: Collection[str] | str = (),
+    extend: Path | None = None,
 ) -> Manifest:
     """Encodes the splits of a table into a new prepared folder.
 
@@ -71,10 +73,12 @@ def write(
         overwrite: replace `output` if it is a prepared folder and holds nothing else.
         allow_leaks: features that may predict a label alone, see `leaks`; a text has
             names with commas between them.
+        extend: a run, whose ids and scales the rows get; values that are new to it get
+            further ids, see `Encoder.extend`. None: ids and scales are train's.
 
     Raises:
-        UserError: a value, column or split that training could not use, or an output
-            folder that cannot be written.
+        UserError: a value, column or split that training could not use, a run on other
+            columns, or an output folder that cannot be written.
 
     Warns:
         DataWarning: the test split is empty.
@@ -85,8 +89,11 @@ def write(
     with new_prepared(output, overwrite=overwrite) as folder:
         counts = {name: _count(flat, name) for name in SPLITS}
         refuse_empty(flat.spec, counts)
-        train = flat.splits["train"]
-        encoder = Encoder.fit(train, flat.spec, flat.places.get("train", "train"))
+        train, place = flat.splits["train"], flat.places.get("train", "train")
+        if extend is None:
+            encoder = Encoder.fit(train, flat.spec, place)
+        else:
+            encoder = _encoder_of(extend, flat.dataset, flat.spec).extend(train, place)
         readings = features(train, encoder.spec, "train")
         values = {name: reading.value for name, reading in readings.items()}
         refuse_copies(train, flat.spec, values)
@@ -107,7 +114,11 @@ def write(
             fill=encoder.fill,
             splits=counts,
             dropped=dict(flat.dropped),
-            options={**flat.options, **allowed_leaks(allow_leaks)},
+            options={
+                **flat.options,
+                **allowed_leaks(allow_leaks),
+                **({} if extend is None else {"extend": extend}),
+            },
             sources=tuple(SourceFile.of(path) for path in flat.sources),
             vocabulary_sha256=SourceFile.of(folder / vocabulary.FILE).sha256,
         )
@@ -120,6 +131,41 @@ def write(
             stacklevel=2,
         )
     return manifest
+
+
+def manifest_of_run(run: Path) -> Manifest:
+    """The manifest of the data that a run was trained on.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    if not (run / "data" / FILE).is_file():
+        raise UserError(f"{run} holds no run: data/{FILE} is missing")
+    return read_manifest(run / "data")
+
+
+def _encoder_of(run: Path, dataset: str, spec: FlatSpec) -> Encoder:
+    """The encoder of a run's data, with the minimum counts of `spec`.
+
+    Raises:
+        UserError: the run has another dataset or other columns than `spec`.
+    """
+    manifest = manifest_of_run(run)
+    if manifest.dataset != dataset:
+        raise UserError(
+            f"{run} was trained on {manifest.dataset!r}, not {dataset!r}: rows of "
+            "another dataset cannot extend it"
+        )
+    old, new = asdict(manifest.spec), asdict(spec)
+    for name in old:
+        free = name in ("kinds", "min_count", "min_counts")
+        if not free and old[name] != new[name]:
+            raise UserError(
+                f"{run} was trained on rows with {name} {old[name]}, not {new[name]}: "
+                "--extend needs the same columns"
+            )
+    spec = replace(spec, kinds=manifest.spec.kinds)
+    return replace(Encoder.load(run / "data"), spec=spec)
 
 
 def allowed_leaks(names: Collection[str] | str) -> dict[str, list[str]]:

@@ -48,6 +48,29 @@ def _ordered(table: pl.DataFrame, min_count: int) -> tuple[pl.Series, int]:
     return ordered["value"], ordered.height - int(ordered.select(rare.sum()).item())
 
 
+def extended(
+    known: pl.Series, size: int, newer: pl.Series, kept: int
+) -> tuple[pl.Series, int]:
+    """A vocabulary with the values of newer rows, as `fit_vocabularies` returns one.
+
+    Args:
+        known: the values so far; the first `size` have ids, which they keep.
+        size: the number of ids so far.
+        newer: the values of the newer rows; the first `kept` get an id if they have
+            none, the next free ones in their order.
+        kept: how many are frequent enough there.
+    """
+    ids = pl.concat([known[:size], _without(newer[:kept], known[:size])])
+    rare = pl.concat([known[size:], _without(newer[kept:], known[size:])])
+    return pl.concat([ids, _without(rare, ids)]), len(ids)
+
+
+def _without(values: pl.Series, others: pl.Series) -> pl.Series:
+    """The values that are none of `others`, in their order."""
+    left, right = (pl.DataFrame({"value": each}) for each in (values, others))
+    return left.join(right, on="value", how="anti", maintain_order="left")["value"]
+
+
 def encode(field: Field, value: pl.Expr, values: pl.Series) -> pl.Expr:
     """The int32 ids of text values; `values` are the kept and then the rare ones."""
     # An Enum hashes its categories once, not once for each block of rows.

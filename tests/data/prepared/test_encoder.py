@@ -14,7 +14,8 @@ from pwiser_jax.data.aliccp.id_tables import MISSING, IdTable
 from pwiser_jax.data.aliccp.line_format import INT32_MAX
 from pwiser_jax.data.prepared.encoder import Encoder
 from pwiser_jax.data.prepared.moments import Moments, moments
-from pwiser_jax.data.raw.flat import FlatSpec
+from pwiser_jax.data.prepared.vocabulary import extended
+from pwiser_jax.data.raw.flat import FlatSpec, ListColumn
 from pwiser_jax.data.raw.hashing import group_hash
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import CategoricalField
@@ -346,3 +347,48 @@ def test_ids_beyond_those_of_train_are_unseen(far):
     raw = np.array([5, 9, far, 7, MISSING, 0, 4, 6, far + 1, INT32_MAX], np.int32)
     own, unseen = [0, 1, 2, field.rare, field.missing], [field.unseen] * 5
     assert list(table.encoder(field)(raw)) == own + unseen
+
+
+def test_a_vocabulary_grows_by_what_is_frequent_in_the_newer_rows() -> None:
+    known = pl.Series("value", ["a", "b", "c", "d"])  # c and d are rare
+    newer = pl.Series("value", ["b", "d", "x", "c", "y", "a"])  # c, y and a are rare
+    values, size = extended(known, 2, newer, 3)
+    assert values.to_list() == ["a", "b", "d", "x", "c", "y"]
+    assert size == 4
+
+
+def test_an_extended_encoder_keeps_ids_and_scales(tmp_path: Path) -> None:
+    spec = FlatSpec(
+        ("kind", "bucket"),
+        ("price",),
+        multi_valued={"tags": ListColumn("|")},
+        buckets={"bucket": 5},
+        min_count=2,
+    )
+    first = {
+        "kind": ["7", "7", "3", "3", "5"],  # 5 is rare
+        "bucket": list("aabbc"),
+        "price": [1.0, 2.0, 3.0, 4.0, None],
+        "tags": ["x", "x|y", "y", "", "x"],
+    }
+    newer = {
+        "kind": ["5", "1", "5", "1", "x"],
+        "bucket": list("zzzzz"),
+        "price": [100.0, 200.0, 300.0, 400.0, None],
+        "tags": ["z|x|y", "z", "", "", ""],
+    }
+    old = Encoder.fit(pl.LazyFrame(first), spec)
+    grown = old.extend(pl.LazyFrame(newer))
+    assert grown.values["kind"].to_list() == ["3", "7", "1", "5", "x"]
+    assert [field.size for field in grown.schema.embedded] == [4, 5, 3]
+    assert [field.width for field in grown.schema.multi_valued] == [3]
+    assert grown.schema.numerical == old.schema.numerical
+    assert grown.fill == old.fill
+    then, now = (
+        e.transform(pl.LazyFrame(first), with_labels=False).collect()
+        for e in (old, grown)
+    )
+    assert then["kind"].to_list() == [1, 1, 0, 0, 4]
+    assert now["kind"].to_list() == [1, 1, 0, 0, 3]
+    same = [name for name in then.columns if name != "kind"]
+    assert then.select(same).equals(now.select(same))
