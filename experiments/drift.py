@@ -29,7 +29,6 @@ from pwiser_jax.data.batches.rows import feature_rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.data.raw.frames import scan_parquet
-from pwiser_jax.inference.evaluate import run_config
 from pwiser_jax.inference.load import load_best
 from pwiser_jax.metrics import Interval, mean_interval
 from pwiser_jax.reports.html import Picture, TableBlock
@@ -37,7 +36,7 @@ from pwiser_jax.reports.plots import interval_lines
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.checkpoint import Checkpoints
-from pwiser_jax.training.run.folder import RESULT, config_hash, make_run
+from pwiser_jax.training.run.folder import RESULT, config_hash, make_run, run_config
 from pwiser_jax.training.run.progress import Silent
 from pwiser_jax.training.run.record import Progress
 

@@ -255,6 +255,8 @@ class Config:
         protocol: default: choose the epoch on the validation split, never look at test.
             mtreclib: train on all rows but test and choose the epoch on test, as
             MTReclib's published tables do; results are optimistic and labelled so.
+        warm_start: the folder of a run of the same model, from whose best checkpoint
+            this one starts; prepare data.path with --extend RUN. Unset: from the seed.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -263,6 +265,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     protocol: Protocol = "default"
+    warm_start: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The options as nested dicts; `from_dict` is the inverse."""

@@ -18,11 +18,11 @@ from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import Prediction, predict_task
-from pwiser_jax.inference.evaluate import run_config
 from pwiser_jax.inference.load import load_best
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.tasks import measured
 from pwiser_jax.training.logits import predict_logits
+from pwiser_jax.training.run.folder import run_config
 from pwiser_jax.training.run.protocol import note
 
 PAPER_MODELS = ("single_task", "shared_bottom", "mmoe", "ple")

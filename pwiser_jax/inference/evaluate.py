@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pwiser_jax.config import Config, load_config
+from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import refuse_other_data
 from pwiser_jax.errors import UserError
@@ -12,22 +12,9 @@ from pwiser_jax.tasks import measured, title
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.run import protocol
-from pwiser_jax.training.run.folder import CONFIG, write_json
+from pwiser_jax.training.run.folder import CONFIG, run_config, write_json
 
 Line = tuple[str, ...]
-
-
-def run_config(run: Path) -> Config:
-    """The configuration of a run folder.
-
-    Raises:
-        UserError: the folder holds no run, or its config.yaml is damaged.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run}: {'not a' if run.exists() else 'no such'} folder")
-    if not (run / CONFIG).is_file():
-        raise UserError(f"{run} holds no run: {CONFIG} is missing")
-    return load_config(run / CONFIG)
 
 
 def evaluate_run(

@@ -26,11 +26,11 @@ from pwiser_jax.data.raw.archives import TARS
 from pwiser_jax.data.raw.frames import frames_of, scan_parquet
 from pwiser_jax.errors import UserError, did_you_mean, first_line
 from pwiser_jax.evaluation import probabilities
-from pwiser_jax.inference.evaluate import run_config
 from pwiser_jax.inference.load import load_best
 from pwiser_jax.schema import Schema
 from pwiser_jax.tasks import measured
 from pwiser_jax.training.logits import predict_logits
+from pwiser_jax.training.run.folder import run_config
 
 CHUNK = 65_536
 OUTPUTS = (".csv", ".parquet")

@@ -23,7 +23,7 @@ from pwiser_jax.training.devices.signals import Interrupted, StopSignals
 from pwiser_jax.training.devices.solo import Solo
 from pwiser_jax.training.run import protocol
 from pwiser_jax.training.run.checkpoint import BackgroundSaves
-from pwiser_jax.training.run.folder import check_run, opened
+from pwiser_jax.training.run.folder import CONFIG, check_run, opened
 from pwiser_jax.training.run.header import cautions, header
 from pwiser_jax.training.run.progress import Reporter, Silent
 from pwiser_jax.training.run.record import TrainResult, result
@@ -32,6 +32,7 @@ from pwiser_jax.training.run.store import RunStore
 from pwiser_jax.training.run.trace import Trace
 from pwiser_jax.training.runs import Runs
 from pwiser_jax.training.schedule import Schedule
+from pwiser_jax.training.warm_start import check_warm_start
 
 
 def train(
@@ -73,6 +74,8 @@ def train(
     if finished:
         reporter.line(f"{output} is finished already")
         return TrainResult.from_dict(finished)
+    if first and not (output / CONFIG).is_file():
+        check_warm_start(config)
     with opened(output, config, data) if first else nullcontext():
         train_rows, valid_rows = split_rows([config], prepared)
         for text in group_notes(config, train_rows):
@@ -158,6 +161,8 @@ def opening_lines(runs: Runs, manifest: Manifest) -> Iterator[str]:
     count = jax.device_count()
     devices = f"{count} {jax.default_backend()} device{'s' if count > 1 else ''}"
     yield header(runs.configs, manifest, steps, parameters, devices)
+    if config.warm_start is not None:
+        yield f"warm start from the best checkpoint of {config.warm_start}"
     for text in cautions(config, manifest, steps):
         yield f"warning: {text}"
     yield from protocol.lines(config)

@@ -158,6 +158,8 @@ class Optimizer:
         if rows is None:
             return new, TableState(dense_state, state.tables), directions
         row_grads, tables, states, moved = tables_of(grads), {}, {}, {}
+        # Of Adam, which a warm start keeps; `step` then begins at 0.
+        count: Any = optax.tree_utils.tree_get(dense_state, "count")
         for name, table in tables_of(params).items():
             tables[name], states[name], moved[name] = update_rows(
                 sparse,
@@ -165,7 +167,7 @@ class Optimizer:
                 row_grads[name],
                 table,
                 state.tables[name],
-                step + 1,
+                count,
                 learning_rate,
                 rates.l2,
             )

@@ -35,6 +35,7 @@ from pwiser_jax.training.loop import (
     train_runs,
 )
 from pwiser_jax.training.run.folder import (
+    CONFIG,
     RESULT,
     check_run,
     config_hash,
@@ -47,6 +48,7 @@ from pwiser_jax.training.run.store import FAILURE, SweepStore
 from pwiser_jax.training.run.trace import Trace
 from pwiser_jax.training.runs import Runs
 from pwiser_jax.training.state import state_template
+from pwiser_jax.training.warm_start import check_warm_start
 
 SWEEPS = ".sweeps"
 MEMBERS = "sweep.json"
@@ -163,6 +165,8 @@ def train_sweep(
     by_folder = dict(zip(outputs, configs, strict=True))
     finished = [check_run(output, by_folder[output], data) for output in outputs]
     if not all(finished):
+        if not all((output / CONFIG).is_file() for output in outputs):
+            check_warm_start(configs[0])
         with ExitStack() as locks:
             # In one order, so that of two sweeps with the same runs one gets them all.
             # The sweep's own folder needs no lock: whoever holds its runs owns it.

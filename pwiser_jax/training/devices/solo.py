@@ -23,6 +23,7 @@ from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.objective import Objective, Weights
 from pwiser_jax.training.state import new_state, table_rows
 from pwiser_jax.training.step import TrainState, hyper, state_shapes, step_spec
+from pwiser_jax.training.warm_start import warm_started
 
 
 class Solo:
@@ -54,9 +55,8 @@ class Solo:
         self._program = train_program(self._spec)
 
     def initial(self) -> TrainState:
-        return processes.state_from_first(
-            new_state(self._spec, self._config.train.seed)
-        )
+        fresh = new_state(self._spec, self._config.train.seed)
+        return warm_started(self._config, processes.state_from_first(fresh))
 
     def template(self) -> TrainState:
         return state_shapes(self._spec)

@@ -39,6 +39,7 @@ from pwiser_jax.training.step import (
     step_spec,
     train_step,
 )
+from pwiser_jax.training.warm_start import warm_started
 
 
 def runs_at_once(runs: int) -> int:
@@ -136,7 +137,10 @@ class Stacked:
 
     def initial(self) -> TrainState:
         draw = draw_program(self._spec)
-        drawn = {seed: jax.device_get(draw(seed)) for seed in self._seeds}
+        drawn = {
+            seed: warm_started(self._config, jax.device_get(draw(seed)))
+            for seed in self._seeds
+        }
         return stack([drawn[each.train.seed] for each in self._configs])
 
     def template(self) -> TrainState:

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from pwiser_jax.atomic import LOCK, locked, write_whole
-from pwiser_jax.config import Config
+from pwiser_jax.config import Config, load_config
 from pwiser_jax.errors import UserError
 from pwiser_jax.training.run.record import TrainResult
 
@@ -54,8 +54,23 @@ def config_hash(config: Config) -> str:
     tree = config_tree(config)
     for section, name in FREE:
         tree[section].pop(name)
+    if config.warm_start is None:  # as in versions without the option
+        tree.pop("warm_start")
     text = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_config(run: Path) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: the folder holds no run, or its config.yaml is damaged.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: {'not a' if run.exists() else 'no such'} folder")
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} holds no run: {CONFIG} is missing")
+    return load_config(run / CONFIG)
 
 
 def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None:
