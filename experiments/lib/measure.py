@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,13 +90,21 @@ def _processor() -> str:
     return platform.machine()
 
 
-def run(module: str, *arguments: str) -> Cost:
+def run(
+    module: str,
+    *arguments: str,
+    python: str = sys.executable,
+    environment: Mapping[str, str] | None = None,
+) -> Cost:
     """Runs `python -m module arguments` in a new process; raises where it fails."""
-    command: Sequence[str] = [sys.executable, "-m", module, *arguments]
+    command: Sequence[str] = [python, "-m", module, *arguments]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
-    output = process.stdout.read()
+    with process.stdout as printed:
+        output = printed.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -7,6 +7,9 @@ import pytest
 
 from experiments import demo
 from experiments.bench import (
+    first_result as bench_first,
+)
+from experiments.bench import (
     losses as bench_losses,
 )
 from experiments.bench import (
@@ -29,6 +32,8 @@ Main = Callable[[Sequence[str]], int]
         (bench_training.main, "--dims=[16, 0]", "dims"),
         (bench_training.main, "--large_models=[mmo]", "mmo"),
         (bench_training.main, "--parts=[loss]", "loss"),
+        (bench_first.main, "--rounds=0", "rounds"),
+        (bench_first.main, "--models=[aitm]", "aitm"),
         (bench_prepare.main, "--repeats=0", "repeats"),
         (bench_reading.main, "--rows=[0, 10]", "rows"),
         (bench_losses.main, "--sizes=[-1]", "sizes"),
