@@ -167,6 +167,18 @@ def _fit(hint: Any, value: Any) -> Any:
     raise ValueError
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value]
+        for at, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and keys[at] in keys[:at]:
+                problem = f"the key {key.value} is there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_yaml(path: Path, *, what: str = "a YAML file") -> Any:
     """The tree of a small YAML file.
 
@@ -186,7 +198,7 @@ def read_yaml(path: Path, *, what: str = "a YAML file") -> Any:
         events = yaml.parse(text, Loader=yaml.SafeLoader)
         if sum(isinstance(event, yaml.AliasEvent) for event in events) > MOST_ALIASES:
             raise UserError(f"{path} has more than {MOST_ALIASES} YAML aliases")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected {what}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -20,6 +20,7 @@ from pwiser_jax.data.prepared.manifest import (
     FILE,
     is_listed,
     read_manifest,
+    refuse_damaged,
     refuse_other_data,
 )
 from pwiser_jax.data.raw.archives import TARS
@@ -180,6 +181,7 @@ def _read(
         if source.is_dir():
             splits = manifest.splits.values()
             files = [folder / name for split in splits for name in split.files]
+        refuse_damaged(folder, manifest, [file.name for file in files])
         parts = _each(files, lambda file: _prepared_parts(file, keep, size))
         yield parts, None if common is None else arrays_of(common)
     elif (reader := _raw_reader(prepared, source)) is not None:

@@ -130,6 +130,23 @@ def test_frames_folders_and_prepared_folders_are_read_in_order(
     assert shard.equals(expected[480:])
 
 
+def test_a_damaged_shard_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "prepared"
+    shutil.copytree(home / "prepared", folder)
+    shard = folder / "test-00000.parquet"
+    flipped = bytearray(shard.read_bytes())
+    flipped[len(flipped) // 3] ^= 4
+    shard.write_bytes(flipped)
+    for source in (shard, folder):
+        assert main(command(home, source, tmp_path / "p.csv")) == 2
+        assert f"{shard} is damaged" in capsys.readouterr().err
+    shard.unlink()
+    assert main(command(home, folder, tmp_path / "p.csv")) == 2
+    assert f"{shard} cannot be read: No such file" in capsys.readouterr().err
+
+
 def test_a_shard_outside_of_its_folder_is_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pwiser_jax.cli import main
 from pwiser_jax.data.datasets.table import prepare_table
+from pwiser_jax.data.prepared.manifest import read_manifest, write_manifest
 from pwiser_jax.errors import UserError
 from pwiser_jax.reports.inspection import measures as inspection
 from pwiser_jax.reports.inspection.measures import Inspection, inspect_folder
@@ -150,6 +151,20 @@ def test_damaged_rows_are_one_sentence(folder: Path, tmp_path: Path):
     pl.read_parquet(folder / "valid-00000.parquet").write_parquet(shard)
     pl.read_parquet(shard).head(3).write_parquet(shard)
     with pytest.raises(UserError, match="train has 447 rows, the manifest says 700"):
+        inspect_folder(broken, 64)
+
+
+def test_a_flipped_bit_is_named_by_its_file(tmp_path: Path):
+    broken = write_folder(tmp_path / "broken")
+    write_manifest(broken, read_manifest(broken))  # with the files' hashes
+    shard = broken / "train-00001.parquet"
+    flipped = bytearray(shard.read_bytes())
+    flipped[len(flipped) // 3] ^= 4
+    shard.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"train-00001\.parquet is damaged"):
+        inspect_folder(broken, 64)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-00001\.parquet cannot be read: No "):
         inspect_folder(broken, 64)
 
 

@@ -40,7 +40,7 @@ from pwiser_jax.data.batches.rows import (
     feature_arrays,
     join,
 )
-from pwiser_jax.data.prepared.manifest import FILE, Manifest, SourceFile
+from pwiser_jax.data.prepared.manifest import FILE, Manifest, refuse_damaged
 from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.errors import UserError
 
@@ -155,19 +155,6 @@ class _Table:
     name: str
     files: Sequence[str]
     rows: int
-
-    def refuse_damaged(self) -> None:
-        """Raises a UserError where a file is not the one that the manifest describes.
-
-        Manifests of earlier versions do not say.
-        """
-        for name in self.files:
-            expected = self.manifest.files.get(name)
-            if expected and SourceFile.of(self.folder / name).sha256 != expected:
-                raise UserError(
-                    f"{self.folder / name} is damaged: it is not the file that prepare "
-                    "wrote; run prepare again"
-                )
 
     def frames(self) -> Iterator[pl.DataFrame]:
         try:
@@ -369,7 +356,7 @@ def _write_arrays(folder: Path, table: _Table) -> dict[str, Any]:
             f"{table.folder}: {table.name} has {rows} rows, the manifest says "
             f"{table.rows}; run prepare again"
         )
-    table.refuse_damaged()
+    refuse_damaged(table.folder, table.manifest, table.files)
     return {"ends": ends, "arrays": sums}
 
 

@@ -167,9 +167,13 @@ def _open_folder(folder: Path) -> RawTable:
         schema = schema or types
         for name in {**schema, **types}:
             if schema.get(name) != types.get(name):
+                here, first = (
+                    columns.named(kinds[name]) if name in kinds else "absent"
+                    for kinds in (types, schema)
+                )
                 raise UserError(
-                    f"{path}: column {name!r} is {types.get(name, 'absent')}, but "
-                    f"{schema.get(name, 'absent')} in {folder / parts[0]}"
+                    f"{path}: column {name!r} is {here}, but {first} in "
+                    f"{folder / parts[0]}"
                 )
         frames.append(frame.select(list(schema)))
         counts.append((path, int(frame.select(pl.len()).collect().item())))

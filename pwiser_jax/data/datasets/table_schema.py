@@ -183,7 +183,7 @@ def _split(tree: Mapping[str, Any], path: str) -> SplitRule:
     where = f"{path}: split"
     options = dict(_mapping(tree["split"], where))
     by = options.pop("by", None)
-    if by not in SPLIT_KEYS:
+    if not isinstance(by, str) or by not in SPLIT_KEYS:
         raise UserError(
             f"{where}: by is {written(by)}; expected {', '.join(SPLIT_KEYS)}"
         )

@@ -177,7 +177,12 @@ def allowed_leaks(names: Collection[str] | str) -> dict[str, list[str]]:
 def refuse_label_names(labels: tuple[str, ...]) -> None:
     """Raises a UserError for a label with a name that means something else here."""
     for name in labels:
-        if not name.strip() or name.strip().lower() in TAKEN_NAMES:
+        if name != name.strip() or not name.isprintable():
+            raise UserError(
+                f"a label cannot be called {name!r}: a name has no line ends or other "
+                "control characters, and no spaces around it"
+            )
+        if not name or name.lower() in TAKEN_NAMES:
             listed = ", ".join(sorted(TAKEN_NAMES))
             raise UserError(
                 f"a label cannot be called {name!r}: rename it; these names have "

@@ -7,7 +7,7 @@ gives the same bytes.
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -265,6 +265,26 @@ def refuse_other_data(run: Path, folder: Path, *, rows: bool = True) -> None:
             f"{folder} holds other rows than {run} was trained on: it was prepared "
             f"again; `evaluate --data {folder}` measures the run on the new ones"
         )
+
+
+def refuse_damaged(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Raises a UserError where a file is not the one that the manifest describes.
+
+    Manifests of earlier versions do not say.
+    """
+    for name in names:
+        path, expected = folder / name, manifest.files.get(name)
+        try:
+            damaged = expected and SourceFile.of(path).sha256 != expected
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read: {error.strerror}; run prepare again"
+            ) from None
+        if damaged:
+            raise UserError(
+                f"{path} is damaged: it is not the file that prepare wrote; run "
+                "prepare again"
+            )
 
 
 def is_prepared(path: Path) -> bool:

@@ -9,7 +9,7 @@ of its filled values have.
     boolean  boolean          true, True, TRUE, false, ...     1 or 0
     date     date, datetime   2022-05-03, 2022-05-03 14:30:00  2022-05-03 14:30:00
     clock    time             14:30:00                         14:30:00
-    text     string           anything else                    itself
+    text     string, decimal  anything else                    itself
 
 - Text is never parsed: it loses outer spaces, and nothing else. One value of another
   form makes all of a column text, so that 007 and 1e5 stay what they are; so does a
@@ -44,6 +44,7 @@ TRUTHS = {
     **dict.fromkeys(("true", "True", "TRUE"), "1"),
     **dict.fromkeys(("false", "False", "FALSE"), "0"),
 }
+TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum, pl.Decimal, pl.Null)
 CLOCK = "%H:%M:%S%.f"
 ZONE = r"(?: ?UTC|Z|[+-]\d\d:?\d\d)"
 DATE = rf"^\d{{4}}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d{{1,9}})?{ZONE}?)?$"
@@ -57,8 +58,8 @@ class Kinds(NamedTuple):
 
 
 def is_text(dtype: pl.DataType) -> bool:
-    """Text, or the type of a column that holds nulls alone."""
-    return isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)
+    """Text, or a type that is read as its text: decimals, and nulls alone."""
+    return isinstance(dtype, TEXT_TYPES)
 
 
 def kind_of_type(dtype: pl.DataType) -> Kind | None:

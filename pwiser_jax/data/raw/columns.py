@@ -6,7 +6,6 @@ and names place, column and value.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date, datetime, time
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -41,7 +40,7 @@ def category(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Reading
     reading = canonical.canonical(pl.col(name), dtype, kind)
     if reading is None:
         raise UserError(
-            f"column {name!r} holds {dtype}; it cannot be a categorical field"
+            f"column {name!r} holds {named(dtype)}; it cannot be a categorical field"
         )
     expected = "a whole number, as the column is categorical"
     return Reading(name, *reading, expected)
@@ -57,7 +56,9 @@ def categories(
     value, inner = lists(name, dtype, separator)
     reading = canonical.canonical(pl.element(), inner, kind)
     if reading is None:
-        raise UserError(f"column {name!r} holds {dtype}; expected lists of categories")
+        raise UserError(
+            f"column {name!r} holds {named(dtype)}; expected lists of categories"
+        )
     text, bad = reading
     wrong = None if bad is None else value.list.eval(bad).list.any()
     expected = "whole numbers, as the column is multi-valued"
@@ -76,8 +77,8 @@ def lists(
     if is_text(dtype) and separator:
         return value.cast(pl.String).str.split(separator), pl.String()
     raise UserError(
-        f"column {name!r} holds {dtype}; a multi-valued field needs lists, or text and "
-        "a separator"
+        f"column {name!r} holds {named(dtype)}; a multi-valued field needs lists, or "
+        "text and a separator"
     )
 
 
@@ -97,7 +98,9 @@ def whole_number(name: str, dtype: pl.DataType) -> Reading:
         text = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
         value = text.cast(pl.Int64, strict=False)
         return Reading(name, value, (text != "") & value.is_null(), "a whole number")
-    raise UserError(f"column {name!r} holds {dtype}; it cannot hold a field's ids")
+    raise UserError(
+        f"column {name!r} holds {named(dtype)}; it cannot hold a field's ids"
+    )
 
 
 def number(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Reading:
@@ -114,7 +117,9 @@ def number(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Reading:
         value = parsed.fill_nan(None)
         bad = ((text != "") & parsed.is_null()) | (value.abs() > FLOAT32_MAX)
         return Reading(name, value, bad, "a finite number")
-    raise UserError(f"column {name!r} holds {dtype}; it cannot be a numerical field")
+    raise UserError(
+        f"column {name!r} holds {named(dtype)}; it cannot be a numerical field"
+    )
 
 
 def time_stamp(name: str, dtype: pl.DataType) -> Reading:
@@ -124,7 +129,8 @@ def time_stamp(name: str, dtype: pl.DataType) -> Reading:
         column = canonical.utc(column, dtype)
     elif dtype != pl.Date and not dtype.is_integer():
         raise UserError(
-            f"time column {name!r} holds {dtype}; expected integers, dates or datetimes"
+            f"time column {name!r} holds {named(dtype)}; expected integers, dates or "
+            "datetimes"
         )
     value = column.to_physical().cast(pl.Int64, strict=False)
     return Reading(name, value, value.is_null(), "a time in every row")
@@ -134,7 +140,9 @@ def group_key(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Readin
     """A group's value, to be hashed: equal for values of one canonical text."""
     value = canonical.group_value(pl.col(name), dtype, kind)
     if value is None:
-        raise UserError(f"group column {name!r} holds {dtype}; expected ids or text")
+        raise UserError(
+            f"group column {name!r} holds {named(dtype)}; expected ids or text"
+        )
     return Reading(name, value, value.is_null(), "a group in every row")
 
 
@@ -168,9 +176,25 @@ def value_at(frame: pl.LazyFrame, column: str, row: int) -> Any:
 
 def written(value: Any) -> str:
     """A value as a user would write it, for an error's sentence."""
-    if isinstance(value, pl.Series):
+    if isinstance(value, pl.Series | list | tuple):
         return f"[{', '.join(map(written, value))}]"
-    return str(value) if isinstance(value, date | datetime | time) else repr(value)
+    if isinstance(value, dict):
+        pairs = (f"{key}: {written(item)}" for key, item in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, str | bytes) else str(value)
+
+
+def named(dtype: pl.DataType) -> str:
+    """A column's type in an error's sentence: without Polars' parameters."""
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = dtype.inner
+        inner = inner if isinstance(inner, pl.DataType) else inner()
+        return f"List({named(inner)})"
+    if isinstance(dtype, pl.Datetime):
+        return f"Datetime({dtype.time_unit}, {dtype.time_zone or 'no time zone'})"
+    return type(dtype).__name__
 
 
 def shown(value: Any) -> str:

@@ -10,6 +10,7 @@ from pwiser_jax.data.raw.columns import (
     Reading,
     Source,
     first_rows,
+    named,
     place,
     refuse_bad,
     require,
@@ -32,7 +33,7 @@ def truth(column: str, dtype: pl.DataType) -> pl.Expr:
     if is_text(dtype):
         text = raw.cast(pl.String).str.strip_chars().str.to_lowercase()
         return text.replace_strict(TEXTS, default=None, return_dtype=pl.Int8)
-    raise UserError(f"label column {column!r} holds {dtype}; expected 0 or 1")
+    raise UserError(f"label column {column!r} holds {named(dtype)}; expected 0 or 1")
 
 
 def check_labels(

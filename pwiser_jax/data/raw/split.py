@@ -12,6 +12,7 @@ from pwiser_jax.data.raw.canonical import Kind, kinds_of, utc
 from pwiser_jax.data.raw.columns import (
     Source,
     group_key,
+    named,
     refuse_bad,
     require,
     time_stamp,
@@ -150,7 +151,8 @@ def _check_moment(time: str, dtype: pl.DataType, name: str, moment: Any) -> None
         fits, expected = isinstance(moment, date), "a date or a datetime"
     else:
         raise UserError(
-            f"time column {time!r} holds {dtype}; expected integers, dates or datetimes"
+            f"time column {time!r} holds {named(dtype)}; expected integers, dates or "
+            "datetimes"
         )
     if not fits or isinstance(moment, bool):
         raise UserError(

@@ -14,7 +14,7 @@ import polars as pl
 from scipy import stats
 
 from pwiser_jax.data.prepared.folder import Prepared
-from pwiser_jax.data.prepared.manifest import Split
+from pwiser_jax.data.prepared.manifest import Split, refuse_damaged
 from pwiser_jax.data.raw.frames import frames_of, scan_parquet
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import COMMON, CategoricalField, MultiValuedField
@@ -112,6 +112,7 @@ def inspect_folder(folder: Path, batch_size: int) -> Inspection:
         raise UserError(f"--batch-size is {batch_size}; expected 1 or more")
     prepared = Prepared(folder)
     manifest = prepared.manifest
+    refuse_damaged(folder, manifest, manifest.files_named)
     splits = {name: split for name, split in manifest.splits.items() if split.rows}
     try:
         batches, drift = _along_the_file(prepared, batch_size)

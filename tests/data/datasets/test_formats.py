@@ -18,7 +18,7 @@ from pwiser_jax.errors import UserError
 ROWS = 600
 KINDS = (
     *("user", "small", "code", "word", "whole", "whole32", "large", "vip"),
-    *("on", "at", "zoned", "clock", "cat"),
+    *("on", "at", "zoned", "clock", "cat", "decimal"),
 )
 SCHEMA: dict[str, Any] = {
     "categorical": list(KINDS),
@@ -58,6 +58,7 @@ def log() -> pl.DataFrame:
             "zoned": pl.Series(at).dt.replace_time_zone("Europe/Berlin"),
             "clock": [time(int(k), 30) for k in number],
             "cat": pl.Series([f"c{k}" for k in number], dtype=pl.Categorical),
+            "decimal": pl.Series(number).cast(pl.Decimal(10, 2)),
             "price": rng.normal(size=ROWS),
             "price32": pl.Series(rng.normal(size=ROWS), dtype=pl.Float32),
             "flag": rng.random(ROWS) < 0.5,

@@ -283,7 +283,7 @@ SPLIT = f"{COLUMNS}split: "
         ),
         (
             COLUMNS.replace("[price]", "[no]") + BY_GROUP,
-            "schema.yaml: numerical: False is no column's name; expected text",
+            "schema.yaml: numerical: false is no column's name; expected text",
         ),
         (
             COLUMNS.replace("bought", "clicked") + BY_GROUP,
@@ -293,7 +293,13 @@ SPLIT = f"{COLUMNS}split: "
             SPLIT + "{by: row}",
             "schema.yaml: split: by is 'row'; expected group, time, ",
         ),
-        (SPLIT + "{valid: 0.1}", "schema.yaml: split: by is None; expected group"),
+        (SPLIT + "{by: [group]}", "schema.yaml: split: by is ['group']; expected"),
+        (COLUMNS + BY_GROUP + "time: on", "schema.yaml, line 7: not YAML (the key"),
+        (
+            COLUMNS.replace("conversion: bought", "click: bought") + BY_GROUP,
+            "schema.yaml, line 3: not YAML (the key click is there twice)",
+        ),
+        (SPLIT + "{valid: 0.1}", "schema.yaml: split: by is null; expected group"),
         (SPLIT + "{by: group}", "schema.yaml: split by group needs the key 'valid'"),
         (
             SPLIT + "{by: group, valid: 0.1, train_until: 3}",

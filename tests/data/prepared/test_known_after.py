@@ -191,12 +191,20 @@ def test_rare_classes_are_looked_for_in_all_shards(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["ctr", "CTCVR", "cvr", "pairs", "rows", "split", "groups", "exposure", " "]
+    "name", ["ctr", "CTCVR", "cvr", "pairs", "rows", "split", "groups", "exposure", ""]
 )
 def test_labels_with_names_of_ours_are_refused_with_the_list(tmp_path: Path, name: str):
     labels = dict(zip(("click", name, "buy"), LABELS.values(), strict=True))
     spec = dataclasses.replace(flat().spec, labels=labels)
     with pytest.raises(UserError, match=r"cannot be called .*: .*ctcvr, ctr, cvr, "):
+        write(flat(spec=spec), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [" ", "cart ", "in\ncart", "\x1b[31mcart"])
+def test_labels_that_would_break_a_table_are_refused(tmp_path: Path, name: str):
+    labels = dict(zip(("click", name, "buy"), LABELS.values(), strict=True))
+    spec = dataclasses.replace(flat().spec, labels=labels)
+    with pytest.raises(UserError, match=r"cannot be called .*: a name has no line ends"):
         write(flat(spec=spec), tmp_path / "out")
 
 

@@ -102,7 +102,7 @@ def test_time_is_cut_at_both_ends_inclusively(times: list, until: tuple):
     [
         ((3, 3), "expected a later valid_until"),
         ((DAY, date(2022, 6, 1)), "train_until is .*needs an integer"),
-        ((3, True), "valid_until is True"),
+        ((3, True), "valid_until is true"),
     ],
 )
 def test_bad_moments(until: tuple, match: str):
