@@ -52,8 +52,13 @@ CHECKED = 64 << 20
 """Bytes of each array that the first use checks: .06 s at 1.1 GB/s."""
 
 
+TABLE = r"(?:common|(?:train|valid|test)(?:-(?:train|valid|test))*)"
+ARRAY = (
+    "(?:categorical|numerical|multi_ids|multi_weights|"
+    "labels|group|time|weight|extra|common)"
+)
 ENTRY = re.compile(
-    rf"{FOLDER}(/(\.\w[\w-]*\.partial-[0-9a-f]+|\w[\w-]*)(/({MARKER}|\w+\.npy))?)?"
+    rf"{FOLDER}(/(\.{TABLE}\.partial-[0-9a-f]+|{TABLE})(/({MARKER}|{ARRAY}\.npy))?)?"
 )
 
 
@@ -315,7 +320,7 @@ def _build(place: Path, digest: str, table: _Table) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    entry = foreign_entry(folder, lambda name: is_cache_entry(f"{FOLDER}/x/{name}"))
+    entry = foreign_entry(folder, lambda name: is_cache_entry(f"{FOLDER}/train/{name}"))
     if entry is not None:
         raise UserError(
             f"{folder} should be part of a cache, but holds other data ({entry}): "

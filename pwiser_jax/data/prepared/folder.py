@@ -46,7 +46,9 @@ TAKEN_NAMES = frozenset(
     }
 )
 """Names that no label may have: tasks, keys of reports, columns of prepared folders."""
-PICTURE = re.compile(r"inspect(/\w+\.png)?")
+PICTURE = re.compile(
+    r"inspect(/\.?(splits|sizes|conversions|drift|shares)\.png(\.partial)?)?"
+)
 """What `inspect` writes into a prepared folder."""
 
 

@@ -256,7 +256,12 @@ def test_folders_with_other_data_are_left_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "entry", ["thesis.tex", "cache/notes.txt", "cache/train/thesis.npz", "old/a.png"]
+    "entry",
+    [
+        *("thesis.tex", "cache/notes.txt", "cache/train/thesis.npz", "old/a.png"),
+        *("cache/thesis", "cache/train/thesis.npy", "cache/thesis/labels.npy"),
+        "inspect/thesis.png",
+    ],
 )
 def test_overwriting_refuses_a_folder_with_a_foreign_entry(tmp_path: Path, entry: str):
     out = tmp_path / "out"
@@ -265,7 +270,7 @@ def test_overwriting_refuses_a_folder_with_a_foreign_entry(tmp_path: Path, entry
     (out / entry).parent.mkdir(exist_ok=True)
     (out / entry).write_text("mine")
     before = {path: path.stat().st_mtime for path in out.rglob("*")}
-    named = "old" if entry.startswith("old") else entry
+    named = "old" if entry.startswith("old") else entry.removesuffix("/labels.npy")
     with pytest.raises(UserError, match=rf"holds other data \({named}\)"):
         write(flat(), out, overwrite=True)
     assert {path: path.stat().st_mtime for path in out.rglob("*")} == before
@@ -286,7 +291,7 @@ def test_a_folder_that_was_read_and_inspected_can_be_replaced(tmp_path: Path):
     Prepared(out).load("train", "valid")
     (out / "cache" / ".train.partial-01ab").mkdir()
     (out / "inspect").mkdir()
-    (out / "inspect" / "labels.png").touch()
+    (out / "inspect" / "sizes.png").touch()
     write(flat(), out, overwrite=True)
     assert not (out / "cache").exists()
 
