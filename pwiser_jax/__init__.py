@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pwiser_jax.losses import (
         bce_loss,
         bce_ranknet_loss,
+        escm2_dr_loss,
+        escm2_ips_loss,
         focal_bce_loss,
         jrc_loss,
         label_constraint_loss,
@@ -40,6 +42,8 @@ __all__ = [
     "__version__",
     "bce_loss",
     "bce_ranknet_loss",
+    "escm2_dr_loss",
+    "escm2_ips_loss",
     "evaluate",
     "export",
     "focal_bce_loss",

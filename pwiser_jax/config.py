@@ -110,6 +110,11 @@ class LossConfig:
         constraint: penalty between heads: none, or aitm (a later label must not be more
             probable than an earlier one).
         constraint_weight: weight of the constraint.
+        cvr_weight: of model.cvr_space escm2_ips and escm2_dr, whose loss is BCE(CTR) +
+            cvr_weight * (loss of CVR on all rows) + ctcvr_weight * BCE(CTCVR).
+        ctcvr_weight: see cvr_weight.
+        propensity_floor: of the same, the smallest predicted CTR that the loss of CVR
+            is divided by.
     """
 
     pointwise: str = "bce"
@@ -134,13 +139,18 @@ class LossConfig:
     pair_value: str | None = None
     constraint: str = "none"
     constraint_weight: float = 1.0
+    cvr_weight: float = 1.0
+    ctcvr_weight: float = 1.0
+    propensity_floor: float = 0.01
 
     def __post_init__(self) -> None:
         lambdas = self.resolved_lambdas
         by_head = lambdas if isinstance(lambdas, dict) else {"": lambdas}
         _check_numbers(
-            {},
+            {"loss.propensity_floor": self.propensity_floor},
             {
+                "loss.cvr_weight": self.cvr_weight,
+                "loss.ctcvr_weight": self.ctcvr_weight,
                 "loss.focal_gamma": self.focal_gamma,
                 "loss.conversion_weight": self.conversion_weight,
                 "loss.constraint_weight": self.constraint_weight,
@@ -153,6 +163,11 @@ class LossConfig:
         if self.focal_alpha is not None and not 0 <= self.focal_alpha <= 1:
             raise ValueError(
                 f"loss.focal_alpha must be between 0 and 1, got {self.focal_alpha}"
+            )
+        if self.propensity_floor > 1:
+            raise ValueError(
+                "loss.propensity_floor must be at most 1, a probability, got "
+                f"{self.propensity_floor}"
             )
         margins = {f"loss.margins.{k}": v for k, v in (self.margins or {}).items()}
         for name, value in (

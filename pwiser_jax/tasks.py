@@ -11,7 +11,11 @@ CTCVR = P(click and conversion | exposure), CVR = P(conversion | click).
 from dataclasses import dataclass
 from typing import Literal
 
-CvrSpace = Literal["ctcvr", "click", "product"]
+CvrSpace = Literal["ctcvr", "click", "product", "escm2_ips", "escm2_dr"]
+
+# ESCM2: "product" with a loss of the CVR head of its own (`losses.escm2`).
+ESCM2: tuple[CvrSpace, ...] = ("escm2_ips", "escm2_dr")
+IMPUTATION = "escm2_imputation"  # the tower that "escm2_dr" has besides its heads
 
 JOINT_NAMES = {"click": "ctr", "conversion": "ctcvr"}
 CONDITIONAL_NAMES = {"conversion": "cvr"}
@@ -43,8 +47,8 @@ def conditional_task(labels: tuple[str, ...], rung: int) -> Task:
 def heads(labels: tuple[str, ...], space: CvrSpace) -> tuple[Task, ...]:
     """The towers of a model, one a label, in the ladder's order.
 
-    In the space "ctcvr" each head predicts its label on all rows; in "click" and
-    "product" each head above the first predicts its label given the rung before.
+    In the space "ctcvr" each head predicts its label on all rows; in the others each
+    head above the first predicts its label given the rung before.
     """
     first = joint_task(labels, 1)
     above = joint_task if space == "ctcvr" else conditional_task
@@ -55,7 +59,8 @@ def trained(labels: tuple[str, ...], space: CvrSpace) -> tuple[Task, ...]:
     """The tasks with a cross-entropy of their own, one a label.
 
     "ctcvr" and "click" train their heads, each on the rows where it is defined;
-    "product" (ESMM) trains the joint probabilities, products of the heads, on all rows.
+    "product" (ESMM) and ESCM2 train the joint probabilities, products of the heads, on
+    all rows.
     """
     if space == "click":
         return heads(labels, space)

@@ -27,6 +27,7 @@ largest weight may vanish.
 """
 
 from pwiser_jax.losses.bank import ConversionBank, conversion_bank, update_bank
+from pwiser_jax.losses.escm2 import escm2_dr_loss, escm2_ips_loss
 from pwiser_jax.losses.jrc import jrc_loss, jrc_ranking_loss
 from pwiser_jax.losses.ladder import ladder_loss, ladder_terms
 from pwiser_jax.losses.pairs import PairOptions
@@ -44,6 +45,8 @@ __all__ = [
     "bce_loss",
     "bce_ranknet_loss",
     "conversion_bank",
+    "escm2_dr_loss",
+    "escm2_ips_loss",
     "focal_bce_loss",
     "jrc_loss",
     "jrc_ranking_loss",

@@ -16,7 +16,7 @@ from pwiser_jax.models.heads import both_logits, joint_logits
 from pwiser_jax.models.layers import Blocks, Towers
 from pwiser_jax.models.layout import layout
 from pwiser_jax.schema import Schema
-from pwiser_jax.tasks import heads
+from pwiser_jax.tasks import IMPUTATION, heads
 
 
 class MultiTaskModel(nn.Module):
@@ -60,7 +60,8 @@ class MultiTaskModel(nn.Module):
         Returns:
             The logit of each head, then of each joint task (see `joint_logits`). With
             `config.two_logits`, in training, also the two logits f32[B, 2] of each
-            head, under `both_logits(head)`.
+            head, under `both_logits(head)`. In the space "escm2_dr", in training, also
+            that of its imputation tower, under `tasks.IMPUTATION`.
 
         Raises:
             AssertionError: a shape or dtype does not fit the schema.
@@ -85,8 +86,10 @@ class MultiTaskModel(nn.Module):
         logits = outputs[..., 0]
         if sizes.two_logits:
             logits = outputs[..., 1] - logits
-        by_head = dict(zip(self.heads, logits, strict=True))
-        result = joint_logits(by_head, self.schema.labels, sizes.cvr_space)
+        by_tower = dict(zip(self.heads, logits, strict=True))
+        result = joint_logits(by_tower, self.schema.labels, sizes.cvr_space)
+        if not train:
+            result.pop(IMPUTATION, None)
         if sizes.two_logits and train:
             names = map(both_logits, self.heads)
             result = result | dict(zip(names, outputs, strict=True))
@@ -118,8 +121,10 @@ class MultiTaskModel(nn.Module):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the heads, in the ladder's order."""
-        return tuple(t.name for t in heads(self.schema.labels, self.config.cvr_space))
+        """Names of the towers: the heads in the ladder's order, then an imputation."""
+        space = self.config.cvr_space
+        names = tuple(task.name for task in heads(self.schema.labels, space))
+        return (*names, IMPUTATION) if space == "escm2_dr" else names
 
     def _check(self, inputs, mask, rows) -> None:
         batch = inputs["categorical"].shape[0]

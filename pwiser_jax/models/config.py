@@ -17,7 +17,10 @@ class ModelConfig:
         name: the model, a name in the table of models.
         cvr_space: "ctcvr": the second head predicts click and conversion on all rows;
             "click": it predicts conversion on clicked rows only; "product": ESMM, the
-            product of both heads is trained on all rows.
+            product of both heads is trained on all rows; "escm2_ips" and "escm2_dr":
+            ESCM2, which adds to it a loss of the second head on all rows, from clicked
+            rows weighted by inverse propensity, or doubly robust with an imputation
+            tower. See loss.cvr_weight.
         embedding_dim: width of an embedded field.
         small_rows: layers multiply the whole table of a categorical field of at most so
             many rows once a batch, instead of a vector for each row: the same function

@@ -23,7 +23,7 @@ def product_logit(a: jax.Array, b: jax.Array) -> jax.Array:
 def joint_logits(
     logits: dict[str, jax.Array], labels: tuple[str, ...], space: CvrSpace
 ) -> dict[str, jax.Array]:
-    """Adds the logits of joint tasks in the spaces "click" and "product".
+    """Adds the logits of joint tasks, in all spaces but "ctcvr".
 
     There each head above the first is conditional on the label before, and P(level >=
     k) is the product of the first k heads. In "ctcvr" the heads are joint already.

@@ -2,6 +2,10 @@
 
     loss = mean over tasks of (pointwise + lambda * ranking) + constraint
 
+ESCM2 has a sum over CTR, CVR and CTCVR in place of the mean, with weights, and a loss
+of its own for CVR (see `losses.escm2`). Learned task weights have a sum, too (see
+`balancing`).
+
 An `Objective` holds what is static: tasks, ranked heads, pairs of labels, and the names
 of losses (see `pwiser_jax.parts`). `Weights` holds the numbers, which are traced:
 changing one does not recompile.
@@ -21,7 +25,13 @@ from jax.typing import ArrayLike
 from pwiser_jax.config import BceRows, LossConfig
 from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.errors import UserError, did_you_mean, listed
-from pwiser_jax.losses import ConversionBank, conversion_bank, update_bank
+from pwiser_jax.losses import (
+    ConversionBank,
+    conversion_bank,
+    escm2_dr_loss,
+    escm2_ips_loss,
+    update_bank,
+)
 from pwiser_jax.losses.counts import ladder_pairs
 from pwiser_jax.models.heads import both_logits
 from pwiser_jax.parts import (
@@ -39,7 +49,15 @@ from pwiser_jax.parts import (
     register_ranking,
     scores,
 )
-from pwiser_jax.tasks import CvrSpace, Task, heads, measured, trained
+from pwiser_jax.tasks import (
+    ESCM2,
+    IMPUTATION,
+    CvrSpace,
+    Task,
+    heads,
+    measured,
+    trained,
+)
 
 __all__ = [
     "CONSTRAINTS",
@@ -78,6 +96,7 @@ class Weights(NamedTuple):
         constraint: weight of the constraint.
         lambda_ramp: steps over which lambdas increase from 0.
         margin_ramp: steps over which margins increase from 0.
+        escm2: "cvr" and "ctcvr", weights of these tasks, and "floor" of propensities.
     """
 
     lambdas: Mapping[str, ArrayLike]
@@ -89,6 +108,7 @@ class Weights(NamedTuple):
     constraint: ArrayLike | None = None
     lambda_ramp: ArrayLike | None = None
     margin_ramp: ArrayLike | None = None
+    escm2: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,7 @@ class Objective:
         balanced: whether lambda balances the gradients' norms.
         bank: earlier conversions that each ranked head keeps.
         segments: whether pairs are formed within groups.
+        space: what the heads predict.
     """
 
     tasks: tuple[Task, ...]
@@ -124,6 +145,7 @@ class Objective:
     balanced: bool = False
     bank: int = 0
     segments: bool = False
+    space: CvrSpace = "ctcvr"
 
     def __call__(
         self,
@@ -157,7 +179,13 @@ class Objective:
         losses = {
             f"{self.pointwise}/{name}": pointwise(name, logits[name]) for name in tasks
         }
-        total = sum(losses.values(), jnp.zeros(()))
+        by_task = {name: losses[f"{self.pointwise}/{name}"] for name in tasks}
+        if weights.escm2 is not None:
+            cvr, ctcvr, numbers = self.heads[1].name, self.tasks[1].name, weights.escm2
+            value = self._escm2(logits, batch, numbers["floor"], axis_name)
+            losses[f"{self.space}/{cvr}"] = value
+            by_task[cvr] = value * numbers["cvr"]
+            by_task[ctcvr] *= numbers["ctcvr"]
         new_banks: dict[str, ConversionBank] = {}
         for name in self.ranked:
             head = self._head(name, logits, batch, weights, banks, axis_name)
@@ -177,8 +205,11 @@ class Objective:
                     axis_name=axis_name,
                 )
             value = losses[f"{self.ranking}/{name}"] = self._ranking(head, z)
-            total += lambda_ * value
-        total = total / len(self.tasks)
+            rest = by_task.get(name, jnp.zeros(()))
+            by_task[name] = rest + jnp.asarray(lambda_ * value)
+        total = sum(by_task.values(), jnp.zeros(()))
+        if weights.escm2 is None:
+            total = total / len(self.tasks)
         constraint = CONSTRAINTS[self.constraint]
         if constraint is not None:
             joint = [logits[name] for name in self._joint]
@@ -267,6 +298,27 @@ class Objective:
             weights=batch.weights,
             axis_name=axis_name,
             **more,
+        )
+
+    def _escm2(
+        self,
+        logits: dict[str, Array],
+        batch: Batch,
+        floor: ArrayLike,
+        axis_name: str | None,
+    ) -> Array:
+        """ESCM2's loss of the CVR head, on all rows."""
+        names, loss = [task.name for task in self.heads[:2]], escm2_ips_loss
+        if self.space == "escm2_dr":
+            names, loss = [*names, IMPUTATION], escm2_dr_loss
+        return loss(
+            jnp.stack([logits[name] for name in names], axis=1),
+            batch.labels[:, 0],
+            batch.labels[:, 1],
+            floor=floor,
+            where=batch.mask,
+            weights=batch.weights,
+            axis_name=axis_name,
         )
 
     def _head(
@@ -383,7 +435,7 @@ def build(
             fit the model or the data.
     """
     tasks = trained(labels, space)
-    # Joint tasks of the spaces "click" and "product" have logits too.
+    # In all spaces but "ctcvr" joint tasks have logits, too.
     known = {t.name: t for t in (*heads(labels, space), *tasks)}
     if space != "ctcvr":
         known |= {t.name: t for t in measured(labels) if t.given == 0}
@@ -406,7 +458,13 @@ def build(
         pointwise=config.pointwise,
         bce_rows=config.bce_rows,
         constraint=config.constraint,
+        space=space,
     )
+    escm2 = {
+        "cvr": config.cvr_weight,
+        "ctcvr": config.ctcvr_weight,
+        "floor": config.propensity_floor,
+    }
     weights = Weights(
         lambdas={},
         margins={},
@@ -415,6 +473,7 @@ def build(
         ranking={},
         conversion=None if config.conversion_weight == 1 else config.conversion_weight,
         constraint=None if config.constraint == NONE else config.constraint_weight,
+        escm2=escm2 if space in ESCM2 else None,
     )
     margins = _margins(config, labels) if entry and entry.by_levels else {}
     if entry is None or not ranked:
@@ -460,10 +519,11 @@ def build(
 def _check_space(config: LossConfig, labels: tuple[str, ...], space: CvrSpace) -> None:
     """Raises UserError where a loss does not fit the model's space or the labels."""
     ranking = RANKINGS[config.ranking]
-    if ranking is not None and ranking.two_logits and space == "product":
+    two_logits = ranking is not None and ranking.two_logits
+    if two_logits and space in ("product", *ESCM2):
         raise UserError(
             f"loss.ranking {config.ranking} needs two logits of each trained task; "
-            "model.cvr_space product trains products of heads, which have one"
+            f"model.cvr_space {space} trains products of heads, which have one"
         )
     if config.constraint != NONE and (space != "ctcvr" or len(labels) < 2):
         raise UserError(
@@ -471,6 +531,26 @@ def _check_space(config: LossConfig, labels: tuple[str, ...], space: CvrSpace) -
             "model.cvr_space ctcvr; in the other spaces a later label is never more "
             "probable than an earlier one"
         )
+    changed = config.changed()
+    if space not in ESCM2:
+        for option in ("cvr_weight", "ctcvr_weight", "propensity_floor"):
+            if option in changed:
+                raise UserError(
+                    f"loss.{option} has no effect with model.cvr_space {space}; it is "
+                    f"an option of {listed(ESCM2, 'and')}"
+                )
+        return
+    if len(labels) != 2:
+        raise UserError(
+            f"model.cvr_space {space} needs two labels, a click and a conversion; the "
+            f"data have {len(labels)}: {', '.join(labels)}"
+        )
+    for option in ("pointwise", "conversion_weight", "bce_rows"):
+        if option in changed:
+            raise UserError(
+                f"model.cvr_space {space} is defined by plain cross-entropies; leave "
+                f"loss.{option} out"
+            )
 
 
 def notes(config: LossConfig, objective: Objective) -> list[str]:
@@ -520,8 +600,8 @@ def union(
             margins={term: weights.margins.get(term, 0.0) for term in terms},
             terms={term: weights.terms.get(term, 0.0) for term in terms},
             ranking=weights.ranking or numbers.ranking,
-            lambda_ramp=numbers.lambda_ramp,
-            margin_ramp=numbers.margin_ramp,
+            lambda_ramp=weights.lambda_ramp or numbers.lambda_ramp,
+            margin_ramp=weights.margin_ramp or numbers.margin_ramp,
         )
         for _, weights in built
     ]

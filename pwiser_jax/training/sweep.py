@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from pwiser_jax.atomic import write_whole
-from pwiser_jax.config import Config
+from pwiser_jax.config import Config, LossConfig
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
 from pwiser_jax.host import prepare_host
@@ -53,14 +54,22 @@ from pwiser_jax.training.warm_start import check_warm_start
 SWEEPS = ".sweeps"
 MEMBERS = "sweep.json"
 
-# Options that are traced, besides lambdas and margins; at its default an option may
-# leave out the part that it is of.
+# Options that are traced, besides lambdas and margins.
 TRACED = (
     "constraint_weight",
-    "conversion_weight",
+    "ctcvr_weight",
+    "cvr_weight",
     "focal_gamma",
-    "lambda_ramp_steps",
+    "propensity_floor",
+    "ranknet_margin",
 )
+# And those whose default leaves a part out of the program, with another value.
+OPTIONAL: dict[str, Any] = {
+    "conversion_weight": 2.0,
+    "focal_alpha": 0.5,
+    "lambda_ramp_steps": 1,
+    "margin_ramp_steps": 1,
+}
 
 # At most so many runs in a sweep: more gain nothing on a CPU, and a kill would cost
 # more. Their states are in memory several times: in use, the best, and a copy of both
@@ -89,13 +98,16 @@ def sweep_key(config: Config) -> str:
     """What the runs of one sweep have in common: equal for configs that share one.
 
     Seed, learning rate, L2, lambdas, margins, terms left out and the options in TRACED
-    may differ; with a bank margins may not, nor anything else.
+    may differ; those in OPTIONAL among runs in which none is at its default. With a
+    bank margins may not differ.
     """
-    margins = config.loss.margins if config.loss.bank else None
-    traced = dict.fromkeys(config.loss.changed().intersection(TRACED), 3)
+    loss = config.loss
+    numbers = {name: getattr(LossConfig, name) for name in TRACED}
+    numbers |= {name: OPTIONAL[name] for name in loss.changed() if name in OPTIONAL}
+    margins = loss.margins if loss.bank else None
     common = replace(
         config,
-        loss=replace(config.loss, lambdas=0.0, margins=margins, **traced),
+        loss=replace(loss, lambdas=0.0, margins=margins, **numbers),
         optimizer=replace(config.optimizer, learning_rate=1.0, l2=0.0),
         train=replace(config.train, seed=0),
     )

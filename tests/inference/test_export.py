@@ -35,7 +35,7 @@ for count in (len(inputs["categorical"]), 1):
 """
 
 
-@pytest.mark.parametrize("space", ["ctcvr", "click", "product"])
+@pytest.mark.parametrize("space", ["ctcvr", "click", "product", "escm2_dr"])
 def test_jax_alone_gets_the_numbers_of_predict(tmp_path: Path, space: str) -> None:
     data = prepare(tmp_path, rows())
     run = train(data, tmp_path / "run", f"--model.cvr_space={space}")

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pwiser_jax import (
     bce_loss,
     bce_ranknet_loss,
+    escm2_dr_loss,
+    escm2_ips_loss,
     focal_bce_loss,
     jrc_loss,
     label_constraint_loss,
@@ -72,6 +75,20 @@ def constraint(scores, levels, **options):
     """Of probabilities that differ as the scores do, in exact steps of 2^-18."""
     unit = np.float32(2**-18)
     return label_constraint_loss(0.5 + unit * scores, **options) / unit
+
+
+def escm2(loss, columns):
+    """Of logits u, v and, doubly robust, m; rows of level 2 and above are clicked."""
+
+    def call(scores, levels, **options):
+        logits = jnp.stack([scores[:, k % 2] for k in range(columns)], axis=1)
+        return loss(logits, levels >= 2, levels == 3, **options)
+
+    return call
+
+
+def clicked(scores, levels, *, where, weights, segments):
+    return where & (weights != 0) & (levels >= 2)
 
 
 def ladder_busy(margins, levels_of, **shape):
@@ -152,6 +169,8 @@ LOSSES = {
         counting,
     ),
     "constraint": Loss(ungrouped(constraint), rising, shifts=True),
+    "escm2_ips": Loss(ungrouped(escm2(escm2_ips_loss, 2)), clicked),
+    "escm2_dr": Loss(ungrouped(escm2(escm2_dr_loss, 3)), counting),
     "ranknet": Loss(
         lambda s, y, **o: ranknet_loss(s[:, 0], y, **o),
         ranknet_busy,

@@ -17,6 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from pwiser_jax import (
     bce_loss,
     bce_ranknet_loss,
+    escm2_dr_loss,
+    escm2_ips_loss,
     focal_bce_loss,
     jrc_loss,
     label_constraint_loss,
@@ -95,6 +97,15 @@ def losses(parameters, rows, form, axis_name):
         "bce and ranknet of groups": of_clicks(bce_ranknet_loss, **grouped),
         "jrc": lambda p: jrc_loss(outputs(p), rows["clicks"], **options),
         "jrc of groups": lambda p: jrc_loss(outputs(p), rows["clicks"], **grouped),
+        "escm2 ips": lambda p: escm2_ips_loss(
+            outputs(p), rows["clicks"], rows["conversions"], **weighted
+        ),
+        "escm2 dr": lambda p: escm2_dr_loss(
+            jnp.concatenate([outputs(p), outputs(p)[:, :1]], axis=1),
+            rows["clicks"],
+            rows["conversions"],
+            **weighted,
+        ),
         "label constraint": lambda p: label_constraint_loss(
             jax.nn.sigmoid(outputs(p)), **weighted
         ),

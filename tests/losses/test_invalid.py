@@ -11,6 +11,8 @@ import pytest
 from pwiser_jax import (
     bce_loss,
     bce_ranknet_loss,
+    escm2_dr_loss,
+    escm2_ips_loss,
     focal_bce_loss,
     jrc_loss,
     label_constraint_loss,
@@ -29,6 +31,7 @@ from pwiser_jax.losses.counts import ladder_pairs
 
 SCORES = np.float32([0.9, 0.4, 0.5, 0.1])
 COLUMNS = np.stack([SCORES, SCORES[::-1]], axis=1)
+THREE = np.stack([SCORES, SCORES[::-1], SCORES], axis=1)
 CLICKS = np.array([1, 1, 1, 0])
 CONVERSIONS = np.array([1, 0, 0, 0])
 MARGINS = {(1, 0): 0.1}
@@ -50,9 +53,21 @@ CALLS = {
     "jrc": (jrc_loss, {"logits": COLUMNS, "labels": CLICKS}),
     "jrc_ranking": (jrc_ranking_loss, {"logits": COLUMNS, "labels": CLICKS}),
     "constraint": (label_constraint_loss, {"probabilities": COLUMNS}),
+    "escm2_ips": (
+        escm2_ips_loss,
+        {"logits": COLUMNS, "clicks": CLICKS, "conversions": CONVERSIONS},
+    ),
+    "escm2_dr": (
+        escm2_dr_loss,
+        {"logits": THREE, "clicks": CLICKS, "conversions": CONVERSIONS},
+    ),
 }
 
-CLICK_LABELS = [("pwiser", "clicks"), ("pwiser", "conversions")]
+CLICK_LABELS = [
+    (name, argument)
+    for name in ("pwiser", "escm2_ips", "escm2_dr")
+    for argument in ("clicks", "conversions")
+]
 SOFT_LABELS = [(n, "labels") for n in ("bce", "focal", "both", "jrc", "jrc_ranking")]
 # (loss, argument, value of row 2): what no row may hold.
 INVALID = [
@@ -100,6 +115,8 @@ def test_a_concrete_value_is_an_error_and_a_traced_one_gives_nan(name, argument,
         ("bce", "positive_weight", -1.0),
         ("both", "alpha", -0.1),
         ("jrc", "alpha", 1.1),
+        ("escm2_ips", "floor", 0.0),
+        ("escm2_dr", "floor", 1.5),
     ],
 )
 def test_numbers_out_of_range(name, argument, value):
@@ -206,7 +223,7 @@ def test_row_options_are_checked_without_chex(name):
         "segments": SCORES,
         "pair_values": SCORES[:2],
     }.items():
-        ungrouped = ("bce", "focal", "constraint")
+        ungrouped = ("bce", "focal", "constraint", "escm2_ips", "escm2_dr")
         if argument == "segments" and name in ungrouped:
             continue
         if argument == "pair_values" and name not in ("pwiser", "ladder", "ranknet"):

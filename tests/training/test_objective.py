@@ -16,7 +16,8 @@ from pwiser_jax.config import Config, LossConfig
 from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.errors import UserError
-from pwiser_jax.models.heads import both_logits
+from pwiser_jax.models.heads import both_logits, joint_logits
+from pwiser_jax.tasks import IMPUTATION
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.programs import AXIS, split_rows
 from pwiser_jax.training.devices.signals import Interrupted
@@ -286,6 +287,9 @@ def test_the_share_of_conversions_with_a_pair_in_their_group() -> None:
         ({"segments": "group"}, "loss.segments has no effect"),
         ({"focal_gamma": 1.0}, "loss.focal_gamma has no effect"),
         ({"constraint_weight": 2.0}, "loss.constraint_weight"),
+        ({"propensity_floor": 0.0}, "loss.propensity_floor must be above 0"),
+        ({"propensity_floor": 1.5}, "loss.propensity_floor must be at most 1"),
+        ({"cvr_weight": -1.0}, "loss.cvr_weight must be 0 or more"),
         ({"ranking": "pwisr"}, "did you mean 'pwiser'"),
         ({"pointwise": "bec"}, "did you mean 'bce'"),
         ({"constraint": "aitn"}, "did you mean 'aitm'"),
@@ -316,6 +320,9 @@ def test_options_without_effect_or_sense_are_refused(
         ({"ranking": "jrc"}, "product", "cvr_space product"),
         ({"ranking": "jrc", "lambdas": {"ctcvr": 1.0}}, "click", "'ctcvr'"),
         ({"constraint": "aitm"}, "click", "loss.constraint aitm"),
+        ({"ranking": "jrc"}, "escm2_dr", "cvr_space escm2_dr"),
+        ({"cvr_weight": 0.5}, "product", "loss.cvr_weight has no effect"),
+        ({"pointwise": "focal"}, "escm2_ips", "leave loss.pointwise out"),
     ],
 )
 def test_losses_that_do_not_fit_the_model_are_refused(
@@ -324,6 +331,48 @@ def test_losses_that_do_not_fit_the_model_are_refused(
     with pytest.raises(UserError) as caught:
         objectives.build(LossConfig(**options), SCHEMA.labels, space)
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [("click",), ("click", "cart", "order")])
+def test_escm2_needs_a_click_and_a_conversion(labels: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="needs two labels, a click and a conversion"):
+        objectives.build(LossConfig(), labels, "escm2_ips")
+
+
+@pytest.mark.parametrize("space", ["escm2_ips", "escm2_dr"])
+def test_escm2_is_the_sum_of_its_three_losses(space: Any) -> None:
+    options = {"cvr_weight": 0.7, "ctcvr_weight": 0.3, "propensity_floor": 0.2}
+    labels = ("view", "order")  # tasks have other names than CVR and CTCVR
+    objective, weights = objectives.build(LossConfig(**options), labels, space)
+    batch = make_batch(ROWS, seed=2, padding=3)
+    rng = np.random.default_rng(1)
+    names = ["view", "order_given_view", IMPUTATION]
+    logits = {n: rng.normal(size=ROWS + 3).astype(np.float32) for n in names}
+    joint = joint_logits({n: logits[n] for n in names[:2]}, labels, space)
+    value, (parts_, _) = objective(logits | joint, batch, weights)
+    rows = slice(ROWS)
+    p = {n: sigmoid(z[rows].astype(float)) for n, z in logits.items()}
+    click, conversion = (batch.labels[rows, k].astype(bool) for k in (0, 1))
+
+    def entropy(p: Any, y: Any) -> Any:
+        return -np.where(y, np.log(p), np.log(1 - p))
+
+    ctr, cvr = p["view"], p["order_given_view"]
+    cost = entropy(cvr, conversion)
+    share = click / np.maximum(ctr, 0.2)
+    if space == "escm2_dr":
+        imputed = np.log(1 + np.exp(logits[IMPUTATION][rows].astype(float)))
+        error = cost - imputed
+        of_cvr = np.mean(imputed + share * error) + np.mean(share * error**2)
+    else:
+        of_cvr = np.mean(share * cost)
+    expected = (
+        np.mean(entropy(ctr, click))
+        + 0.7 * of_cvr
+        + 0.3 * np.mean(entropy(ctr * cvr, conversion))
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(parts_[f"{space}/order_given_view"], of_cvr, rtol=1e-5)
 
 
 # Runs.
@@ -399,6 +448,31 @@ def test_a_loss_trains_alone_resumed_and_in_a_sweep(
         name, rtol = ("loss", 1e-5) if "loss" in line else ("mean_auc", 1e-3)
         assert got[name] == pytest.approx(line[name], rel=rtol)
     assert not any(name.startswith(loss.ranking) for name in losses_of(baseline)[0])
+
+
+@pytest.mark.parametrize("space", ["escm2_ips", "escm2_dr"])
+def test_escm2_trains_alone_resumed_and_in_a_sweep(
+    data: Path, tmp_path: Path, space: Any
+) -> None:
+    """Runs of a sweep differ in the floor and the weights."""
+    config = run_config(data, LossConfig(propensity_floor=0.3))
+    config = replace(config, model=replace(config.model, name="mmoe", cvr_space=space))
+    numbers = {"propensity_floor": 0.1, "cvr_weight": 0.2, "ctcvr_weight": 3.0}
+    other = replace(config, loss=replace(config.loss, **numbers))
+    whole, cut, *members = (tmp_path / x for x in ("w", "c", "m", "o"))
+    train(config, whole, Silent())
+    expected = losses_of(whole)
+    assert {"bce/ctr", "bce/ctcvr", f"{space}/cvr"} <= expected[0].keys()
+    assert expected[-1]["mean_auc"] > 0.5
+    with pytest.raises(Interrupted):
+        train(config, cut, Silent(), stop_after=5)
+    train(config, cut, Silent())
+    assert losses_of(cut) == expected
+    train_sweep([config, other], members, Silent())
+    for got, line in zip(losses_of(members[0]), expected, strict=True):
+        name, rtol = ("loss", 1e-5) if "loss" in line else ("mean_auc", 1e-3)
+        assert got[name] == pytest.approx(line[name], rel=rtol)
+    assert losses_of(members[1])[0]["loss"] != pytest.approx(expected[0]["loss"])
 
 
 @pytest.fixture

@@ -51,6 +51,8 @@ def same_metric(name: str, got: Any, expected: Any) -> None:
         ("shared_bottom", "ctcvr"),
         ("shared_bottom", "click"),
         ("shared_bottom", "product"),
+        ("shared_bottom", "escm2_ips"),
+        ("mmoe", "escm2_dr"),
         ("mmoe", "ctcvr"),
         ("ple", "ctcvr"),
     ],

@@ -331,7 +331,11 @@ def test_what_cannot_be_traced_is_another_sweep(data: Path) -> None:
         for weight in (1.0, 2.0, 5.0)
     ]
     assert sweep_key(weighted[1]) == sweep_key(weighted[2]) != sweep_key(weighted[0])
+    ramped = replace(base, loss=replace(base.loss, lambda_ramp_steps=5))
+    longer = replace(base, loss=replace(base.loss, lambda_ramp_steps=9))
+    assert sweep_key(ramped) == sweep_key(longer)
     for other in (
+        ramped,
         replace(base, loss=replace(base.loss, scores="logit")),
         replace(base, data=replace(base.data, batch_size=128)),
         replace(base, train=replace(base.train, epochs=3)),
