@@ -99,6 +99,10 @@ def _alone_in(parent: Path) -> Iterator[None]:
 LOCK = ".lock"
 
 
+class InUse(UserError):
+    """Another process holds a folder's lock."""
+
+
 @contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
     """Holds `folder`, which exists, against other processes that lock it.
@@ -111,14 +115,15 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         folder: the folder.
         doing: what the holder does there, for the other's message: "training".
     Raises:
-        UserError: another process holds it, or the folder cannot be written.
+        InUse: another process holds it.
+        UserError: the folder cannot be written.
     """
     path = folder / LOCK
     try:
         lock = _open_locked(path)
     except BlockingIOError:
         holder = _holder(path)
-        raise UserError(
+        raise InUse(
             f"{folder} is in use: {holder} is {doing} there; wait for it to end, or "
             "name another folder"
         ) from None

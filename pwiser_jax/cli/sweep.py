@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,29 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--split", choices=["valid", "test"], default="valid", help="rows to measure on"
     )
+    parser.add_argument(
+        "--part_size",
+        type=int | None,
+        help="at most so many runs in one program; default: as many as fit into memory,"
+        " and on a cluster enough parts for all its devices",
+    )
+    parser.add_argument(
+        "--cluster",
+        type=str | None,
+        help="train on a Ray cluster: local (this machine), auto (the one that this"
+        " machine belongs to) or HOST:PORT of its head; needs the extra [cluster]",
+    )
+    parser.add_argument(
+        "--cpus_per_part",
+        type=int,
+        default=1,
+        help="CPUs of each program on the cluster",
+    )
+    parser.add_argument(
+        "--gpus_per_part",
+        type=int | None,
+        help="GPUs of each program on the cluster; default: 1 where it has some",
+    )
 
 
 def run(options: Namespace, given: Namespace) -> int:
@@ -49,8 +72,11 @@ def run(options: Namespace, given: Namespace) -> int:
     from pwiser_jax.host import prepare_host
     from pwiser_jax.training.devices.signals import Interrupted, answered
 
-    if options.seeds < 1:
-        raise UserError(f"--seeds is {options.seeds}; expected 1 or more")
+    least = {"seeds": 1, "part_size": 1, "cpus_per_part": 1, "gpus_per_part": 0}
+    for name, number in least.items():
+        if (value := options[name]) is not None and value < number:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is {value}; expected {number} or more")
     base = config_of(given)
     axes = [axis(text) for text in options.over]
     if len({name for name, _ in axes}) < len(axes):
@@ -65,10 +91,23 @@ def run(options: Namespace, given: Namespace) -> int:
         for cell in cells
         for seed in seeds
     }
-    prepare_host()
     try:
-        with answered():
-            _train(runs)
+        if options.cluster is not None:
+            from pwiser_jax.training.cluster import train_study
+
+            train_study(
+                runs,
+                options.output,
+                options.cluster,
+                options.split,
+                cpus=options.cpus_per_part,
+                gpus=options.gpus_per_part,
+                part_size=options.part_size,
+            )
+        else:
+            prepare_host()
+            with answered():
+                _train(runs, options.output, options.part_size)
     except Interrupted as stop:
         print(f"pwiser: {stop}", file=sys.stderr)
         return stop.exit_code
@@ -123,29 +162,18 @@ def folder_name(cell: Cell, seed: int) -> str:
     return ",".join(parts).replace("/", "_").replace(" ", "")
 
 
-def _train(runs: "dict[Path, Config]") -> None:
+def _train(runs: "dict[Path, Config]", output: Path, part_size: int | None) -> None:
     """Trains the runs, those of one shape together."""
-    from pwiser_jax.data.prepared.folder import Prepared
-    from pwiser_jax.training.loop import train
     from pwiser_jax.training.run.progress import ProgressBar
-    from pwiser_jax.training.sweep import most_runs, sweep_key, train_sweep
+    from pwiser_jax.training.study import planned, train_part
+    from pwiser_jax.training.sweep import RunsFailed
 
-    ordered = sorted(runs, key=lambda folder: sweep_key(runs[folder]))
-    for _, members in groupby(ordered, key=lambda folder: sweep_key(runs[folder])):
-        folders = list(members)
-        config = runs[folders[0]]
-        if not config.data.path:
-            raise UserError("data.path is needed: a folder that `pwiser prepare` wrote")
-        if config.optimizer.shard_tables:  # such a run takes all devices
-            for folder in folders:
-                with ProgressBar() as bar:
-                    train(runs[folder], folder, bar)
-            continue
-        most = most_runs(config, Prepared(Path(config.data.path)).schema)
-        for start in range(0, len(folders), most):
-            some = folders[start : start + most]
-            with ProgressBar() as bar:
-                train_sweep([runs[folder] for folder in some], some, bar)
+    failures: dict[Path, str] = {}
+    for part in planned(runs, output, part_size):
+        with ProgressBar() as bar:
+            failures |= train_part([runs[folder] for folder in part], part, bar)
+    if failures:
+        raise RunsFailed(failures, len(runs))
 
 
 def _aucs(run: Path, split: str) -> dict[str, float | None]:

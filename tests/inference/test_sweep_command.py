@@ -1,6 +1,7 @@
 """`sweep`: runs over values and seeds, and their table paired by seed."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ from tests.inference.small import TINY, prepare, rows
 
 
 def test_runs_are_made_and_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Without --cluster nothing of Ray is imported: here an import of it fails.
+    for name in ("ray", "pwiser_jax.training.cluster"):
+        monkeypatch.setitem(sys.modules, name, None)
     data = prepare(tmp_path, rows())
     command = ["sweep", f"--data.path={data}", f"--output={tmp_path / 'runs'}", *TINY]
     command += ["--loss.ranking=pwiser", "--over", "loss.lambdas=0,0.3", "--seeds=2"]
