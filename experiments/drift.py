@@ -8,13 +8,12 @@ the best weights of the day before on day d alone. The streams: a synthetic one 
 rates change on its eighth day, and KuaiRand's days where its files are given.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import polars as pl
 
 from experiments.lib.datasets import CONFIGS, Dataset
@@ -24,7 +23,6 @@ from experiments.lib.result_table import tag_text
 from experiments.lib.streams import days_of, deal, prepare_days, prepare_shift
 from experiments.lib.study import Experiment, Finding, Study, with_tags
 from experiments.lib.words import change, line_rows, text_of
-from pwiser_jax.config import Config
 from pwiser_jax.data.batches.rows import feature_rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import read_manifest
@@ -35,10 +33,8 @@ from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.loop import train
-from pwiser_jax.training.run.checkpoint import Checkpoints
-from pwiser_jax.training.run.folder import RESULT, config_hash, make_run, run_config
+from pwiser_jax.training.run.folder import config_hash, run_config
 from pwiser_jax.training.run.progress import Silent
-from pwiser_jax.training.run.record import Progress
 
 NAME = "drift"
 MODEL = "mmoe"
@@ -110,14 +106,16 @@ def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
             before = None
             for index in range(BEGIN - 1, len(days) - 1):
                 day = days[index]
-                begin = day if mode == "warm" and before else days[0]
+                warm = mode == "warm" and before is not None
+                begin = day if warm else days[0]
                 folder = study.place / f"{dataset.folder.name}_{begin}_{day}"
                 deal(base, folder, begin, day)
                 data = replace(first.config.data, path=str(folder))
-                config = replace(first.config, data=data)
+                start = str(before) if warm else None
+                config = replace(first.config, data=data, warm_start=start)
                 name = f"{dataset.folder.name}/{first.name}-{mode}-day{index}"
                 run = study.runs / name
-                _train(config, run, before if mode == "warm" else None)
+                train(config, run, Silent())
                 before = run
                 tags = {"day": index + 1, "mode": mode}
                 rows += _measures(replace(first, config=config, tags=tags), run, name)
@@ -126,20 +124,6 @@ def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
     table = table.with_columns(pl.lit(dataset.name).alias("dataset"))
     study.table(NAME).add(table)
     return with_tags(table), run
-
-
-def _train(config: Config, run: Path, before: Path | None) -> None:
-    """Trains a run of one day; with `before`, from that run's best weights."""
-    if before is not None and not (run / RESULT).exists():
-        make_run(run, config, Path(config.data.path))
-        schema = Prepared(Path(config.data.path)).schema
-        state = load_best(before, run_config(before), schema)
-        state = state._replace(step=jnp.zeros_like(state.step))
-        last = Checkpoints(run, "last")
-        if not any((run / "checkpoints" / "last").glob("[0-9]*")):
-            last.save(0, state, {"runs": [asdict(Progress())]})
-        last.close()
-    train(config, run, Silent())
 
 
 def _measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
