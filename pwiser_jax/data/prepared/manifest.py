@@ -130,7 +130,7 @@ class Manifest:
         }
         common = tree.get("common")  # earlier versions have no such key
         tree["common"] = CommonTable(**common) if common else None
-        tree["sources"] = tuple(SourceFile(**source) for source in tree["sources"])
+        tree["sources"] = tuple(SourceFile(**f) for f in tree.get("sources", ()))
         tree["spec"] = _spec(tree["spec"], schema.labels)
         manifest = cls(**tree | {"schema": schema})
         for name in manifest.files_named:
