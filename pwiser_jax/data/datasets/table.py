@@ -38,6 +38,7 @@ from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec, FlatTable
 from pwiser_jax.data.raw.frames import scan_parquet
 from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.leaks import refuse_names
+from pwiser_jax.data.raw.remote import local_copy
 from pwiser_jax.data.raw.sources import scan_csv, separator_of
 from pwiser_jax.data.raw.split import split_by_group, split_by_time
 from pwiser_jax.errors import UserError, first_line
@@ -218,7 +219,7 @@ def _exact(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def prepare_table(
-    source: Path,
+    source: str | Path,
     output: Path,
     *,
     schema: Path,
@@ -231,7 +232,7 @@ def prepare_table(
 
     Args:
         source: a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file, or a folder of .parquet
-            files; CSV with a header.
+            files; CSV with a header. Also at a path of fsspec, such as s3://bucket/a.
         output: the new folder.
         schema: a YAML file that names the columns and the split; `pwiser schema` writes
             a first one.
@@ -262,7 +263,10 @@ def prepare_table(
     refuse_names(spec)
     if extend is not None:  # values are read as the run read them
         spec = replace(spec, kinds=manifest_of_run(extend).spec.kinds)
-    with open_table(source, time=spec.time) as table:
+    with (
+        local_copy(source, output) as local,
+        open_table(local, time=spec.time) as table,
+    ):
         column = meaning.split.options.get("column")
         named = (*spec.features, *spec.labels.values(), spec.group, spec.time)
         types = columns.require(table.frame, (*named, spec.weight, column), table)
@@ -283,7 +287,7 @@ def prepare_table(
             spec=spec,
             splits={name: rows.drop(PLACE) for name, rows in splits.items()},
             places={n: SplitRows(n, rows, table) for n, rows in splits.items()},
-            sources=(*([part for part, _ in table.parts] or [source]), schema),
+            sources=(*([part for part, _ in table.parts] or [local]), schema),
             dropped=dropped,
             options={
                 "on_bad_label": on_bad_label,
