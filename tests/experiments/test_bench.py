@@ -13,6 +13,9 @@ from experiments.bench import (
     losses as bench_losses,
 )
 from experiments.bench import (
+    many_ids as bench_many_ids,
+)
+from experiments.bench import (
     prepare as bench_prepare,
 )
 from experiments.bench import (
@@ -34,6 +37,7 @@ Main = Callable[[Sequence[str]], int]
         (bench_training.main, "--parts=[loss]", "loss"),
         (bench_first.main, "--rounds=0", "rounds"),
         (bench_first.main, "--models=[aitm]", "aitm"),
+        (bench_many_ids.main, "--ids=0", "ids"),
         (bench_prepare.main, "--repeats=0", "repeats"),
         (bench_reading.main, "--rows=[0, 10]", "rows"),
         (bench_losses.main, "--sizes=[-1]", "sizes"),
