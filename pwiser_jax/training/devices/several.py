@@ -64,6 +64,10 @@ def several_steps(step: Step) -> Callable[..., tuple[Any, Any]]:
     the compiler cannot unroll a single step and round it differently.
     """
 
+    # Inlined, so that the program stays the same; the step is traced once, not for its
+    # shapes and for the loop.
+    step = jax.jit(step, inline=True)
+
     def steps(
         state: Any, batches: Any, count: jax.Array, hyper: Any
     ) -> tuple[Any, Any]:
