@@ -17,6 +17,8 @@ from pwiser_jax.typed import shown
 if TYPE_CHECKING:
     from pwiser_jax.config import Config
 
+COMPILES = True
+
 Cell = tuple[tuple[str, Any], ...]
 """A value of each option that varies."""
 
