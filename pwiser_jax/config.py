@@ -331,6 +331,10 @@ class Config:
             raise ValueError(
                 "optimizer.warmup_steps needs optimizer.schedule warmup or cosine"
             )
+        if optimizer.schedule == "warmup" and not optimizer.warmup_steps:
+            raise ValueError(
+                "optimizer.schedule warmup needs optimizer.warmup_steps above 0"
+            )
         if optimizer.shard_tables and optimizer.embedding == "adam":
             raise ValueError(
                 "optimizer.shard_tables needs optimizer.embedding lazy_adam or "

@@ -261,6 +261,13 @@ def check(loss: "LossConfig") -> None:
             "loss.pairs sorted is for hinges; loss.surrogate logistic needs auto, "
             "blocked or broadcast"
         )
+    if loss.ranking == "ranknet" and form.surrogate == "logistic":
+        for option in ("margin_ramp_steps", "ranknet_margin"):
+            if option in changed:
+                raise ValueError(
+                    f"loss.{option} has no effect with loss.surrogate logistic; "
+                    "ranknet has a margin with hinges only"
+                )
     for option in ("segments", "pair_value"):
         if loss.bank and option in changed:
             raise ValueError(

@@ -224,6 +224,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
         ("loss: {bank: 2}\nloss: {}", "line 2: not YAML (the key loss is there twice)"),
         ("#" * (1 << 21), "larger than 1 MB"),
         ("optimizer: {learning_rate: .inf}", "learning_rate is Infinity"),
+        ("optimizer: {schedule: warmup}", "schedule warmup needs optimizer.warmup"),
         ("optimizer: {shard_tables: 3}", "shard_tables is 3; expected true or false"),
     ],
 )

@@ -282,6 +282,8 @@ def test_the_share_of_conversions_with_a_pair_in_their_group() -> None:
         ({"ranking": "jrc", "bank": 4}, "loss.bank has no effect"),
         ({"ranking": "ranknet", "scores": "probability"}, "loss.scores has no effect"),
         ({"ranking": "pwiser", "ranknet_margin": 2.0}, "loss.ranknet_margin"),
+        ({"ranking": "ranknet", "ranknet_margin": 2.0}, "loss.ranknet_margin has no"),
+        ({"ranking": "ranknet", "margin_ramp_steps": 5}, "loss.margin_ramp_steps has"),
         ({"ranking": "ranknet", "normalize": "negatives"}, "no normalize negatives"),
         ({"ranking": "pwiser", "bank": 4, "segments": "group"}, "loss.segments"),
         ({"segments": "group"}, "loss.segments has no effect"),

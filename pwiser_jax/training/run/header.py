@@ -49,7 +49,7 @@ def ranked(config: Config) -> str:
 
 
 def cautions(config: Config, manifest: Manifest, steps: int) -> list[str]:
-    """Sentences on data that are small for the batch, if they are.
+    """Sentences on data that are small for the batch or a schedule, if they are.
 
     A batch of B of N rows with C conversions holds none with probability
     (1 - C/N)^B, nearly.
@@ -60,6 +60,17 @@ def cautions(config: Config, manifest: Manifest, steps: int) -> list[str]:
             f"only {steps} steps an epoch: the model may learn little; a smaller "
             "data.batch_size makes more"
         )
+    total = steps * config.train.epochs
+    ramps = {
+        "optimizer.warmup_steps": config.optimizer.warmup_steps,
+        "loss.lambda_ramp_steps": config.loss.lambda_ramp_steps,
+        "loss.margin_ramp_steps": config.loss.margin_ramp_steps,
+    }
+    lines += [
+        f"{name} is {ramp:,}, and train.epochs has {total:,} steps: the ramp never ends"
+        for name, ramp in ramps.items()
+        if ramp > total
+    ]
     splits = [manifest.splits[name] for name in LEARNED[config.protocol]]
     rows = sum(split.rows for split in splits)
     conversions = sum(list(split.labels.values())[-1] for split in splits)

@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from pwiser_jax.config import Config, DataConfig, LossConfig
+from pwiser_jax.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from pwiser_jax.data.prepared.manifest import Manifest, Split
 from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.schema import CategoricalField, Schema
@@ -58,3 +64,18 @@ def test_small_data_are_said(
     assert len(lines) == len(words)
     for line, word in zip(lines, words, strict=True):
         assert word in line
+
+
+def test_a_ramp_beyond_the_training_is_said() -> None:
+    config = Config(
+        data=DataConfig(batch_size=100),
+        loss=LossConfig(ranking="pwiser", lambda_ramp_steps=41, margin_ramp_steps=40),
+        optimizer=OptimizerConfig(schedule="warmup", warmup_steps=1_000),
+        train=TrainConfig(epochs=2),
+    )
+    assert cautions(config, manifest(2_000, 1_000), 20) == [
+        "optimizer.warmup_steps is 1,000, and train.epochs has 40 steps: the ramp "
+        "never ends",
+        "loss.lambda_ramp_steps is 41, and train.epochs has 40 steps: the ramp never "
+        "ends",
+    ]
