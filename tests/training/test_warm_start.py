@@ -22,6 +22,7 @@ from pwiser_jax.inference.predict import predict
 from pwiser_jax.models.layout import layout
 from pwiser_jax.schema import CategoricalField, MultiValuedField, NumericalField, Schema
 from pwiser_jax.training import objective as objectives
+from pwiser_jax.training.devices.stacked import Stacked
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.run.folder import run_config
 from pwiser_jax.training.state import new_state
@@ -161,6 +162,23 @@ def test_permuted_ids_get_the_same_predictions(runs: Path, tmp_path: Path) -> No
         predict_logits(config, schema, state, rows),
         predict_logits(before, schema, best, same_rows),
     )
+
+
+def test_the_runs_of_a_sweep_start_warm(runs: Path) -> None:
+    run, data = runs / "runs/day1", Prepared(runs / "data/day1")
+    config = replace(run_config(run), warm_start=str(run))
+    configs = [config, replace(config, train=replace(config.train, seed=1))]
+    built = [
+        objectives.build(each.loss, data.schema.labels, each.model.cvr_space)
+        for each in configs
+    ]
+    union, weights = objectives.union(built)
+    rows = data.load("train")
+    states = Stacked(configs, data.schema, union, weights, rows, 3).initial()
+    best = load_best(run, run_config(run), data.schema)
+    best = best._replace(step=np.zeros((), np.int32))
+    for at in range(2):
+        same(jax.tree.map(lambda leaf, at=at: leaf[at], states), best)
 
 
 FIELDS = Schema(
