@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,20 +31,36 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(data: Path, run: Path, cache: str) -> tuple[list[dict], str]:
-    """The lines of metrics.jsonl that do not depend on time, and what was printed."""
+def command(data: Path, run: Path, cache: str) -> tuple[list[str], dict[str, str]]:
+    """A training command and its environment."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     environment |= {"PWISER_COMPILATION_CACHE": cache, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "pwiser_jax", "train", f"--data.path={data}"]
+    words = [sys.executable, "-m", "pwiser_jax", "train", f"--data.path={data}"]
+    return [*words, f"--output={run}", *SMALL], environment
+
+
+def started(data: Path, run: Path, cache: Path) -> subprocess.Popen[str]:
+    words, environment = command(data, run, str(cache))
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, env=environment, text=True, **pipes)
+
+
+def measures(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl that do not depend on time."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] != "timing"]
+
+
+def train(
+    data: Path, run: Path, cache: str, prefix: Sequence[str] = ()
+) -> tuple[list[dict], str]:
+    """The measures of a run, and what was printed."""
+    words, environment = command(data, run, cache)
     done = subprocess.run(
-        [*command, f"--output={run}", *SMALL],
-        env=environment,
-        capture_output=True,
-        text=True,
+        [*prefix, *words], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] != "timing"], done.stderr
+    return measures(run), done.stderr
 
 
 def entries(cache: Path) -> list[Path]:
@@ -78,6 +96,45 @@ def test_a_folder_that_cannot_be_written_is_one_warning(data: Path, tmp_path: Pa
     lines, warned = train(data, tmp_path / "run", str(tmp_path / "file"))
     assert lines == off
     assert warned.count("compilation cache") == 1
+
+
+@pytest.mark.long
+def test_a_full_disk_is_one_warning(data: Path, tmp_path: Path):
+    off, _ = train(data, tmp_path / "off", "off")
+    # No file of more than 128 KiB: the programs are larger, the run's files are not.
+    limit = ["bash", "-c", 'ulimit -f 128; exec "$@"', "bash"]
+    cache = tmp_path / "compiled"
+    lines, warned = train(data, tmp_path / "run", str(cache), limit)
+    assert lines == off
+    assert warned.count("compilation cache") == 1
+
+
+@pytest.mark.long
+def test_a_folder_deleted_while_training_changes_nothing(data: Path, tmp_path: Path):
+    off, _ = train(data, tmp_path / "off", "off")
+    cache, run = tmp_path / "compiled", tmp_path / "run"
+    with started(data, run, cache) as process:
+        assert process.stderr is not None
+        while process.poll() is None and not (cache.is_dir() and entries(cache)):
+            time.sleep(0.01)
+        shutil.rmtree(cache, ignore_errors=True)
+        warned = process.stderr.read()
+    assert process.returncode == 0, warned
+    assert measures(run) == off
+    assert warned.count("compilation cache") <= 1
+
+
+@pytest.mark.long
+def test_two_processes_share_a_folder(data: Path, tmp_path: Path):
+    off, _ = train(data, tmp_path / "off", "off")
+    cache, runs = tmp_path / "compiled", [tmp_path / "one", tmp_path / "two"]
+    processes = [started(data, run, cache) for run in runs]
+    for process, run in zip(processes, runs, strict=True):
+        _, warned = process.communicate()
+        assert process.returncode == 0, warned
+        assert measures(run) == off
+        assert warned.count("compilation cache") <= 1
+    assert train(data, tmp_path / "warm", str(cache))[0] == off
 
 
 def test_importing_and_calling_leave_jax_as_it_is():
