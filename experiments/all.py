@@ -27,6 +27,8 @@ from rich.text import Text
 from experiments.calibration import CALIBRATION
 from experiments.comparison import COMPARISON
 from experiments.drift import DRIFT
+from experiments.growth import GROWTH
+from experiments.interplay import INTERPLAY
 from experiments.ladders import LADDER_LEVELS
 from experiments.lib.arms import chosen_arms
 from experiments.lib.commands import run_command
@@ -51,6 +53,8 @@ EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         COMPARISON,
+        INTERPLAY,
+        GROWTH,
         PAPER_TABLE,
         TERMS,
         NOISE,
@@ -118,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         study = _study(options)
         chosen = [EXPERIMENTS[name] for name in options.only or EXPERIMENTS]
+        if options.tables is not None and not options.only:
+            chosen = [each for each in chosen if study.table(each.name).frame.height]
         study.output.mkdir(parents=True, exist_ok=True)
         with locked(study.output, "writing a report"):
             report(study, chosen, _command(arguments))

@@ -184,7 +184,7 @@ def final_runs(
     names = (*(TRUTH if dataset.truth else ()), "at_cap", *CURVE)
 
     def measure(outcome: Outcome) -> Measures:
-        truth = _truth(outcome) if dataset.truth else {}
+        truth = truth_measures(outcome) if dataset.truth else {}
         return {**truth, **_at_cap(outcome), **_curve(outcome)}
 
     parts = [study.measure(NAME, results, dataset, names, measure)]
@@ -227,7 +227,7 @@ def _curve(outcome: Outcome) -> Measures:
     return curve
 
 
-def _truth(outcome: Outcome) -> Measures:
+def truth_measures(outcome: Outcome) -> Measures:
     """Measures against the true probabilities; CVR weighted by P(click)."""
     extra = outcome.rows("test").extra
     ctr, cvr = extra["true_ctr"], extra["true_cvr"]

@@ -48,6 +48,8 @@ class Scale:
         trials: points of a batch of the comparison's search.
         finalists: points that are run with further tuning seeds.
         finals: seeds of the comparison's final runs.
+        interplay_l2, interplay_lambdas, interplay_seeds: a grid and its seeds.
+        growth_rows, batch_sizes: sizes of the funnel and of a batch.
         to_the_end: options of runs that end by early stopping.
         overrides: options of every run, such as "--train.epochs=1".
         kuairand: further options of runs on KuaiRand.
@@ -67,6 +69,11 @@ class Scale:
     trials: int
     finalists: int
     finals: int
+    interplay_l2: tuple[float, ...]
+    interplay_lambdas: tuple[float, ...]
+    interplay_seeds: int
+    growth_rows: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
     to_the_end: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     kuairand: tuple[str, ...] = ()
@@ -99,6 +106,11 @@ STANDARD = Scale(
     trials=16,
     finalists=8,
     finals=16,
+    interplay_l2=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    interplay_lambdas=(0.0, 0.1, 1.0, 10.0),
+    interplay_seeds=4,
+    growth_rows=(10_000, 30_000, 60_000, 200_000),
+    batch_sizes=(256, 1024, 4096),
     to_the_end=("--train.epochs=60", "--train.patience=3", "--model.expert=[32]"),
     kuairand=("--train.epochs=4", "--train.patience=4"),
 )
@@ -118,10 +130,22 @@ SCALES = {
         trials=2,
         finalists=1,
         finals=2,
+        interplay_l2=(1e-4, 1e-2),
+        interplay_lambdas=(0.0, 1.0),
+        interplay_seeds=2,
+        growth_rows=(8_000,),
+        batch_sizes=(512,),
         overrides=TINY,
     ),
     "standard": STANDARD,
-    "full": replace(STANDARD, rows=120_000, seeds=6, worlds=4_000),
+    "full": replace(
+        STANDARD,
+        rows=120_000,
+        seeds=6,
+        worlds=4_000,
+        growth_rows=(10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000),
+        batch_sizes=(256, 1024, 4096, 16_384, 65_536),
+    ),
 }
 
 
@@ -336,7 +360,9 @@ class Study:
         runs = long_rows(results).unique("run", keep="first", maintain_order=True)
         parts = []
         for row in runs.iter_rows(named=True):
-            known = table.of(row["run"], row["split"], metrics)
+            # Runs of one configuration may be in the table under several tags.
+            of_tags = pl.col("tags") == row["tags"]
+            known = table.of(row["run"], row["split"], metrics).filter(of_tags)
             if known.is_empty() and self.tables is not None:
                 raise UserError(f"{table.path} lacks {metrics[0]} of {row['run']}")
             if known.is_empty():
@@ -347,8 +373,8 @@ class Study:
                     for (task, metric), value in measures.items()
                 ]
                 table.add(pl.DataFrame(rows, infer_schema_length=None))
-                known = table.of(row["run"], row["split"], metrics)
-            parts.append(known.filter(pl.col("tags") == row["tags"]))
+                known = table.of(row["run"], row["split"], metrics).filter(of_tags)
+            parts.append(known)
         return with_tags(pl.concat(parts))
 
 

@@ -108,7 +108,7 @@ def test_the_papers_table_and_what_follows_from_its_runs(
         "comparison",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("terms", "ladders", "drift")
+            for name in ("terms", "ladders", "drift", "interplay", "growth")
         ),
     ],
 )
@@ -119,7 +119,10 @@ def test_experiments_end_to_end(
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which --quick adds to
     small = replace(experiments.SCALES["quick"], worlds=5, pairs=4, overrides=())
     monkeypatch.setitem(experiments.SCALES, "quick", small)
-    monkeypatch.setattr(f"experiments.{name}.MODEL", "shared_bottom")
+    for module in (name, "comparison"):
+        monkeypatch.setattr(
+            f"experiments.{module}.MODEL", "shared_bottom", raising=False
+        )
     command = arguments(data, tmp_path, name, "train.epochs=1", "--quick")
     assert experiments.main(command) == 0
     runs = runs_of(tmp_path)
