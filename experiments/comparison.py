@@ -302,6 +302,8 @@ def find(study: Study) -> Finding:
                 "differences paired by seed, p after Holm over all questions",
             )
         )
+        caption = f"{dataset.name}: probabilities, mean over seeds"
+        blocks.append(TableBlock(calibration_table(part), caption))
         if own.height and own["low"].is_not_null().any():
             blocks.append(
                 Picture(
@@ -354,7 +356,8 @@ def find(study: Study) -> Finding:
         columns = dict.fromkeys(("loss", "seed", "task", metric, "auc", "best_epoch"))
         runs = part.select(*columns, "run")
         blocks.append(TableBlock(runs, f"{dataset.name}: every final run", folded=True))
-    effects = tests.filter(pl.col("loss").str.starts_with("pwiser"))
+    ours = pl.col("loss").str.starts_with("pwiser")
+    effects = tests.filter(ours & ~pl.col("loss").str.contains(" minus "))
     names = ["dataset", "task", "loss", "difference", "low", "high"]
     return Finding(
         _answer(study, tests, tuned, finals), blocks, effects=effects.select(names)
@@ -457,15 +460,24 @@ def rivals_table(
         means = dict(own.group_by("task").agg(pl.col(metric).mean()).iter_rows())
         row: dict[str, str | float | None] = {"Arm": search.arm.name}
         row |= {task.upper(): means.get(task) for task in (*HEADS, "cvr")}
-        top = own.filter(pl.col("task") == "ctcvr")
-        loss = TRUTH[1] if top[TRUTH[1]].is_not_null().any() else "log_loss"
-        row["CTCVR log loss"] = _mean(top, loss)
-        row["CTCVR predicted / true"] = _mean(top, TRUTH[2])
         for task in HEADS:
             question = tests.filter(
                 (pl.col("loss") == search.arm.name) & (pl.col("task") == task)
             )
             row[f"{task.upper()} difference (p)"] = _question_text(question)
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def calibration_table(part: pl.DataFrame) -> pl.DataFrame:
+    """A row a rival: how far its probabilities are from the true ones."""
+    rows = []
+    for (loss,), own in part.group_by("loss", maintain_order=True):
+        row: dict[str, str | float | None] = {"Arm": str(loss)}
+        for task in HEADS:
+            of_task = own.filter(pl.col("task") == task)
+            row[f"{task.upper()} log loss"] = _mean(of_task, _loss_of(part))
+            row[f"{task.upper()} predicted / true"] = _mean(of_task, TRUTH[2])
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -609,34 +621,61 @@ def _answer(
     for dataset, part in finals.items():
         own = tests.filter(pl.col("dataset") == dataset)
         ours, rival = best_of(tuned[dataset])
-        trials = len(tuned[dataset][0].tried)
         texts = []
         for label in filter(None, (ours, rival, f"{ours} minus {rival}")):
+            of_label = own.filter(pl.col("loss") == label)
             heads = [
-                f"{task.upper()} {_question_text(question)}"
-                for task in HEADS
-                if not (
-                    question := own.filter(
-                        (pl.col("loss") == label) & (pl.col("task") == task)
-                    )
-                ).is_empty()
+                f"{row['task'].upper()} {text_of(_interval(row))}"
+                for row in of_label.iter_rows(named=True)
             ]
             if heads:
-                against = "" if " minus " in label else " against tuned BCE"
+                against = "" if " minus " in label else " minus BCE"
                 texts.append(f"{label}{against}: {joined(heads)}")
         sure = own.filter(pl.col("p_holm") < 0.05)
         capped = [x for search in tuned[dataset] for x in search.at_cap]
         capped += part.filter(pl.col("task") == "ctr")["at_cap"].to_list()
         share = float(np.mean(capped)) if capped else np.nan
         sentences.append(
-            f"On {dataset}, {counted(len(tuned[dataset]), 'arm')} of {MODEL} with "
-            f"{trials} trials each and {counted(part['seed'].n_unique(), 'seed')}: "
-            f"{'; '.join(texts)} (p after Holm). Of {own.height} questions "
-            f"{(sure['difference'] > 0).sum()} are significantly better and "
-            f"{(sure['difference'] < 0).sum()} worse; {share:.1%} of "
-            f"{len(capped):,} runs ended at the cap."
+            f"On {dataset}, {_verdict(sure)} ({counted(len(tuned[dataset]), 'arm')} of "
+            f"{MODEL}, {counted(part['seed'].n_unique(), 'paired seed')}, Holm over "
+            f"{counted(own.height, 'question')}). Best on validation, "
+            f"{'; '.join(texts)}. {_precision(part, ours)}{share:.1%} of "
+            f"{len(capped):,} runs ended at the cap on epochs."
         )
     return " ".join(sentences)
+
+
+def _precision(part: pl.DataFrame, ours: str | None) -> str:
+    """The width that was reached in CTCVR, and what the wanted one takes."""
+    if ours is None:
+        return ""
+    metric = _of(part)
+    gaps = paired_gaps(part, "ctcvr", ours, "bce", metric).tolist()
+    deviation, width = pilot_deviation(gaps), WIDTHS[metric == TRUTH[0]]["ctcvr"]
+    reached = half_width(deviation, len(gaps))
+    if not deviation or reached <= width:
+        return ""
+    return (
+        f"The interval in CTCVR is \N{PLUS-MINUS SIGN}{reached:.4f}; "
+        f"\N{PLUS-MINUS SIGN}{width:g} would take "
+        f"{seeds_for_width(deviation, width):,} seeds, so smaller effects remain "
+        "undecided. "
+    )
+
+
+def _verdict(sure: pl.DataFrame) -> str:
+    """What is significant, for PWiseR and for its rivals alike."""
+    parts = [
+        f"{row['loss']} {'raises' if row['difference'] > 0 else 'lowers'} "
+        f"{row['task'].upper()} AUC significantly ({text_of(_interval(row))})"
+        for row in sure.iter_rows(named=True)
+    ]
+    if not any(text.startswith("pwiser") for text in parts):
+        no = "no form of PWiseR differs significantly from BCE tuned as carefully"
+        if not parts:
+            return f"{no}, and no rival does"
+        return f"{no}; {joined(parts)}"
+    return joined(parts)
 
 
 COMPARISON = Experiment(

@@ -114,6 +114,19 @@ ARMS: Mapping[str, Arm] = {
             LAMBDA,
             "bce, groups",
         ),
+        *(
+            Arm(
+                name,
+                ESCM2,
+                (f"--model.cvr_space={space}",),
+                {
+                    "cvr_weight": (0.05, 5.0),
+                    "ctcvr_weight": (0.05, 5.0),
+                    "propensity_floor": (0.005, 0.5),
+                },
+            )
+            for name, space in (("escm2 ips", "escm2_ips"), ("escm2 dr", "escm2_dr"))
+        ),
     )
 }
 
