@@ -374,7 +374,7 @@ def test_a_stopped_run_goes_on_to_the_metrics_of_an_unstopped_one(
     assert "Traceback" not in error
     assert not (run / "result.json").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "going on from the checkpoint at step" in again.stderr
+    assert "resuming from the checkpoint at step" in again.stderr
     assert read_metrics(run) == read_metrics(unstopped)
     results = [(folder / "result.json").read_text() for folder in (run, unstopped)]
     assert results[0] == results[1]

@@ -53,7 +53,7 @@ def predict_logits(
 def _logits(
     program: Any, config: Config, state: TrainState, rows: Rows
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """The logits of each batch of this process, and how many of its rows are real."""
+    """The logits of each batch of this process, and its number of valid rows."""
     devices = device_count()
     size = -(-config.data.eval_batch_size // processes.count())
     for batch in sequential_batches(rows, size, *processes.share(len(rows))):

@@ -49,7 +49,7 @@ def train(
         config: the configuration; `data.path` is a prepared folder.
         output: the run's folder; a run in it resumes from its last checkpoint.
         reporter: receives steps, epochs and lines to show; None: nothing is shown.
-        stop_after: stops this call after so many steps, with a checkpoint.
+        stop_after: number of steps after which this call saves and stops.
         profile: writes a trace of a few steps into the run's folder `profile`.
     Returns:
         What result.json holds.
@@ -154,7 +154,7 @@ def group_notes(config: Config, rows: Rows) -> list[str]:
 
 
 def opening_lines(runs: Runs, manifest: Manifest) -> Iterator[str]:
-    """What a group of runs prints before its first step, once for the group."""
+    """Lines that a group of runs prints once, before its first step."""
     config, steps = runs.config, runs.epoch_steps
     params = jax.tree.leaves(runs.programs.template().params)
     parameters = sum(leaf.size for leaf in params) // len(runs.configs)
@@ -173,7 +173,7 @@ def opening_lines(runs: Runs, manifest: Manifest) -> Iterator[str]:
 def train_runs(
     runs: Runs, manifest: Manifest, stop_after: int | None, trace: Trace
 ) -> None:
-    """Trains a group of runs from its last checkpoint, or its seeds, to results."""
+    """Trains a group of runs to the end, from its last checkpoint if it has one."""
     reporter, config = runs.reporter, runs.config
     for text in opening_lines(runs, manifest):
         reporter.line(text)
@@ -219,12 +219,12 @@ def run_loop(
         Interrupted: a signal arrived or `schedule` says to stop; a checkpoint is saved.
     """
     reporter, train = runs.reporter, runs.config.train
-    # Processes must take calls of one length, so their clocks cannot choose it.
+    # All processes must make the same calls, so their clocks cannot choose the length.
     fixed = train.steps_per_call or (MOST_STEPS if processes.count() > 1 else 0)
     pace, step, signum = Pace(fixed), runs.step, 0
 
     def read(call: Any) -> int:
-        """Waits for a call; its metrics go into the records. Returns the signal."""
+        """Waits for a call and records its metrics. Returns the signal, or 0."""
         begun, count, values, signal = call
         loss = runs.read(values, count)
         rows = runs.config.data.batch_size * max(len(runs.active), 1)
@@ -246,7 +246,8 @@ def run_loop(
                 trace.at(count, runs.states)
                 while len(pending) > 1:
                     signum = read(pending.popleft())
-                # A signal counts when its call is read: then all processes know it.
+                # A signal takes effect when its call is read: then all processes know
+                # it.
                 stop = bool(signum) or schedule.stops(step)
                 if stop or schedule.due(step):
                     signum = read(pending.popleft()) or signum
@@ -269,7 +270,7 @@ def run_loop(
 
 
 def _calls(runs: Runs, schedule: Schedule, pace: Pace) -> Iterator[tuple[Any, int]]:
-    """The batches of the rest of an epoch, call by call, each with its steps."""
+    """Yields the batches and the number of steps of each remaining call of an epoch."""
     step = runs.step
     end = step + schedule.epoch_steps - step % schedule.epoch_steps
     batches = runs.programs.batches(runs.epoch, step % schedule.epoch_steps)
@@ -287,7 +288,7 @@ def _checkpoint(
     stop: bool,
     better: Sequence[int],
 ) -> None:
-    """Begins a checkpoint if one is due, and waits for it where it must be on disk."""
+    """Begins a checkpoint if one is due; waits for it where it must be on disk."""
     if schedule.must_wait(step, saves.finished):
         saves.wait()
     due = stop or schedule.ends_epoch(step)

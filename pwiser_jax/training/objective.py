@@ -84,7 +84,7 @@ Losses = dict[str, Array]
 class Weights(NamedTuple):
     """The traced numbers of an objective. None: the part does not exist.
 
-    A head of lambda 0 and a term of weight 0 are computed and contribute 0.
+    Heads with lambda 0 and terms with weight 0 are computed and contribute 0.
 
     Attributes:
         lambdas: by head.
@@ -117,7 +117,7 @@ class Objective:
 
     Attributes:
         tasks: tasks with a pointwise loss.
-        heads: every task that a head may be ranked by.
+        heads: tasks whose heads can be ranked.
         rungs: names of the levels, from "exposure" on.
         pointwise: name of the pointwise loss.
         bce_rows: rows of the pointwise loss.
@@ -156,11 +156,11 @@ class Objective:
         banks: Banks | None = None,
         axis_name: str | None = None,
     ) -> tuple[Array, tuple[Losses, Banks]]:
-        """The loss of a batch, its parts, and the banks for the next step.
+        """Computes the loss of a batch, its parts, and the banks for the next step.
 
         Args:
             logits: f[B] by name.
-            batch: of the device; labels are nested, lowest first.
+            batch: the device's batch; labels are nested, lowest first.
             weights: the traced numbers.
             banks: scores of earlier conversions by head; see `empty_banks`.
             axis_name: mapped axis that the batch is sharded over, if any.
@@ -333,7 +333,7 @@ class Objective:
         level = _level(batch.labels)
         task = next(task for task in self.heads if task.name == name)
         where = batch.mask
-        if self.terms:  # a row above all pairs would be a level without a margin
+        if self.terms:  # a level above all pairs has no margin
             where = where & (level <= self._top)
         return RankedHead(
             logits=logits[name],
@@ -387,7 +387,7 @@ def _gradient_ratio(
     logits: Array,
     axis_name: str | None,
 ) -> Array:
-    """|gradient of `loss`| / |gradient of `over`| at the logits of all devices.
+    """Ratio of gradient norms |d loss| / |d over| w.r.t. the logits of all devices.
 
     A constant to differentiation; 0 where `over` has no gradient.
     """
@@ -403,7 +403,7 @@ def _gradient_ratio(
 
 
 def _paired_share(batch: Batch, top: int, axis_name: str | None) -> Array:
-    """Share of rows of level `top` that share a segment with a row of a lower level."""
+    """Share of rows of level `top` with a row of a lower level in their segment."""
     level = _level(batch.labels)
     last = jnp.iinfo(jnp.int32).max
     lower = jnp.where(batch.mask & (level < top), batch.groups, last)
@@ -566,14 +566,13 @@ def notes(config: LossConfig, objective: Objective) -> list[str]:
 def union(
     built: Sequence[tuple[Objective, Weights]],
 ) -> tuple[Objective, list[Weights]]:
-    """One objective that computes each of several, and the numbers of each.
-
-    It has the heads and terms of all. Those that one of them lacks have lambda 0 or
-    weight 0 there.
+    """One objective that computes each of several, and the numbers for each. It has the
+    heads and terms of all objectives. Where an objective lacks a head or a term, its
+    lambda or weight is 0.
 
     Raises:
         ValueError: they differ in more than heads, terms and numbers, or have banks and
-            other top levels: a bank holds the rows of the highest level.
+            different highest levels: a bank holds the rows of the highest level.
     """
     ranking = [each for each in built if each[0].ranked] or built[:1]
     (first, numbers), objectives = ranking[0], [objective for objective, _ in built]
@@ -583,7 +582,7 @@ def union(
     tops = {max(o.terms)[0] for o in objectives if o.terms}
     for objective in objectives:
         same = replace(objective, ranked=whole.ranked, terms=whole.terms)
-        if not objective.ranked:  # lambda 0: any ranking
+        if not objective.ranked:  # lambda 0: fits any ranking
             same = replace(
                 same,
                 ranking=whole.ranking,

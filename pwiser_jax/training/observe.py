@@ -2,7 +2,7 @@
 
 norm/gradient, norm/update    Euclidean norm over all parameters: of the gradient
                               before clipping and L2, and of the parameters' change
-pairs/HEAD/HI>LO              pairs of a term in the batch, its bank included
+pairs/HEAD/HI>LO              pairs of a term in the batch, with those of its bank
 active/HEAD/HI>LO             pairs with a cost above 0
 groups/conversions_paired     share of conversions with a lower row of their group in
                               the batch; null in a batch without conversions
@@ -30,7 +30,7 @@ DEAD = 0.01
 
 
 def when(due: jax.Array, diagnostics: Callable[[], Diagnostics]) -> Diagnostics:
-    """diagnostics() where the traced flag `due` holds, else zeros at almost no cost."""
+    """diagnostics() if the traced flag `due` is True, else zeros at almost no cost."""
     shapes = jax.eval_shape(diagnostics)
 
     def zeros() -> Diagnostics:
@@ -57,7 +57,7 @@ def gates(
     Args:
         intermediates: sown by a model: "mix_NAME", f[B, E], for each gate.
         mask: bool[B], False for padding.
-        axis_name: the mapped axis that the rows are spread over, if any.
+        axis_name: mapped axis that the rows are sharded over, if any.
     """
 
     def total(x: jax.Array) -> jax.Array:

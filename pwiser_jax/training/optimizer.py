@@ -61,7 +61,7 @@ def adam_directions(l2: Number) -> optax.GradientTransformation:
 
 
 class TableState(NamedTuple):
-    """The optimizer's state where large tables have an optimizer of their own."""
+    """The optimizer state where large tables have a separate optimizer."""
 
     others: optax.OptState
     tables: dict[str, Any]
@@ -72,7 +72,7 @@ class Narrowed(NamedTuple):
 
     Attributes:
         params: with [U, D] in place of each large table.
-        inputs: with "large_rows", the place of each id among those rows.
+        inputs: with "large_rows", the index of each id among those rows.
         rows: the rows; None if tables are whole.
     """
 
@@ -83,11 +83,11 @@ class Narrowed(NamedTuple):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Adam of all parameters, or of all but the tables `large`.
+    """Adam for all parameters, or for all except the tables `large`.
 
     Attributes:
-        embedding: optimizer of those tables; see `OptimizerConfig`.
-        layout: of the model's tables; an embedding has one `large` of this layout.
+        embedding: optimizer of the tables `large`; see `OptimizerConfig`.
+        layout: layout of the model's tables; each embedding has one `large`.
         sharded: whether tables are sharded over the mapped axis (see `shards`).
     """
 
@@ -109,7 +109,7 @@ class Optimizer:
         mask: jax.Array,
         axis_name: str | None,
     ) -> Narrowed:
-        """What a step differentiates: the rows that it reads, not whole tables."""
+        """Replaces tables by the rows that a step reads, for differentiation."""
         if of_rows(self.embedding) is None:
             return Narrowed(params, inputs, None)
         return narrowed(self.layout, params, inputs, mask, axis_name, self.sharded)
@@ -129,12 +129,12 @@ class Optimizer:
         A direction is a parameter's change over minus the learning rate.
 
         Args:
-            grads: of the parameters that `narrow` returned, the mean over devices.
-            state: the optimizer's.
-            params: before the step, tables included.
+            grads: gradients of `narrow`'s parameters, averaged over devices.
+            state: optimizer state.
+            params: parameters before the step, with whole tables.
             rows: as `narrow` returned them.
-            step: steps done before this one.
-            rates: the numbers.
+            step: number of steps before this one.
+            rates: traced numbers of the optimizer.
         """
         if rates.clip_norm is not None:
             # Each device has the gradient of all parameters and all rows of the batch.
@@ -178,7 +178,7 @@ class Optimizer:
         )
 
     def gather_directions(self, directions: Params, axis_name: str | None) -> Params:
-        """The directions of all devices: those of sharded tables are summed."""
+        """Directions over all devices: those of sharded tables are summed."""
         if not self.sharded:
             return directions
         return with_tables(directions, jax.lax.psum(tables_of(directions), axis_name))
@@ -195,7 +195,7 @@ def narrowed(
     """Replaces each table `large` by the rows of it that a batch reads.
 
     Args:
-        layout: of the tables.
+        layout: layout of the tables.
         params: the parameters; if `sharded`, with a device's shards of the tables.
         inputs: a device's shard of the batch.
         mask: bool[B], False for padding.

@@ -24,7 +24,7 @@ from pwiser_jax.training.schedule import Schedule
 
 
 class Programs(Protocol):
-    """How a group of runs is computed: `devices.solo` or `devices.stacked`."""
+    """Computes a group of runs: see `devices.solo` and `devices.stacked`."""
 
     @property
     def schema(self) -> Schema: ...
@@ -38,15 +38,15 @@ class Programs(Protocol):
         ...
 
     def place(self, state: Any) -> Any:
-        """A state, as `initial` or a checkpoint gives it, on the devices."""
+        """Puts a state of `initial` or of a checkpoint on the devices."""
         ...
 
     def whole(self, state: Any) -> Any:
-        """A state on the devices as checkpoints hold it."""
+        """Converts a state on the devices to the form that checkpoints hold."""
         ...
 
     def batches(self, epoch: int, start_step: int) -> Callable[[int], Any]:
-        """A function that gives the next so many batches of an epoch."""
+        """A function from n to the next n batches of an epoch, starting at a step."""
         ...
 
     def train(
@@ -56,7 +56,7 @@ class Programs(Protocol):
         ...
 
     def metrics_of(self, values: Any, run: int) -> list[dict[str, np.ndarray]]:
-        """Losses and diagnostics of one run, of those on the host: [k] by name."""
+        """Selects one run's losses and diagnostics, on the host: [k] by name."""
         ...
 
     def logits(
@@ -70,11 +70,11 @@ class Runs:
     """Configurations, records and states of runs of one shape.
 
     Args:
-        configs: one a run; they share what the loop goes by.
+        configs: one per run, with the same batch size, epochs and schedule of logs.
         outputs: the run folders.
-        objectives: one a run.
-        programs: train and evaluate them.
-        store: keeps their checkpoints and results.
+        objectives: one per run.
+        programs: train and evaluate the runs.
+        store: stores checkpoints and results.
         epoch_steps: steps of an epoch.
         valid: the rows that choose the epoch.
         reporter: receives steps, epochs and lines to show.
@@ -121,11 +121,11 @@ class Runs:
         return max(progress.epoch for progress in self.progress)
 
     def tree(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the states."""
+        """The JSON tree that a checkpoint holds besides the states."""
         return {"runs": [asdict(progress) for progress in self.progress]}
 
     def restore(self) -> None:
-        """Continues from the last checkpoint; starts from the seeds without one."""
+        """Resumes from the last checkpoint; without one, starts from the seeds."""
         restored = self.store.restore(self.programs.template(), self.reporter.line)
         if restored is None:
             state = self.programs.initial()
@@ -133,14 +133,14 @@ class Runs:
         else:
             state, tree = restored
             self.progress = [Progress(**each) for each in tree["runs"]]
-            self.reporter.line(f"going on from the checkpoint at step {self.step}")
+            self.reporter.line(f"resuming from the checkpoint at step {self.step}")
         self.states = self.programs.place(state)
         for progress, output in zip(self.progress, self.outputs, strict=True):
             if not progress.stopped and self.store.is_finished(output):
                 progress.stopped = "elsewhere"
 
     def open_records(self, schedule: Schedule, watch: Stopwatch) -> None:
-        """Opens the metrics of the active runs. A solo run logs its timings too."""
+        """Opens the metrics of the active runs. A solo run also logs timings."""
         for run in self.active:
             progress = self.progress[run]
             self.records[run] = Record(
@@ -194,12 +194,12 @@ class Runs:
         return better
 
     def epoch_line(self, better: Sequence[int]) -> str:
-        """What the epoch brought, for people to read."""
+        """A line of text with the results of the epoch."""
         if len(self.configs) == 1:
             return self.records[0].epoch_line()
         return (
-            f"epoch {self.epoch}: {len(better)} runs better than before, "
-            f"{len(self.active)} of {len(self.configs)} go on"
+            f"epoch {self.epoch}: {len(better)} runs improved, "
+            f"{len(self.active)} of {len(self.configs)} still train"
         )
 
     def _fail(self, run: int, error: UserError) -> None:
@@ -213,7 +213,7 @@ class Runs:
 
 
 def belongs(name: str, objective: Objective) -> bool:
-    """Whether a metric is one of this run: heads and terms of other runs are not."""
+    """Whether a metric belongs to this run, not to heads and terms of other runs."""
     kind, _, rest = name.partition("/")
     if kind not in (*RANKINGS, "lambda", "pairs", "active"):
         return True

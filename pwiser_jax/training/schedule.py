@@ -1,11 +1,11 @@
-"""What is due after which training step: the one place that decides it."""
+"""Decides what is due after each training step."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Log lines, checkpoints, ends of epochs and the stop, by step.
+    """The steps of log lines, checkpoints, ends of epochs and the stop.
 
     Steps count over all epochs: step s is the s-th step of the run, from 1 on.
 
@@ -13,7 +13,7 @@ class Schedule:
         epoch_steps: steps of an epoch.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints.
-        most_steps_lost: how many steps a kill may lose; see `must_wait`.
+        most_steps_lost: upper bound on steps lost by a kill; see `must_wait`.
         start: the step that this process started from.
         stop_at: the step after which this process stops; None: at the end of the run.
     """

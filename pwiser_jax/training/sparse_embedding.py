@@ -34,7 +34,7 @@ class Distinct(NamedTuple):
     places: jax.Array
 
     def read(self, table: jax.Array) -> jax.Array:
-        """The rows, [U, ...]; an index past the end reads the last row."""
+        """Reads the rows, [U, ...]; an index past the end reads the last row."""
         return jnp.take(table, self.rows, axis=0, mode="clip")
 
     def written(self, size: int) -> jax.Array:
@@ -43,7 +43,7 @@ class Distinct(NamedTuple):
 
     def write(self, table: jax.Array, values: jax.Array) -> jax.Array:
         """The table with each row set to the value [U, ...] at its first occurrence."""
-        # Other values are dropped: their indices are past the end, and unique.
+        # Repeats get unique indices past the end, whose values are dropped.
         past = len(table) + jnp.arange(len(self.rows), dtype=jnp.int32)
         to = jnp.where(self.written(len(table)), self.rows, past)
         return table.at[to].set(values, mode="drop", unique_indices=True)
@@ -62,7 +62,7 @@ class Distinct(NamedTuple):
         return self._replace(rows=places)
 
     def read_shards(self, shard: jax.Array, axis_name: str) -> jax.Array:
-        """The rows, [U, ...], summed over the shards of all devices; zeros for N."""
+        """Reads the rows, [U, ...], from the shards of all devices; zeros for N."""
         here = (self.rows < len(shard))[:, None]
         return jax.lax.psum(jnp.where(here, self.read(shard), 0), axis_name)
 
@@ -173,10 +173,10 @@ def update_rows(
         grads: [U, D], of `distinct_rows.read(table)`: summed over repeats, at the
             first occurrence.
         table: [N, D].
-        state: of the whole table.
+        state: optimizer state of the whole table.
         count: the step's number, from 1.
         learning_rate: the step size.
-        l2: times the row, is added to the gradient of each row read.
+        l2: L2 factor; l2 times a row is added to the row's gradient.
     """
     rows = distinct_rows.read(table)
     scaled: Any

@@ -1,4 +1,4 @@
-"""The train state of a configuration: drawn from its seed, or its shapes alone."""
+"""The train state of a configuration, drawn from its seed, and its shapes."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

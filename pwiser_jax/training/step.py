@@ -103,7 +103,7 @@ class ModelSpec:
 
     Attributes:
         model: the model's configuration.
-        schema: of the data.
+        schema: schema of the data.
         axis_name: mapped axis that a batch is sharded over, if any.
         sharded: whether large tables are sharded over that axis, too (see `shards`).
     """
@@ -188,9 +188,9 @@ def train_step(
 ) -> tuple[TrainState, Losses, observe.Diagnostics]:
     """One step: gradient, optimizer, batch statistics, banks.
 
-    Under a mapped axis, each device has its shard of the batch and the whole state, but
-    for sharded tables. Losses and batch statistics are those of the whole batch, so the
-    new state is the same on every device.
+    Under a mapped axis, each device has its shard of the batch and the whole state,
+    except for sharded tables. Losses and batch statistics are those of the whole batch,
+    so the new state is the same on every device.
 
     Returns:
         The new state; "loss" and its parts by name; what `observe` describes, which is
@@ -272,7 +272,7 @@ def eval_step(
         spec: static; its axis matters only where tables are sharded over it.
         params: the model's parameters; of sharded tables, the device's shards.
         batch_stats: running statistics.
-        inputs: of the device's rows.
+        inputs: inputs of the device's rows.
     """
     if spec.sharded:
         tables = layout(spec.model, spec.schema)

@@ -1,8 +1,8 @@
 """Many runs at once: runs of one shape in one program over shared batches.
 
-Each run equals its solo run (`loop.train`) up to what two programs round differently:
-it has the same initial weights, its own order of the rows, its own dropout and its own
-early stopping, and its folder ends up with the same files, except `checkpoints/last`.
+Each run equals its solo run (`loop.train`) up to the rounding of two programs: it has
+the same initial weights, order of the rows, dropout and early stopping, and its folder
+ends up with the same files, except `checkpoints/last`.
 
 A sweep in progress keeps its checkpoints in `.sweeps/NAME` beside the first run's
 folder, and resumes from them; the folder is deleted when the sweep is over.
@@ -71,9 +71,9 @@ OPTIONAL: dict[str, Any] = {
     "margin_ramp_steps": 1,
 }
 
-# At most so many runs in a sweep: more gain nothing on a CPU, and a kill would cost
-# more. Their states are in memory several times: in use, the best, and a copy of both
-# for a checkpoint.
+# Maximum number of runs in a sweep: more gain nothing on a CPU, and a kill would cost
+# more. Memory holds each state several times: in use, the best, and a copy of both for
+# a checkpoint.
 MOST_RUNS = 16
 STATE_COPIES = 4
 STATE_BYTES = 4 * 2**30
@@ -95,7 +95,7 @@ class RunsFailed(UserError):
 
 
 def sweep_key(config: Config) -> str:
-    """What the runs of one sweep have in common: equal for configs that share one.
+    """The options that runs of one sweep share; equal for configs of one sweep.
 
     Seed, learning rate, L2, lambdas, margins, terms left out and the options in TRACED
     may differ; those in OPTIONAL among runs in which none is at its default. With a
@@ -115,17 +115,15 @@ def sweep_key(config: Config) -> str:
 
 
 def most_runs(config: Config, schema: Schema) -> int:
-    """How many runs of a configuration one sweep should have."""
+    """Recommended number of runs of a configuration in one sweep."""
     leaves = jax.tree.leaves(state_template(config, schema))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     return max(1, min(MOST_RUNS, STATE_BYTES // (STATE_COPIES * size)))
 
 
 def sweeps_in_progress(parent: Path) -> dict[Path, list[Path]]:
-    """The folders of the runs of each sweep that was cut off, beside `parent`'s runs.
-
-    Such a sweep goes on if `train_sweep` is given all of its runs. Keys are the sweeps'
-    own folders.
+    """The run folders of each interrupted sweep beside `parent`'s runs. Such a sweep
+    resumes if `train_sweep` gets all of its runs. Keys are the sweeps' own folders.
     """
     return {
         path.parent: [
@@ -167,7 +165,7 @@ def train_sweep(
     if len({sweep_key(config) for config in configs}) != 1:
         raise ValueError("the configs do not share a sweep_key")
     if len(set(outputs)) != len(configs) or len(outputs) != len(configs):
-        raise ValueError("each config needs a folder of its own")
+        raise ValueError("each config needs its own folder")
     if configs[0].optimizer.shard_tables:
         raise UserError(
             "optimizer.shard_tables: the runs of a sweep are whole on a device each; "
@@ -201,7 +199,7 @@ def _train(
     reporter: Reporter,
     stop_after: int | None,
 ) -> None:
-    """Trains what is missing of the runs, by folder."""
+    """Trains the runs that are not finished, by folder."""
     missing = [folder for folder in configs if not (folder / RESULT).exists()]
     if not missing:
         return

@@ -186,7 +186,7 @@ def test_a_killed_experiment_goes_on_where_it_stopped(
     heard: list[str] = []
     monkeypatch.setattr(grids._Bar, "line", lambda bar, text: heard.append(text))
     assert experiments.main(command) == 0
-    assert "going on from the checkpoint at step 3" in heard
+    assert "resuming from the checkpoint at step 3" in heard
     assert len(list(tmp_path.rglob("result.json"))) == 2
 
 

@@ -1,4 +1,4 @@
-"""Several processes, on one or many hosts: start, messages and exit.
+"""Several processes, on one host or many: start, broadcasts and exit.
 
 Each process runs the same program on its devices. jax's distributed runtime connects
 them. Messages outside a step are collectives of `multihost_utils`, which all processes
@@ -50,14 +50,14 @@ def first() -> bool:
 def joined(
     coordinator: str | None, processes: int | None, process: int | None
 ) -> Iterator[None]:
-    """Within the context this process is one of several. Comes before any use of jax.
+    """Joins the other processes within the context; enter it before jax is used.
 
-    If a process fails, it says why; the others stop with exit code 1 within a minute.
+    If a process fails, it prints why; the others exit with code 1 within a minute.
 
     Args:
         coordinator: HOST:PORT of process 0; None: from the cluster's environment.
-        processes: how many there are; None as above.
-        process: the number of this one, from 0; None as above.
+        processes: number of processes; None: from the cluster's environment.
+        process: index of this process, from 0; None: as above.
     Raises:
         UserError: there is no such cluster, or it cannot be reached.
     """
@@ -71,7 +71,7 @@ def joined(
         _end(str(error), 2)
     except BaseException as error:
         reason = str(error).partition("\n")[0]
-        # Of a collective whose partner is gone; on CPUs it is a ValueError.
+        # A collective whose partner is gone raises this; on CPUs a ValueError.
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in reason:
             _end(f"another process was lost, or jax failed ({reason})", 1)
         traceback.print_exc()
@@ -80,17 +80,17 @@ def joined(
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(signum: int) -> None:
-    _end("another process was lost: see what jax says of it above", 1)
+    _end("another process was lost: see jax's message above", 1)
 
 
 def _catch_abort() -> None:
     """Turns jax's abort when another process is lost into a sentence and exit code 1.
 
-    jax offers no callback for it, and aborts in a thread of its own, where Python's
-    signal handlers do not run; this one does.
+    jax offers no callback and aborts in its own thread, where Python's signal handlers
+    do not run; this handler does.
     """
     libc = ctypes.CDLL(None)
-    libc.signal.restype = ctypes.c_void_p  # the handler before, which is not called
+    libc.signal.restype = ctypes.c_void_p  # the previous handler is not called
     libc.signal(int(signal.SIGABRT), _aborted)
 
 
@@ -124,7 +124,7 @@ _ending = threading.Lock()
 
 
 def _end(sentence: str, code: int) -> NoReturn:
-    """Ends this process without the barrier that jax would wait at."""
+    """Exits without waiting at jax's shutdown barrier."""
     _ending.acquire()  # never released: only the first of two threads prints
     print(f"pwiser: error: {sentence}", file=sys.stderr, flush=True)
     if first():
@@ -170,10 +170,10 @@ def gathered(values: np.ndarray) -> np.ndarray:
 
 
 def share(rows: int) -> tuple[int, int]:
-    """The range start .. stop of `rows` rows that this process evaluates.
+    """The range [start, stop) of the rows that this process evaluates.
 
-    Ranges are adjacent and of equal length, except the last ones; an empty range is
-    replaced by the last row, since every process must have a row.
+    Ranges are adjacent and of equal length, except the last ones. An empty range is
+    replaced by the last row, since every process needs a row.
     """
     each = -(-rows // count())
     return min(index() * each, rows - 1), min((index() + 1) * each, rows)

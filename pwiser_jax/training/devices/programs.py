@@ -54,7 +54,7 @@ def train_program(spec: StepSpec) -> Any:
     Batches come from `stacked`. The old state is donated: `shard` it first.
 
     Args:
-        spec: of one step; its axis is set here.
+        spec: spec of one step; `axis_name` is set here.
     """
     # Even a sum over one device is a copy.
     axis = AXIS if spec.sharded or jax.device_count() > 1 else None
@@ -92,10 +92,10 @@ def _pmapped(steps: Any, axes: Any) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def eval_program(spec: ModelSpec) -> Any:
-    """The pmapped evaluation step; its logits keep the device axis.
+    """The pmapped evaluation step; logits have a leading device axis.
 
-    Of this process's devices alone: each process evaluates its own rows. Large tables
-    are sharded over those devices if the spec says so.
+    Runs on this process's devices only: each process evaluates its own rows. Large
+    tables are sharded over those devices if the spec says so.
     """
     axes = table_axes(parameter_shapes(spec)) if spec.sharded else None
     step = functools.partial(eval_step, dataclasses.replace(spec, axis_name=AXIS))
@@ -103,14 +103,14 @@ def eval_program(spec: ModelSpec) -> Any:
 
 
 def per_device_program(function: Any, in_axes: Any) -> Any:
-    """A pmapped function of this process's devices alone."""
+    """Pmaps a function over this process's devices only."""
     return jax.pmap(
         function, axis_name=AXIS, in_axes=in_axes, devices=jax.local_devices()
     )
 
 
 def drawn_on_host() -> Any:
-    """Computes on the host, if jax has it as a device: its memory holds any table."""
+    """Computes on the host, if jax has a CPU device: host memory holds any table."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -133,7 +133,7 @@ def _largest_program() -> Any:
 
 
 def largest(value: int) -> Any:
-    """The largest value over processes, as a scalar that may still be computing."""
+    """Maximum over processes, as a scalar that may still be computing."""
     if processes.count() == 1:
         return value
     return _largest_program()(np.full(device_count(), value, np.int32))
@@ -157,8 +157,8 @@ def split_rows(tree: Any, devices: int) -> Any:
 
 
 def stacked(batches: Sequence[Batch], steps: int) -> Batch:
-    """Up to `steps` batches side by side, [devices, steps, B / devices, ...], on the
-    devices; zeros where there are fewer."""
+    """Stacks up to `steps` batches, [devices, steps, B / devices, ...], on the devices;
+    zeros where there are fewer."""
     return stack([split_rows(batch, device_count()) for batch in batches], steps)
 
 
@@ -176,17 +176,17 @@ def stack(parts: Sequence[Any], steps: int) -> Any:
 
 
 def replicated(tree: Any) -> Any:
-    """The tree whole on each local device."""
+    """Replicates a tree on each local device."""
     return jax.device_put(tree, _sharding())
 
 
 def shard(state: TrainState, sharded: bool, *, locally: bool = False) -> TrainState:
-    """A whole state on the devices: replicated, or with its large tables sharded.
+    """Puts a state on the devices: replicated, or with its large tables sharded.
 
     Args:
         state: in host memory, if tables are sharded.
         sharded: whether to shard large tables by rows.
-        locally: over the devices of this process alone, not of all processes.
+        locally: use the devices of this process only, not of all processes.
     """
     if not sharded:
         return replicated(state)
@@ -203,11 +203,11 @@ def shard(state: TrainState, sharded: bool, *, locally: bool = False) -> TrainSt
 
 
 def unshard(state: TrainState, rows: int) -> TrainState:
-    """The state with whole tables in host memory; all processes call it together.
+    """Gathers a state with whole tables in host memory; all processes call it.
 
     Args:
         state: as `shard` returned it, with tables sharded over all processes.
-        rows: of a large table.
+        rows: number of rows of a large table.
     """
 
     def whole(shards: jax.Array) -> np.ndarray:

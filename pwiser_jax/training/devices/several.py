@@ -15,17 +15,17 @@ import jax.numpy as jnp
 # (experiments.bench.training).
 CALL_SECONDS = 2.0
 MOST_STEPS = 8
-# Calls that the speed is averaged over.
+# Number of calls that the speed is averaged over.
 RECENT = 4
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any, Any]]
 
 
 class Pace:
-    """The speed of recent steps, and from it the number of steps of the next call.
+    """Chooses the number of steps of the next call from the speed of recent steps.
 
     Args:
-        fixed: the number of steps of every call; 0: by the speed.
+        fixed: the number of steps of every call; 0: choose by the speed.
     """
 
     def __init__(self, fixed: int = 0) -> None:
@@ -33,14 +33,14 @@ class Pace:
         self._calls: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
     def restart(self) -> None:
-        """Forgets the calls so far: a pause comes before the next."""
+        """Forgets earlier calls, before a pause."""
         self._calls.clear()
 
     def note(self, begun: float, steps: int) -> float:
-        """Takes a call that is done; returns the seconds of a recent step.
+        """Records a finished call; returns the seconds per recent step.
 
-        The time counts from the dispatch of the oldest recent call. From one reading to
-        the next it would be too short: the last calls of an epoch are read at once.
+        The time counts from the dispatch of the oldest recent call. The time between
+        two reads would be too short: the last calls of an epoch are read together.
 
         Args:
             begun: `time.perf_counter()` when the call was dispatched.

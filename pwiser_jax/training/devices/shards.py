@@ -1,9 +1,9 @@
 """Large tables that are sharded over devices by rows.
 
-Of D devices, device d has the rows d, d + D, d + 2 D, ... of a table [N, ...] and of
-its optimizer's state, so that neighbouring ids, the first of which are often the most
-frequent, are on different devices. A sharded table is [D, ceil(N / D), ...]; rows past
-N are zeros. Other arrays of a state are replicated. Checkpoints hold whole tables.
+With D devices, device d has the rows d, d + D, d + 2 D, ... of a table [N, ...] and of
+its optimizer state. Neighbouring ids are on different devices, because low ids are
+often the most frequent. A sharded table is [D, ceil(N / D), ...]; rows past N are
+zeros. Other arrays of a state are replicated. Checkpoints hold whole tables.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def table_axes(tree: Any) -> Any:
 
 
 def is_sharded(params: Any) -> bool:
-    """Whether parameters have sharded tables, [D, N / D, dim]."""
+    """Whether the tables of parameters are sharded, [D, N / D, dim]."""
     leaves = jax.tree.leaves_with_path(params)
     return any(is_table(path) and leaf.ndim == 3 for path, leaf in leaves)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM stop a run after the step in progress, with a checkpoint."""
+"""Ctrl-C and SIGTERM stop a run after the current step, with a checkpoint."""
 
 import os
 import signal
@@ -11,41 +11,39 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STOPPING = "stopping after the step in progress, with a checkpoint; once more ends now"
+STOPPING = "stopping after this step, with a checkpoint; signal again to exit at once"
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, saved a checkpoint and stopped."""
+    """Raised when a run stopped on request, after it saved a checkpoint."""
 
     def __init__(self, step: int, signum: int) -> None:
         super().__init__(
             f"stopped at step {step} with a checkpoint; run the same command again "
-            "to go on"
+            "to resume"
         )
         self.signum = signum
 
     @property
     def exit_code(self) -> int:
-        """128 plus the signal: 130 of Ctrl-C, 143 of SIGTERM, as shells have it."""
+        """128 plus the signal, as in shells: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + (self.signum or signal.SIGINT)
 
 
 class StopSignals:
-    """Within the context, the first signal only sets `received`.
-
-    A second one ends the program at once.
+    """Within the context the first signal sets `received`; a second one exits at once.
 
     Args:
         say: called with a line for the user at the first signal.
     """
 
-    # The active context, and whether `answered` handles its signals.
+    # The active context, and whether `answered` handles signals.
     current: ClassVar["StopSignals | None"] = None
     answered: ClassVar[bool] = False
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.received: int | None = None
-        self.stepped = False  # the loop sets it: there is work that a checkpoint saves
+        self.stepped = False  # set by the loop: a checkpoint would save work
         self._say = say
         self._previous: dict[int, Any] = {}
 
@@ -84,12 +82,12 @@ class StopSignals:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Answers signals at once, whatever the main thread does: for a command.
+    """Handles signals at once, whatever the main thread does; for commands.
 
-    Python's handlers wait until the main thread returns from compiled code, which may
-    compile for minutes. But the number of each signal is written to a socket as it
-    arrives, and a thread reads it: before the first step it ends the process, then the
-    first signal is for `StopSignals`, and the second ends the process.
+    Python's handlers run only when the main thread returns from compiled code, and
+    compilation may take minutes. Here each signal's number is written to a socket,
+    which a thread reads. Before the first step a signal exits the process; after it,
+    the first signal goes to `StopSignals` and the second exits.
     """
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)
@@ -113,7 +111,7 @@ def _answer(signals: socket.socket) -> None:
         if context is not None and context.stepped and context.received is None:
             context.note(number[0])
         elif number[0] in SIGNALS:
-            # The last line of a bar stays, and its cursor is shown again.
+            # Keep the last line of the progress bar; show the cursor again.
             show = "\x1b[?25h" if sys.stderr.isatty() else ""
             print(f"{show}\npwiser: interrupted", file=sys.stderr, flush=True)
             os._exit(128 + number[0])

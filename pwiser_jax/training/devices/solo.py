@@ -31,11 +31,11 @@ class Solo:
 
     Args:
         config: the run's configuration.
-        schema: of the data.
-        objective: of the configuration.
-        weights: its traced numbers.
-        rows: the rows to learn from.
-        total_steps: steps of all epochs.
+        schema: schema of the data.
+        objective: objective of the configuration.
+        weights: traced numbers of the objective.
+        rows: training rows.
+        total_steps: steps over all epochs.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ Layout = tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
 
 
 class Source(Protocol):
-    """Gathers a call of batches, [devices, steps, B / devices, ...], zero-padded."""
+    """Gathers a call's batches, [devices, steps, B / devices, ...], zero-padded."""
 
     def __call__(self, selections: Sequence[Selection], steps: int) -> Batch: ...
 
@@ -40,8 +40,8 @@ class Source(Protocol):
 def source(rows: Rows, where: Literal["auto", "device", "files"]) -> Source:
     """The source of a split's batches.
 
-    "auto" is "device" where an accelerator has room. On a CPU the rows stay mapped, and
-    are never all in memory.
+    "auto" is "device" where an accelerator has enough memory. On a CPU the files stay
+    mapped, and the rows are never all in memory.
     """
     if where == "auto":
         free = free_bytes()
@@ -50,7 +50,7 @@ def source(rows: Rows, where: Literal["auto", "device", "files"]) -> Source:
 
 
 def size(rows: Rows) -> int:
-    """Bytes of the arrays that steps read from a split."""
+    """Size in bytes of the arrays that steps read from a split."""
     return sum(array.nbytes for array in jax.tree.leaves(_arrays(rows)))
 
 
@@ -67,7 +67,7 @@ class Streamed:
 class Resident:
     """Gathers rows on the devices, each of which holds the whole split.
 
-    Inputs that rows share are stored once.
+    Inputs shared by several rows are stored once.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -81,7 +81,7 @@ class Resident:
             missing = len(each.rows) - len(each.indices)
             padded = np.pad(each.indices.astype(np.int32), (0, missing))
             real = np.arange(len(padded)) < len(each.indices)
-            # Rows that pad the batch to the number of devices are masked too.
+            # Padding to a multiple of the number of devices is masked too.
             index.append(split_rows((padded, real), devices))
             places.append(split_rows(each.rows, devices))
         weight = np.float32(selections[0].conversion_weight)

@@ -1,7 +1,7 @@
 """A stack of runs in one program: their arrays with a first axis of runs.
 
-Groups of `at_once` runs go one after another; the runs of a group go side by side
-under vmap. An accelerator is fastest with all runs in one group, a CPU with one run a
+Groups of `at_once` runs are computed one after another, the runs of a group under vmap.
+An accelerator is fastest with all runs in one group. A CPU is fastest with one run per
 group: its caches hold the activations of one run, and a stopped run costs nothing.
 """
 
@@ -20,7 +20,7 @@ VARIED = ("seed", "learning_rate", "l2", "weights")
 
 
 def stack(trees: list[Any]) -> Any:
-    """Stacks trees along a new first axis, as NumPy arrays of 32 bits."""
+    """Stacks trees along a new first axis, as 32-bit NumPy arrays."""
     return jax.tree.map(lambda *leaves: _array32(np.stack(leaves)), *trees)
 
 
@@ -46,7 +46,7 @@ def filled(tree: Any, length: int) -> Any:
 
 
 def stack_hypers(hypers: list[Hyper]) -> Hyper:
-    """The numbers of several runs as one `Hyper`; those in VARIED are stacked."""
+    """Combines several runs' numbers in one `Hyper`; those in VARIED are stacked."""
     return hypers[0]._replace(
         **{name: stack([getattr(h, name) for h in hypers]) for name in VARIED}
     )
@@ -55,15 +55,15 @@ def stack_hypers(hypers: list[Hyper]) -> Hyper:
 def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
     """(states, batches, count, hypers, orders, active) -> (states, metrics).
 
-    `count` steps of every active run (see `several_steps`); the others' states stay as
-    they are, to the bit, and their metrics are 0.
+    Takes `count` steps of every active run (see `several_steps`). States of inactive
+    runs do not change, and their metrics are 0.
 
     Args of the result:
         states: `TrainState` of [R, ...]; R is a multiple of `at_once`.
         batches: of [k, S, B, ...]: k steps of the orders of S seeds.
-        count: the steps to take.
+        count: number of steps to take.
         hypers: see `stack_hypers`.
-        orders: int32[R], the order 0 .. S - 1 of each run.
+        orders: int32[R], index in 0 .. S - 1 of each run's order of rows.
         active: bool[R].
     """
 
@@ -81,7 +81,7 @@ def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
             several = several_steps(_side_by_side(step, at_once, orders))
 
             def go(states: TrainState) -> Any:
-                # Active runs are at the same step, and no other is ahead of them.
+                # Active runs are at the same step, and no inactive run is ahead.
                 now = states._replace(step=jnp.max(states.step))
                 new, metrics = several(now, batches, count, hyper)
                 new = new._replace(step=jnp.full_like(states.step, new.step))
@@ -98,7 +98,7 @@ def stacked_steps(step: Step, at_once: int) -> Callable[..., Any]:
         varied = {name: getattr(hypers, name) for name in VARIED}
         chunks = _grouped((states, varied, orders, active), at_once)
         states, metrics = jax.lax.map(group, chunks)
-        # Metrics come as [groups, k, at_once].
+        # Metrics are [groups, k, at_once].
         by_run = jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), metrics)
         return _ungrouped(states), _ungrouped(by_run)
 
@@ -109,7 +109,7 @@ def _side_by_side(step: Step, at_once: int, orders: jax.Array) -> Step:
     """The step of a group of runs, whose `step` counter is shared."""
 
     def of_one(states: TrainState, batch: Any, hyper: Hyper) -> Any:
-        # No vmap, which would compute both branches of the step's conditions.
+        # Without vmap, which would compute both branches of conditions.
         one = jax.tree.map(lambda x: x[0], states._replace(step=None))
         numbers = hyper._replace(
             **jax.tree.map(lambda x: x[0], {n: getattr(hyper, n) for n in VARIED})
@@ -147,7 +147,7 @@ def stacked_eval(
 ) -> Callable[..., dict[str, jax.Array]]:
     """(params, batch_stats, inputs, active) -> logits f[R, B] by name.
 
-    The inputs are shared; logits of runs that are not active mean nothing.
+    The inputs are shared; logits of inactive runs are meaningless.
     """
 
     def logits(

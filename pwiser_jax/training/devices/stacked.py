@@ -43,7 +43,7 @@ from pwiser_jax.training.warm_start import warm_started
 
 
 def runs_at_once(runs: int) -> int:
-    """How many of a device's runs are computed side by side."""
+    """Number of a device's runs that are computed together, under vmap."""
     return 1 if jax.default_backend() == "cpu" else -(-runs // device_count())
 
 
@@ -93,12 +93,12 @@ class Stacked:
     the size of the stack, and these copies are never active.
 
     Args:
-        configs: one a run; they differ in traced numbers and seeds alone.
-        schema: of the data.
+        configs: one per run; they differ only in traced numbers and seeds.
+        schema: schema of the data.
         objective: the union of the runs' objectives.
         weights: the traced numbers of each run.
-        rows: the rows to learn from.
-        total_steps: steps of all epochs.
+        rows: training rows.
+        total_steps: steps over all epochs.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Stacked:
         )
 
     def whole(self, state: TrainState) -> TrainState:
-        # Copies: the next step takes the buffers of the states.
+        # Copies: the next step donates the buffers of the states.
         runs = len(self._configs)
         return jax.tree.map(lambda x: np.array(x[:runs]), jax.device_get(state))
 

@@ -4,8 +4,8 @@ A run folder holds two series: `checkpoints/last`, the newest two, to resume fro
 `checkpoints/best`, the newest two of those with the best validation AUC so far. A
 checkpoint is the train state (parameters, batch statistics, optimizer, bank, step), a
 small JSON tree of the loop (position, early stopping), and a checksum of both. There is
-no random state: what is random in a step depends on the seed and the step alone. Orbax
-writes into a temporary folder and renames it: a kill leaves whole checkpoints only.
+no random state: randomness depends on the seed and the step only. Orbax writes into a
+temporary folder and renames it: a kill leaves only complete checkpoints.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ from pwiser_jax.training.devices import processes
 # Orbax's decorator hides the fields of these dataclasses from type checkers.
 ARGS: Any = ocp.args
 
-# Two of each: where one is damaged, the one before it is used.
+# Two of each: if one is damaged, the one before it is used.
 KEPT = {"last": 2, "best": 2}
 
 
 class Checkpoints:
     """One series of checkpoints of a run: "last" or "best".
 
-    Of several processes the first reads and writes alone. (orbax's newer interface, v1,
-    needs all of them in every save, even of arrays that one process holds.)
+    With several processes only process 0 reads and writes. (orbax's newer interface,
+    v1, needs all of them in every save, even of arrays that one process holds.)
     """
 
     def __init__(self, run: Path, series: str) -> None:
@@ -98,13 +98,13 @@ class Checkpoints:
     def restore(
         self, template: Any, warn: Callable[[str], None]
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest whole checkpoint as (state, loop's tree); None if there is none.
+        """Reads the newest intact checkpoint as (state, loop's tree); None without one.
 
-        A damaged checkpoint is skipped for the one before it, with a warning. All
-        processes return what the first has read.
+        A damaged checkpoint is skipped with a warning. All processes return what
+        process 0 has read.
 
         Raises:
-            UserError: there are checkpoints, and none can be read.
+            UserError: checkpoints exist, and none can be read.
         """
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
         restored = self._read(zeros, warn) if processes.first() else None
@@ -142,7 +142,7 @@ class Checkpoints:
                     raise ValueError("its metadata is missing")
                 if loop["sha256"] != checksum(state, loop["loop"]):
                     raise ValueError("its checksum does not match")
-            except Exception as error:  # orbax raises many kinds on damage
+            except Exception as error:  # orbax raises many types on damage
                 path = self._folder / str(step)
                 warn(
                     f"the checkpoint {path} is damaged or of another version: "
@@ -173,7 +173,7 @@ def checksum(state: Any, loop: dict[str, Any]) -> str:
 
 @contextmanager
 def _literal(folder: Path) -> Iterator[Path]:
-    """A path of the folder without `*`, `?` and `[`.
+    """A path to the folder without `*`, `?` and `[`.
 
     Orbax looks for files by a glob of the whole path: in a run folder `lr=[0.1]` it
     finds nothing, and in `run*` those of `run1` too.
@@ -188,14 +188,14 @@ def _literal(folder: Path) -> Iterator[Path]:
 
 
 class BackgroundSaves:
-    """Saves in a thread, one at a time, while training goes on.
+    """Saves checkpoints in a thread, one at a time, while training continues.
 
-    Orbax's asynchronous saves do not replace it: each of its managers has a queue of
-    its own, and the best checkpoint has to be on disk before the last one that names
-    it; and its threads give no step up to which work is on disk.
+    Orbax's asynchronous saves cannot replace it. Each orbax manager has its own queue,
+    but the best checkpoint must be on disk before the last one, which refers to it.
+    Orbax also does not tell the last step on disk.
 
     Args:
-        finished: the step up to which work is on disk.
+        finished: step of the last checkpoint on disk.
     """
 
     def __init__(self, finished: int) -> None:
@@ -210,8 +210,8 @@ class BackgroundSaves:
             UserError: the save before this one failed.
         """
         self.wait()
-        # A copy: the next step takes the buffers of `state`. Arrays in host memory must
-        # be such that nothing changes them.
+        # A copy: the next step donates the buffers of `state`. Arrays in host memory
+        # must not be changed.
         host = jax.tree.map(
             lambda leaf, got: np.array(got) if isinstance(leaf, jax.Array) else got,
             state,
@@ -292,7 +292,7 @@ logging.getLogger("absl").addFilter(_not_from_orbax)
 
 
 def _reason(error: Exception) -> str:
-    """The cause alone, without tensorstore's descriptions."""
+    """The cause only, without tensorstore's descriptions."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     of_system = re.search(r"([^:]*) \[os_error_code=", line)
     return (

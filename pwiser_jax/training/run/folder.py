@@ -1,14 +1,14 @@
-"""A run's folder: everything that its numbers depend on.
+"""A run's folder: all inputs and outputs of the run.
 
 config.yaml             the resolved configuration
 data/                   manifest.json and vocabulary.parquet of the prepared data
 checkpoints/            see `checkpoint`
-metrics.jsonl           a line every few steps, one for each evaluation, and timings
+metrics.jsonl           lines of training metrics, evaluations and timings
 tensorboard/            the same numbers as event files
 profile/                the trace of `train --profile`
 result.json             written at the end: the best epoch and the AUCs that chose it
 evaluation_SPLIT.json   written by `evaluate`
-.lock                   while a process trains here: its id and host
+.lock                   exists while a process trains here; holds its id and host
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def config_tree(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """A hash of a configuration without its `FREE` options: 12 hex digits."""
+    """Hash of a configuration without its `FREE` options: 12 hex digits."""
     tree = config_tree(config)
     for section, name in FREE:
         tree[section].pop(name)
@@ -79,7 +79,7 @@ def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None
     Returns:
         The tree of result.json where the run is finished, else None.
     Raises:
-        UserError: the folder holds other things, a damaged run, a run of another
+        UserError: the folder holds other files, a damaged run, a run with another
             configuration, or a run on other data.
     """
     if (output / CONFIG).is_file():
@@ -91,7 +91,7 @@ def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None
                     "name another --output"
                 )
         return read_result(output).to_dict() if (output / RESULT).exists() else None
-    # The config is written last, so a folder with only data/ is an interrupted start.
+    # The config is written last: a folder with only data/ is an interrupted start.
     begun = ("data", f".{CONFIG}.partial", LOCK)
     if os.path.lexists(output) and not (
         output.is_dir() and all(path.name in begun for path in output.iterdir())
@@ -116,7 +116,7 @@ def opened(output: Path, config: Config, data: Path) -> Iterator[None]:
 
 
 def make_run(output: Path, config: Config, data: Path) -> None:
-    """Writes the first files of a run's folder where they are missing."""
+    """Writes the missing files of a new run's folder."""
     check_run(output, config, data)
     if (output / CONFIG).is_file():
         return
@@ -168,7 +168,7 @@ def _same_config(path: Path, tree: dict[str, Any]) -> None:
         old = _flatten(yaml.safe_load(_bytes(path)))
     except (yaml.YAMLError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged: it is no YAML of a configuration"
+            f"{path} is damaged: it is not a configuration in YAML"
         ) from error
     new = _flatten(tree)
     free = {".".join(path) for path in FREE}

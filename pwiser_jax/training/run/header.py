@@ -6,7 +6,7 @@ from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.manifest import Manifest
 from pwiser_jax.training.run.protocol import LEARNED
 
-# Fewer steps an epoch, or a smaller share of batches with a conversion, is warned of.
+# Warn of fewer steps per epoch, or a smaller share of batches with a conversion.
 FEW_STEPS = 20
 RARE_BATCHES = 0.5
 
@@ -18,14 +18,14 @@ def header(
     parameters: int,
     devices: str,
 ) -> str:
-    """One line: rows by split, steps an epoch, parameters, batch, devices, ranking.
+    """One line: rows by split, steps per epoch, parameters, batch, devices, ranking.
 
     Args:
-        configs: of the runs that train together.
-        manifest: of the prepared folder.
-        steps: of an epoch.
-        parameters: of one run's model.
-        devices: what trains, such as "2 cpu devices".
+        configs: configurations of the runs that train together.
+        manifest: manifest of the prepared folder.
+        steps: steps per epoch.
+        parameters: number of parameters of one run's model.
+        devices: description of the devices, such as "2 cpu devices".
     """
     config, count = configs[0], len(configs)
     rows = ", ".join(f"{name} {s.rows:,}" for name, s in manifest.splits.items())
@@ -38,7 +38,7 @@ def header(
 
 
 def ranked(config: Config) -> str:
-    """What is ranked: "pwiser, lambda 0.1", or "no ranking"."""
+    """The ranking loss and its lambda: "pwiser, lambda 0.1", or "no ranking"."""
     lambdas = config.loss.resolved_lambdas
     if config.loss.ranking == "none":
         return "no ranking"
@@ -51,8 +51,8 @@ def ranked(config: Config) -> str:
 def cautions(config: Config, manifest: Manifest, steps: int) -> list[str]:
     """Sentences on data that are small for the batch or a schedule, if they are.
 
-    A batch of B of N rows with C conversions holds none with probability
-    (1 - C/N)^B, nearly.
+    A batch of B out of N rows with C conversions has none with probability about
+    (1-C/N)^B.
     """
     lines = []
     if steps < FEW_STEPS:

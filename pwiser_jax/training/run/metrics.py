@@ -20,8 +20,8 @@ EVENTS: Any = event_pb2  # protobuf creates its classes at import
 class MetricsWriter:
     """Appends lines to metrics.jsonl and scalars to event files.
 
-    Lines of the kind "timing" depend on the machine; all other lines are equal for all
-    runs of one configuration.
+    Lines of kind "timing" depend on the machine; all others depend only on the
+    configuration.
 
     A run that resumes at step `start` first removes the lines after it and then writes
     them again, so the file equals that of an uninterrupted run. Only process 0 writes.
@@ -41,7 +41,7 @@ class MetricsWriter:
         board = run / "tensorboard"
         board.mkdir(exist_ok=True)
         self._events = EventsWriter(str(board / "events"))
-        if start:  # makes TensorBoard drop the events of later steps
+        if start:  # TensorBoard drops the events of later steps
             log = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
             self._events.write_event(EVENTS.Event(step=start + 1, session_log=log))
 
@@ -81,7 +81,7 @@ def read_metrics(
 ) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl up to step `upto`, without a truncated last line.
 
-    Lines of the kind "timing" are left out unless asked for.
+    Lines of kind "timing" are omitted by default.
     """
     path = run / "metrics.jsonl"
     lines = []

@@ -1,11 +1,10 @@
-"""Protocols: the rows that a run learns from, and those that choose its epoch.
+"""Protocols: the rows that a run trains on, and those that choose its epoch.
 
-default    learns from train; the epoch is the one with the best mean AUC on valid. The
+default    trains on train; the epoch is the one with the best mean AUC on valid. The
            test split is never opened in training.
-mtreclib   the protocol of MTReclib's published tables: it holds no rows out, so it
-           learns from train and valid, and the epoch is the one with the best mean AUC
-           on test, patience 2. Its test AUCs are optimistic: compare them only with
-           tables of the same protocol.
+mtreclib   the protocol of MTReclib's published tables: it trains on train and valid,
+           and the epoch is the one with the best mean AUC on test, patience 2. Its test
+           AUCs are optimistic: compare them only with tables of the same protocol.
 
 MTReclib's sizes, optimizer (Adam with coupled L2) and patience are the defaults of a
 configuration; a run prints what differs from them.
@@ -32,7 +31,7 @@ TRAINED_ON = "protocol mtreclib: these rows were trained on"
 
 
 def rows_of(protocol: Protocol, prepared: Prepared) -> tuple[Rows, Rows]:
-    """The rows to learn from, and those to choose the epoch by.
+    """The rows to train on, and the rows that choose the epoch.
 
     Raises:
         UserError: a split has no rows, or is damaged.
@@ -61,7 +60,7 @@ def lines(config: Config) -> list[str]:
 
 
 def other(config: Config) -> list[str]:
-    """Options that differ from MTReclib's, as "model.experts is 3, theirs 8"."""
+    """Options that differ from MTReclib's, such as "model.experts is 3, theirs 8"."""
     ours, theirs = asdict(config), asdict(Config())
     sections = {
         "data": ("batch_size", "min_conversions"),

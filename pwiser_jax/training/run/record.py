@@ -29,9 +29,9 @@ class Progress:
 
     Each checkpoint holds it, so that a resumed run equals an uninterrupted one.
 
-    `step` counts the steps done, which is the position in the data; `epoch` the epochs
-    done and evaluated. `poor` names the heads whose validation loss at the best epoch
-    is above that of a constant: (their loss, the constant's).
+    `step` is the number of steps done, which is the position in the data; `epoch` is
+    the number of epochs done and evaluated. `poor` names the heads whose validation
+    loss at the best epoch is above that of a constant: (their loss, the constant's).
     """
 
     step: int = 0
@@ -49,7 +49,7 @@ class Progress:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Diagnostics as JSON types: integers stay so, non-finite numbers become None."""
+    """Diagnostics as JSON types; non-finite numbers become None."""
     items = ((name, np.asarray(value).item()) for name, value in sorted(values.items()))
     return {name: value if math.isfinite(value) else None for name, value in items}
 
@@ -124,7 +124,7 @@ def _warning(config: Config, progress: Progress) -> str | None:
     rows = protocol.NAMES[protocol.CHOSEN[config.protocol]]
     return (
         f"worse than a constant prediction on the {rows} rows, by log loss: {heads}; "
-        "such probabilities are of no use (train longer, or lower the learning rate)"
+        "the probabilities are useless (train longer, or lower the learning rate)"
     )
 
 
@@ -132,11 +132,11 @@ class Record:
     """The progress of one run, and its lines of metrics.
 
     Args:
-        config: of the run.
-        schema: of the data.
+        config: configuration of the run.
+        schema: schema of the data.
         metrics: writes the lines.
-        progress: of the run; it is updated in place.
-        schedule: the steps to log.
+        progress: progress of the run, updated in place.
+        schedule: says which steps are logged.
         stopwatch: adds a line of timings after each line of metrics.
     """
 
@@ -160,7 +160,7 @@ class Record:
         diagnostics: Mapping[str, np.ndarray],
         count: int,
     ) -> None:
-        """Adds the metrics of `count` steps; a line has means since the line before.
+        """Adds the metrics of `count` steps; a line has means since the previous line.
 
         Raises:
             UserError: one of them is not finite.
@@ -168,7 +168,7 @@ class Record:
         progress = self.progress
         for at in range(count):
             progress.step += 1
-            # The parts first: a part says more than the total.
+            # The parts first: they say more than the total.
             for name in sorted(losses, key="loss".__eq__):
                 value = losses[name][at]
                 if not np.isfinite(value):
@@ -246,7 +246,7 @@ class Record:
     def _poor(
         self, logits: Mapping[str, np.ndarray], valid: Rows
     ) -> dict[str, list[float]]:
-        """Heads whose log loss is above that of the best constant: both losses."""
+        """Heads with a log loss above that of the best constant, and both losses."""
         level, poor = valid.labels.sum(axis=1), {}
         for task in trained(self.schema.labels, self.config.model.cvr_space):
             rows = level >= task.given
@@ -261,7 +261,7 @@ class Record:
         return poor
 
     def epoch_line(self) -> str:
-        """The last epoch's AUCs for people to read; a star marks the best so far."""
+        """The last epoch's AUCs as a line of text; a star marks the best so far."""
         progress = self.progress
         chosen = protocol.CHOSEN[self.config.protocol]
         shown = "  ".join(

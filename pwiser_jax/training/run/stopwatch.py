@@ -27,7 +27,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Time counts within the context only."""
+        """Time counts only within the context."""
         self._since = time.perf_counter()
         try:
             yield
@@ -53,7 +53,7 @@ class Stopwatch:
 
     @contextmanager
     def measured(self, part: Part) -> Iterator[None]:
-        """Adds the time within the context to a part."""
+        """Adds the time within the context to the named part."""
         started = time.perf_counter()
         try:
             yield
@@ -61,7 +61,7 @@ class Stopwatch:
             self._seconds[part] += time.perf_counter() - started
 
     def waited_for(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; the wait for each is added to "data"."""
+        """Yields the items; adds the wait for each to "data"."""
         iterator = iter(items)
         while True:
             with self.measured("data"):
@@ -72,7 +72,7 @@ class Stopwatch:
             yield item
 
     def count(self, steps: int, rows: int) -> None:
-        """Adds steps that are done, and their rows."""
+        """Adds finished steps and their rows."""
         self._steps += steps
         self._rows += rows
 

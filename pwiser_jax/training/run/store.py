@@ -2,7 +2,7 @@
 
 A solo run stores both series, last and best, in its folder. A sweep stores one series,
 with the current and the best states of all runs, in the sweep's folder: one write for
-sixteen small runs. When it ends, each run gets its best checkpoint and its result.
+many small runs. When it ends, each run gets its best checkpoint and its result.
 """
 
 import shutil
@@ -79,7 +79,7 @@ class RunStore:
     def save(
         self, step: int, state: Any, tree: dict[str, Any], better: Sequence[int]
     ) -> None:
-        # The best first: the tree of the last names it.
+        # The best first: the tree of the last refers to it.
         for series in (self._best, self._last) if better else (self._last,):
             series.save(step, state, tree)
 

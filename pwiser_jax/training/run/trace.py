@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import jax
 
-# Steps that are left out, for compilation and caches, and steps that are traced.
+# Steps skipped, for compilation and caches, and steps traced.
 WARM_UP, TRACED = 5, 10
 
 
@@ -14,7 +14,7 @@ class Trace:
     """Within the context, `at` begins a trace after `WARM_UP` steps and ends it.
 
     Args:
-        folder: of the trace; None: nothing is traced.
+        folder: folder of the trace; None: nothing is traced.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -23,7 +23,7 @@ class Trace:
         self._done = 0
 
     def at(self, steps: int, state: Any) -> None:
-        """`steps` more have been sent to the devices, and will give `state`."""
+        """Call it after `steps` more steps were dispatched, with their `state`."""
         self._done += steps
         if self._folder is None or self._done < WARM_UP:
             return

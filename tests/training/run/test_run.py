@@ -87,7 +87,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
             break
         except Interrupted:
             continue
-    assert any("going on from the checkpoint" in line for line in reporter.lines)
+    assert any("resuming from the checkpoint" in line for line in reporter.lines)
     assert read_metrics(run) == read_metrics(finished)
     assert result.to_dict() == json.loads((finished / "result.json").read_text())
     assert evaluate_run(run, "valid") == evaluate_run(finished, "valid")
