@@ -1,4 +1,4 @@
-"""The common features of Ali-CCP: ids in memory, multi-valued fields on the disk."""
+"""The common features of Ali-CCP: ids in memory, multi-valued fields on disk."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ PIECE = 16_384
 
 
 class CommonFeatures:
-    """All common lines, train's first, numbered from 0 in the order of the files.
+    """All common lines, those of train first, numbered from 0 in file order.
 
-    A user is the value of field 101; several lines may be of one user. A line without
-    it is a user of its own.
+    A user is a value of field 101; several lines may belong to one user. A line without
+    that field is a separate user.
 
     Args:
         scratch: a folder for the multi-valued fields.
-        valid_fraction: share of the users that are kept for validation.
+        valid_fraction: share of the users held out for validation.
     """
 
     def __init__(self, scratch: Path, valid_fraction: float) -> None:

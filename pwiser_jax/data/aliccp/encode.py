@@ -1,4 +1,4 @@
-"""Raw ids of Ali-CCP to prepared columns: vocabularies and scales of train's rows."""
+"""Encodes raw ids of Ali-CCP: vocabularies and scales from the train rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +60,7 @@ class TrainCounts:
 
 
 class AliccpEncoder:
-    """Encodes raw columns as prepared ones.
+    """Encodes raw columns as prepared columns.
 
     Args:
         schema: the prepared columns.
@@ -83,7 +83,7 @@ class AliccpEncoder:
         pool: Pool,
         with_values: bool,
     ) -> "AliccpEncoder":
-        """An id counts once for each row of train, also where its line is shared."""
+        """Fits the encoder; an id counts once per train row, even in shared lines."""
         id_counts = counts.single | counts.lists
         id_counts |= {name: IdCounts() for name in (*USER_SINGLE, *reader.user_lists)}
         for k, name in enumerate(USER_SINGLE):

@@ -1,4 +1,4 @@
-"""The fields of Ali-CCP: of a user's common line, and of a row's own."""
+"""The fields of Ali-CCP: of common (user) lines, and of skeleton rows."""
 
 USER_SINGLE = ("101", "121", "122", "124", "125", "126", "127", "128", "129")
 USER_LISTS = ("109_14", "110_14", "127_14", "150_14")

@@ -18,7 +18,7 @@ SCHEMA = {"id": pl.Int32, "count": pl.Int64}
 class IdCounts:
     """Counts ids: int32, 0 or more, or MISSING.
 
-    An array counts the whole range of ids; where it would be too long, a table does.
+    Counts in an array over the range of ids, or in a table if it would be too long.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class IdCounts:
         self._sparse: list[pl.DataFrame] = []
 
     def add(self, ids: np.ndarray, times: np.ndarray | None = None) -> None:
-        """Counts int32[N], each once or int64[N] times."""
+        """Counts ids int32[N], each once or int64[N] times."""
         present = ids != MISSING
         ids = ids[present]
         if not len(ids):
@@ -56,7 +56,7 @@ class IdCounts:
             self._sparse = [whole.group_by("id").agg(pl.col("count").sum())]
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
-        """int32[V] ids in ascending order, int64[V] how often each was seen."""
+        """int32[V] ids in ascending order, int64[V] their counts."""
         place = np.flatnonzero(self._dense)
         ids, counts = (place + self._low).astype(np.int32), self._dense[place]
         if self._sparse:
@@ -69,10 +69,10 @@ class IdCounts:
 
 @dataclass(frozen=True)
 class IdTable:
-    """The ids of a field in train: frequent ones, which are kept, and rare ones.
+    """The ids of a field in train: frequent ids, which are kept, and rare ids.
 
     Args:
-        kept: int32, ascending: the k-th has the id k.
+        kept: int32, ascending; the k-th has the encoded id k.
         rare: int32, ascending.
     """
 
@@ -102,7 +102,7 @@ class IdTable:
 
 
 class IdEncoder:
-    """Maps raw ids to a field's ids, by an array over their range or by search."""
+    """Encodes raw ids, by an array over their range or by binary search."""
 
     def __init__(
         self, table: IdTable, field: CategoricalField | MultiValuedField
@@ -115,7 +115,8 @@ class IdEncoder:
         span = int(known.max()) - self._low + 1 if len(known) else 0
         self._dense = span <= MOST_PLACES
         if self._dense:
-            # One place before the first id and one after the last, for ids outside.
+            # One entry before the first id and one after the last, for ids out of
+            # range.
             self._ids = np.full(span + 2, field.unseen, np.int32)
             self._ids[known - (self._low - 1)] = ids
         else:

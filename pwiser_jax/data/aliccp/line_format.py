@@ -7,8 +7,8 @@ triples that follow, joined by `\\x01`.
     id      1 to 10 digits, at most 2^31 - 1
     value   digits or digits.digits, then e5 or e-5 or nothing; at most float32's
 
-Triples of fields that are not wanted are counted and not looked at beyond the name.
-`triples` reads this form quickly, `lines.find_bad` says where a text departs from it.
+Triples of fields that are not read are counted; only their names are parsed. `triples`
+parses this format fast; `lines.find_bad` explains where a text violates it.
 """
 
 import re
@@ -38,10 +38,10 @@ class Column:
 
     Args:
         name: for messages.
-        base: of its digits, up to 16.
-        shortest: so many digits at least.
-        longest: so many at most.
-        expected: the form in words.
+        base: base of the digits, up to 16.
+        shortest: minimum number of digits.
+        longest: maximum number of digits.
+        expected: description of the format, for messages.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Names:
     lowest; its slot is the highest byte of the first four times a factor.
 
     Args:
-        known: their names; a field's number is its place here.
-        wanted: those whose triples are read.
+        known: names of the fields; a field's number is its index.
+        wanted: names of the fields whose triples are read.
 
     Attributes:
         factor: uint64; of 32 bits for the first four characters as the higher half.
         codes: uint64[256], the code of the field in each slot.
         masks: uint64[256], the bits of its characters.
-        lengths: uint8[256], how many these are, the mark among them.
+        lengths: uint8[256], the number of these characters, mark included.
         fields: uint8[256], its number, or UNWANTED.
     """
 
@@ -89,7 +89,7 @@ class Names:
         else:
             raise ValueError(f"names whose beginnings differ are expected: {known}")
         self.factor = np.uint64(factor)
-        # No word without any of its bits is 1: free slots never match.
+        # No word is 1 under an empty mask: free slots never match.
         self.codes, self.masks = np.ones(256, np.uint64), np.zeros(256, np.uint64)
         self.codes[slots] = [int.from_bytes(text, "little") for text in texts]
         self.masks[slots] = [256 ** len(text) - 1 for text in texts]

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
-    """The lines of a file, about `size` bytes at a time, as `triples.parse` wants them.
+    """Yields a file's lines in blocks of about `size` bytes, as `triples.parse` needs.
 
     The last line may lack its end.
 
@@ -41,8 +41,8 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
         with refuse_broken(source), source.open() as file:
             whole = False
             while not whole:
-                # Reads into place, to avoid a second copy. A line without an end is
-                # copied each time, so that as much is read again.
+                # Read in place, to avoid a second copy. A line without an end is copied
+                # each time, so that as much is read again.
                 room = max(size, len(rest))
                 text = np.empty(PAD + len(rest) + room + PAD, np.uint8)
                 view = text.data
@@ -71,7 +71,7 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
 
 
 def _fill(file: IO[bytes], view: memoryview) -> int:
-    """Fills the view as far as the file reaches; returns the number of bytes."""
+    """Reads into the view until it is full or the file ends; returns the bytes read."""
     done = 0
     while done < len(view):
         read = file.readinto(view[done:])  # pyright: ignore[reportAttributeAccessIssue]
@@ -99,7 +99,7 @@ def with_unix_ends(text: np.ndarray) -> np.ndarray:
 def in_order(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
-    """An ordered map on the pool's threads, a few items ahead of its consumer."""
+    """An ordered map on the pool's threads that computes a few items ahead."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -181,7 +181,7 @@ def _bad_triple(triple: bytes, names: Names) -> str | None:
 
 
 def _shown(text: bytes) -> str:
-    """A short text in an error's sentence, control characters written out."""
+    """A short text for an error message, with control characters escaped."""
     if not text:
         return "nothing"
     shown = repr(text[:40].decode("ascii", "backslashreplace"))

@@ -1,8 +1,8 @@
 """`prepare aliccp`: Ali-CCP (Alibaba Click and Conversion Prediction), as published.
 
-Four files: rows of exposures (sample_skeleton) that name a line of the user's features
-(common_features), of train and of test. The user's features are written once a line,
-and rows hold its number. Everything streams: in memory are one shard of rows, a few
+Four files: for train and test, rows of exposures (sample_skeleton) that refer to a line
+of user features (common_features). User features are written once per line, and rows
+hold the line's number. Files are streamed: memory holds one shard of rows, a few
 numbers for each common line, and the vocabularies.
 """
 
@@ -67,7 +67,7 @@ COMMON_FILE = "common.parquet"
 SAMPLE = "sample_id"
 NEARLY = 0.01
 
-# The dataset's own numbers: Ma et al., SIGIR 2018, and the files themselves.
+# Published counts: Ma et al., SIGIR 2018, and the files themselves.
 PUBLISHED = {
     "train": {
         "rows": 42_300_135,
@@ -102,22 +102,23 @@ def prepare_aliccp(
         source: a folder with sample_skeleton_{train,test}.csv and
             common_features_{train,test}.csv, plain, gzipped or in zips, or with
             sample_train.tar.gz and sample_test.tar.gz; or one such archive of all.
-        output: the new folder; scratch files lie inside it until it is complete.
-        fields: 18 reads the single-valued fields, 23 the five multi-valued ones too.
-        min_count: an id that train's rows have less often than this is rare; others'
-            scripts keep ids seen more than 10 times, which is 11 here.
-        max_values: values of a multi-valued field that are kept, the heaviest ones.
+        output: the new folder; it holds scratch files until it is complete.
+        fields: 18: the single-valued fields; 23: also the five multi-valued fields.
+        min_count: ids with fewer train rows than this are rare. Other published scripts
+            keep ids seen more than 10 times, which is 11 here.
+        max_values: maximum number of values of a multi-valued field; the values with
+            the largest weights are kept.
         pool: how models pool a multi-valued field: the sum of its weighted vectors, or
             their mean by weight.
         log_counts: the values of fields 508, 509, 702 and 853 become numerical fields
             D508, D509, D702 and D853 beside the ids.
-        valid_fraction: share of train's users that are kept for validation.
+        valid_fraction: share of train's users held out for validation.
         on_bad_label: what to do with a conversion without a click: refuse (error),
             leave the row out (drop), set its conversion to 0 (nest) or its click to 1
             (fill). The published train file has 230.
-        max_unmatched: refuse where a larger share of the rows than this names a common
-            line that is not there; they are left out and counted.
-        strict: refuse fields that are not known; otherwise they are counted.
+        max_unmatched: largest share of rows that may refer to a missing common line;
+            such rows are dropped and counted.
+        strict: refuse unknown fields; otherwise they are ignored and counted.
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
         overwrite: replace a prepared folder.
@@ -139,7 +140,7 @@ def prepare_aliccp(
         ThreadPoolExecutor(2) as threads,
         _digests(tuple(file.path for file in files.values())) as digests,
     ):
-        # Its compiled code takes a while to load; the digests are computed meanwhile.
+        # Loading its compiled code takes a while; the digests are computed meanwhile.
         from pwiser_jax.data.aliccp.raw import RawReader
 
         reader = RawReader(
@@ -220,10 +221,10 @@ def rows_aliccp(source: Path, folder: Path) -> Iterator[EncodedRows]:
     """The rows of raw files as a prepared folder encodes them, train before test.
 
     The raw columns are sample_id, click and conversion. Every row must have its common
-    line, as rows that are left out would shift the others.
+    line, since dropped rows would shift the others.
 
     Args:
-        source: as in `prepare_aliccp`, or with the files of train or test alone.
+        source: as in `prepare_aliccp`, or with the files of only train or test.
         folder: the prepared folder.
     """
     from pwiser_jax.data.aliccp.raw import RawReader
@@ -268,9 +269,9 @@ def rows_aliccp(source: Path, folder: Path) -> Iterator[EncodedRows]:
 
 @contextmanager
 def _digests(paths: Sequence[Path]) -> Iterator[list[Future[SourceFile]]]:
-    """Hashes raw files on a thread of its own, while they are read.
+    """Hashes raw files in a thread, while they are read.
 
-    An error cancels those that have not begun.
+    An error cancels files that are not started.
     """
     thread = ThreadPoolExecutor(1)
     try:
@@ -309,15 +310,15 @@ class _Skeletons:
     """The rows of both halves, joined with their common lines, checked and counted.
 
     Args:
-        reader: of the raw files.
+        reader: reads the raw files.
         common: the common lines of both halves.
         files: (kind, half) -> file.
         on_bad_label: see `prepare_aliccp`.
         max_unmatched: see `prepare_aliccp`.
         log_counts: see `prepare_aliccp`.
         with_samples: keep the sample ids.
-        dropped: reason -> rows dropped or put right.
-        counted: other oddities by name.
+        dropped: reason -> number of rows dropped or corrected.
+        counted: other irregularities by name.
         totals: half -> counts of the raw file.
     """
 
@@ -333,7 +334,7 @@ class _Skeletons:
     totals: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def read(self, half: str) -> Iterator[tuple[str, Columns]]:
-        """Pieces of SHARD rows, each with its split, rows in the file's order."""
+        """Yields pieces of SHARD rows, each with its split, in file order."""
         source = self.files["sample_skeleton", half]
         splits = ("train", "valid") if half == "train" else ("test",)
         pieces = {name: Pieces(SHARD) for name in splits}
@@ -421,7 +422,7 @@ def _write(
     common: CommonFeatures,
     folder: Path,
 ) -> dict[str, Split]:
-    """Writes the shards of all splits while the next ones are read."""
+    """Writes the shards of all splits while the next shards are read."""
     splits = {name: Split((), 0, dict.fromkeys(LABELS, 0)) for name in SPLITS}
 
     def numbered() -> Iterator[tuple[str, int, Columns]]:
@@ -446,7 +447,7 @@ def _write(
 
 
 def _compare(half: str, counts: Mapping[str, int]) -> None:
-    """Warns where a file of about the published number of rows has other counts."""
+    """Warns if a file has about the published number of rows, but other counts."""
     published = PUBLISHED[half]
     if abs(counts["rows"] - published["rows"]) > NEARLY * published["rows"]:
         return

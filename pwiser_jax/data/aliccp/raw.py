@@ -1,7 +1,7 @@
 """The raw files of Ali-CCP as blocks of arrays: common features and skeleton rows.
 
-Blocks are independent, so that several threads parse them. Vocabularies and splits are
-the business of `encode` and `prepare`.
+Blocks are independent, so several threads parse them. `encode` and `prepare` handle
+vocabularies and splits.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,8 +50,8 @@ class Features:
         weight: float32[S, L], 0 without one.
         lists: multi-valued field -> its heaviest values.
         content: uint64[L], equal for lines with the same features in any order.
-        repeated: values of single-valued fields beyond the first in a line.
-        unknown: triples of fields that are not known.
+        repeated: number of values of single-valued fields after the first in a line.
+        unknown: number of triples of unknown fields.
     """
 
     single: np.ndarray
@@ -71,7 +71,7 @@ class CommonLines:
 
     Args:
         index: uint64[L], the common feature index.
-        features: of each line.
+        features: features of each line.
     """
 
     index: np.ndarray
@@ -90,8 +90,8 @@ class SkeletonRows:
         index: uint64[L], the common feature index.
         click: int8[L].
         conversion: int8[L].
-        features: of each row's own.
-        content: uint64[L], equal for rows that differ in their sample id alone.
+        features: features of each row.
+        content: uint64[L], equal for rows that differ only in the sample id.
     """
 
     sample: np.ndarray
@@ -116,10 +116,10 @@ class RawReader:
     """Reads the raw files.
 
     Args:
-        pool: its threads parse the blocks.
+        pool: thread pool that parses the blocks.
         with_lists: read the multi-valued fields too.
-        width: values of a multi-valued field that are kept, the heaviest ones.
-        strict: refuse fields that are not known.
+        width: number of values of a multi-valued field that are kept, by weight.
+        strict: refuse unknown fields.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class RawReader:
 
 @dataclass(frozen=True)
 class _Bad:
-    """A block that has a bad line."""
+    """A block with a bad line."""
 
     text: np.ndarray
 
@@ -195,7 +195,7 @@ def _parsed(
     columns: tuple[Column, ...],
     names: Names,
 ) -> tuple[Block, tuple[int, str] | None] | _Bad:
-    """The block, and the line and name of its first field that is not known."""
+    """The block, and the line and name of its first unknown field."""
     try:
         triples = parse(text, columns, names)
         return read(triples), triples.first_unknown

@@ -1,12 +1,12 @@
 """Blocks of lines of triples (`line_format`) to arrays, by one compiled loop.
 
-The loop reads the text once and releases the GIL, so that threads parse blocks in
-parallel. Names and unwanted triples are compared eight bytes at a time, as 64-bit words
-(the first byte lowest). A block with a bad line raises OddBlock; then `lines.find_bad`
-reads it line by line to explain it.
+The loop reads the text once and releases the GIL, so threads parse in parallel. Names
+and unwanted triples are compared eight bytes at a time, as 64-bit words (the first byte
+lowest). A block with a bad line raises OddBlock; then `lines.find_bad` reads it line by
+line to explain it.
 
-Numba compiles at the first import and keeps the machine code beside this file, or in
-the user's cache folder; later imports load it.
+Numba compiles at the first import and caches the machine code beside this file, or in
+the user's cache folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,8 +61,8 @@ class Triples:
         field: uint8[T], its number among the known names.
         id: int32[T].
         weight: float32[T].
-        unknown: how many triples have a field that is not known.
-        first_unknown: line and name of the first of them.
+        unknown: number of triples of unknown fields.
+        first_unknown: line and name of the first one.
     """
 
     columns: np.ndarray
@@ -76,17 +76,17 @@ class Triples:
 
 @dataclass(frozen=True)
 class Heaviest:
-    """The heaviest values of each field in each line; in ties the smaller id first.
+    """The values of largest weight of each field and line; ties by smaller id.
 
     Values are keys: the inverted bits of the weight above those of the id, so that
     smaller is heavier.
 
     Args:
-        single: uint64[S, L], of fields 0 .. S - 1, NONE without one.
-        counts: int64[F, L], how many values the other fields keep.
+        single: uint64[S, L], fields 0 .. S - 1; NONE if a line has no value.
+        counts: int64[F, L], number of values kept of the other fields.
         lists: uint64[F, V], these values line by line in ascending order.
         content: uint64[L], equal for lines with the same triples in any order.
-        repeated: values of fields 0 .. S - 1 beyond the first in a line.
+        repeated: number of values of fields 0 .. S - 1 after the first in a line.
     """
 
     single: np.ndarray
@@ -103,7 +103,7 @@ class Heaviest:
 
 
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles a function for these types, cached on the disk where possible."""
+    """Compiles a function for these types, cached on disk where possible."""
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
@@ -119,11 +119,11 @@ def parse(text: np.ndarray, columns: Sequence[Column], names: Names) -> Triples:
 
     Args:
         text: uint8[N]: PAD line ends, the lines, each with its line end, PAD line ends.
-        columns: those before the triples; the last one is their number.
+        columns: columns before the triples; the last is the number of triples.
         names: the known fields.
 
     Raises:
-        OddBlock: a line has another form.
+        OddBlock: a line is malformed.
     """
     lines, commas, items, bits = _sizes(text[PAD:-PAD])
     if bits > 127 or text[-PAD - 1] != NEWLINE or commas != lines * len(columns):
@@ -154,13 +154,13 @@ def parse(text: np.ndarray, columns: Sequence[Column], names: Names) -> Triples:
 
 
 def heaviest(triples: Triples, singles: int, lists: int, width: int) -> Heaviest:
-    """The values of fields that are kept.
+    """Selects the values of fields that are kept.
 
     Args:
-        triples: of fields 0 .. singles + lists - 1.
-        singles: S, fields of one value.
-        lists: F, the fields after them, of several values.
-        width: of which so many are kept.
+        triples: triples of fields 0 .. singles + lists - 1.
+        singles: S, number of single-valued fields.
+        lists: F, number of multi-valued fields after them.
+        width: number of values kept of each multi-valued field.
     """
     lines = triples.columns.shape[1]
     single = np.full((singles, lines), NONE)
@@ -175,7 +175,7 @@ def heaviest(triples: Triples, singles: int, lists: int, width: int) -> Heaviest
 
 
 def _weight(text: np.ndarray, place: int) -> float:
-    """A value that the loop cannot round correctly; OddBlock if it is no number."""
+    """Parses a value that the loop cannot round correctly; OddBlock if not a number."""
     end = place
     while text[end] not in (ITEM, NEWLINE):
         end += 1
@@ -208,7 +208,7 @@ def _is(word: np.uint64, byte: int) -> np.uint64:
 
 @njit
 def _end(words: np.ndarray, at: np.int64) -> np.int64:
-    """The place of the next ITEM or NEWLINE."""
+    """The index of the next ITEM or NEWLINE."""
     while True:
         marks = _is(words[at], ITEM) | _is(words[at], NEWLINE)
         if marks:

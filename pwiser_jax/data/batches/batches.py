@@ -23,21 +23,20 @@ MEASURED_ROWS = 1 << 20
 
 
 class Batch(NamedTuple):
-    """A global batch of B rows, or one process's share of it.
-
-    Of an epoch's last batch, and of any batch in the order `groups`, the end may be
-    padding. The last three fields are None where training does not use them.
+    """A global batch of B rows, or one process's share of it. An epoch's last batch,
+    and any batch in the order `groups`, may end with padding. The last three fields are
+    None where training does not use them.
 
     Args:
         inputs: the models' inputs, each [B, columns]; see `rows`.
         labels: int8[B, L].
         mask: bool[B], False for padding.
-        rows: uint32[B], the place in the global batch.
-        weights: float32[B], the weight in the cross-entropies: the row's own weight
-            times the correction for `min_conversions`; 0 for padding.
-        pair_weights: float32[B], the row's own weight alone; None: all are 1.
+        rows: uint32[B], index in the global batch.
+        weights: float32[B], weight in the cross-entropies: the row's weight times the
+            correction for `min_conversions`; 0 for padding.
+        pair_weights: float32[B], the row's weight without that correction; None: 1.
         groups: int32[B], codes of the split's groups, the same in every process.
-        values: float32[B], the value of a pair whose higher row this is.
+        values: float32[B], weight of the pairs in which the row is the higher one.
     """
 
     inputs: dict[str, Any]
@@ -51,11 +50,11 @@ class Batch(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which rows of a split make up a batch, or one process's share of it.
+    """The rows of a split in a batch, or in one process's share of it.
 
     Args:
-        indices: int64[<= B], rows of the split; fewer than B leave the rest as padding.
-        rows: uint32[B], places in the global batch.
+        indices: int64[<= B], rows of the split; fewer than B are padded.
+        rows: uint32[B], indices in the global batch.
         conversion_weight: multiplies the cross-entropy weight of conversions.
     """
 
@@ -70,7 +69,7 @@ def steps_per_epoch(
     """The number of batches that hold each row once.
 
     Raises:
-        ValueError: no rows, or a batch size that leaves no room for them.
+        ValueError: no rows, or a batch without room for rows besides the minimum.
         UserError: `min_conversions` with the order `groups`.
     """
     free = batch_size - min_conversions
@@ -107,7 +106,7 @@ def epoch_order(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Selection]:
-    """The rows of an epoch's batches, each row once; (seed, epoch) decide the order.
+    """The rows of an epoch's batches, each row once, ordered by (seed, epoch).
 
     The order "rows" shuffles rows (see `order`). The order "groups" fills batches with
     whole groups (see `groups`): the last rows of a batch are padding where the next
@@ -131,9 +130,9 @@ def epoch_order(
     Args:
         rows: the split.
         batch_size: rows of every global batch, the padded last one included.
-        seed: of the run; runs with one seed see the same batches.
+        seed: seed of the run; runs with the same seed see the same batches.
         epoch: another epoch has another order.
-        start_step: batches to skip, to resume after an interruption.
+        start_step: number of batches to skip, to resume an epoch.
         min_conversions: n; 0 leaves conversions to chance.
         order: "rows" or "groups".
         process_index: which share of each global batch: places process_index,
@@ -204,7 +203,7 @@ def sequential_batches(
 def paired_conversions(
     rows: Rows, batch_size: int, *, seed: int = 0, **options: Any
 ) -> float | None:
-    """The share of conversions that share their batch with a lower row of their group.
+    """Share of conversions with a lower row of their group in the batch.
 
     With `loss.segments: group` the other conversions train no ranking. Measured on the
     first 2^20 rows of epoch 0, or all if there are fewer.
@@ -212,7 +211,7 @@ def paired_conversions(
     Args:
         rows: the split.
         batch_size: B.
-        seed: of the run.
+        seed: seed of the run.
         options: `order` and `min_conversions`, see `epoch_order`.
 
     Returns:
@@ -246,7 +245,7 @@ def _of_groups(
 def _in_order(
     rows: Rows, order: EpochOrder, start: int, size: int, process: int, processes: int
 ) -> Iterator[np.ndarray]:
-    """The order's rows from a place on, `size` at a time."""
+    """Yields the rows of an order from a position on, `size` at a time."""
     first, offset = order.first_window(start)
     waiting = np.empty(0, np.int64)
 
@@ -276,7 +275,7 @@ def _conversions(
     waiting = np.empty(0, np.int64)
     while True:
         while len(waiting) < size:
-            # (seed, epoch, 0) would repeat the order's own draw.
+            # (seed, epoch, 0) would repeat the draw of the order.
             random = np.random.default_rng((*key, 0, 1 + pass_))
             waiting = np.concatenate([waiting, random.permutation(rows)[skipped:]])
             skipped, pass_ = 0, pass_ + 1

@@ -1,9 +1,9 @@
-"""The order `groups`: batches of whole groups, so that pairs within a group meet.
+"""The order `groups`: batches of whole groups, so that they hold pairs in a group.
 
-A group's rows may lie anywhere in the split. An index of the rows by group (8 bytes a
-row and 24 a group, in memory) finds them; the rows themselves stay mapped, and are read
-group by group rather than in blocks. So this order costs more disk reads than the order
-`rows` where a group's rows are scattered over a file larger than memory.
+A group's rows may lie anywhere in the split. An in-memory index (8 bytes per row and 24
+per group) lists the rows of each group; the rows stay mapped, and are read by group
+instead of in blocks. This order needs more disk reads than the order `rows` if groups
+are scattered over a file larger than memory.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Packing:
         slots: int64[P], the pieces in ascending order of size; `slots[k]` is the place
             in the sequence of all batches that the k-th smallest piece takes.
         bounds: int64[S + 1], batch b takes the places bounds[b] .. bounds[b + 1] - 1.
-        cut_groups: how many groups have more than B rows.
+        cut_groups: number of groups with more than B rows.
     """
 
     starts: np.ndarray
@@ -41,7 +41,7 @@ class Packing:
         return len(self.bounds) - 1
 
     def batches(self, seed: int, epoch: int) -> Iterator[np.ndarray]:
-        """The pieces of each batch of an epoch, int64 numbers."""
+        """Yields the pieces of each batch of an epoch, int64 indices."""
         random = np.random.default_rng((seed, epoch))
         shuffled = random.permutation(len(self.sizes))
         by_size = shuffled[np.argsort(self.sizes[shuffled], kind="stable")]

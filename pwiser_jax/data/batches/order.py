@@ -1,11 +1,11 @@
-"""The order `rows`: nearly a full shuffle, but read in blocks from the disk.
+"""The order `rows`: close to a full shuffle, but read in blocks from disk.
 
 A split of fewer rows than two windows is permuted as a whole. A larger split is cut
 into blocks of consecutive rows. The blocks are permuted, and each `window` of them in
 turn form a window; the last window also takes the remaining blocks (so it has up to
 twice as many). Within a window, place i takes the next row of block i mod `window`, in
-a random order of that block's rows; the last window is permuted as a whole. So whole
-blocks are read, and each row comes once.
+a random order of that block's rows; the last window is permuted as a whole. Whole
+blocks are read, and each row occurs once.
 
 How it differs from a full shuffle. Each block is equally likely to be anywhere in the
 epoch, except the incomplete one at the end of the file, which is always in the last
@@ -14,12 +14,11 @@ of the n blocks has, for any value x of a row, a mean of the variance
 
     var(block means) / k * (1 - k / n)  +  mean(var within blocks) / B * (1 - B / (k b))
 
-where a full shuffle has var(x) / B * (1 - B / N): what varies from block to block is
-averaged over k = 128 blocks instead of over B rows. A click rate that falls evenly from
-4.7% to 3.2% along a file adds .04 points to the standard deviation of a window's click
-rate; a batch of 2,048 has .43 points by chance. Rows of one user, if they lie side by
-side, meet in one batch with a probability of B / (k b), .8% at B = 2,048, where a full
-shuffle has B / N.
+where a full shuffle has var(x) / B * (1 - B / N): variation between blocks is averaged
+over k = 128 blocks instead of B rows. A click rate that falls evenly from 4.7% to 3.2%
+along a file adds .04 points to the standard deviation of a window's click rate; a batch
+of 2,048 has .43 points by chance. Adjacent rows of one user are in one batch with
+probability B / (k b), .8% at B = 2,048, where a full shuffle has B / N.
 """
 
 from collections.abc import Iterator
@@ -32,20 +31,20 @@ WINDOW = 128
 
 
 class Window(NamedTuple):
-    """The rows of a window in their order, and the ranges of the file they are from."""
+    """The rows of a window in order, and the ranges of the file that they come from."""
 
     rows: np.ndarray
     ranges: list[tuple[int, int]]
 
 
 class EpochOrder:
-    """The order of `rows` rows in one epoch: a function of its arguments alone.
+    """The order of `rows` rows in one epoch: a function of its arguments.
 
     Args:
-        rows: of the split.
-        seed, epoch: each pair has an order of its own.
-        block: rows that are read together.
-        window: blocks that are shuffled together.
+        rows: number of rows of the split.
+        seed, epoch: each pair gives another order.
+        block: number of rows that are read together.
+        window: number of blocks that are shuffled together.
 
     Attributes:
         count: the number of windows.
@@ -67,13 +66,13 @@ class EpochOrder:
         self._blocks = np.random.default_rng(self._key).permutation(blocks)
 
     def first_window(self, place: int) -> tuple[int, int]:
-        """The number of the window that holds a place, and the place in it."""
+        """The window that holds a position, and the position in it."""
         size = self.block * self.window
         number = min(place // size, self.count - 1)
         return number, place - number * size
 
     def windows(self, number: int) -> Iterator[Window]:
-        """The windows from a number on."""
+        """Yields the windows from a given one on."""
         for k in range(number, self.count):
             yield self._window(k)
 
@@ -97,7 +96,7 @@ class EpochOrder:
     def _window(self, number: int) -> Window:
         ranges = self.ranges(number)
         if self.count == 1:
-            # The draw that permutes the blocks of a larger split.
+            # The draw that permutes the blocks of a large split.
             order = np.random.default_rng(self._key).permutation(self.rows)
             return Window(order, ranges)
         # Not (*key, 0): NumPy ignores zeros at the end of a seed.

@@ -12,7 +12,7 @@ POLL_SECONDS = 0.1
 
 @contextmanager
 def prefetched(items: Iterator[T], depth: int = 2) -> Iterator[Iterator[T]]:
-    """Yields the same items in the same order; a thread computes `depth` of them ahead.
+    """Yields the items in order; a thread computes `depth` items ahead.
 
     An exception in `items` is raised in place of its item. The thread ends with the
     context, after at most one more item; a daemon, it does not keep a process alive.

@@ -44,13 +44,13 @@ class Pages(Protocol):
 
 @dataclass(frozen=True)
 class Shared:
-    """Fields that rows share: row r has those of line `line[r]` of `inputs`.
+    """Fields shared by rows: row r has the fields of line `line[r]` of `inputs`.
 
     Args:
         line: int32[N].
         inputs: the shared columns by input, [lines, columns].
-        own: input -> where the rows' own columns go in the joined input.
-        common: input -> where the shared ones go.
+        own: input -> positions of the rows' own columns in the joined input.
+        common: input -> positions of the shared columns.
         pages: the mapped files of `inputs`.
     """
 
@@ -130,11 +130,11 @@ class Rows:
     def with_pair_columns(
         self, *, groups: bool = False, pair_value: str | None = None
     ) -> "Rows":
-        """The same rows with what ranking losses ask for, so that batches hold it.
+        """Adds the columns that ranking losses need to the rows, and so to batches.
 
         Args:
             groups: whether pairs are limited to one group.
-            pair_value: the extra column that weighs a pair by its higher row, or None.
+            pair_value: extra column; pairs are weighted by its value in the higher row.
 
         Raises:
             UserError: there is no such column, or a value below 0 or not finite.
@@ -160,7 +160,7 @@ class Rows:
             pages.will_need(start, stop)
 
     def release(self) -> None:
-        """Lets the system take back the pages that have been read."""
+        """Lets the system release the pages that have been read."""
         for pages in (*self.pages, *(self.shared.pages if self.shared else ())):
             pages.release()
 
@@ -208,7 +208,7 @@ def join(
 
 
 def _runs(columns: Sequence[bool]) -> Runs:
-    """(source, target) slices that copy a matrix into the columns that are true."""
+    """(source, target) slices that copy a matrix into the selected columns."""
     runs, source, target = [], 0, 0
     for true, group in groupby(columns):
         length = len(list(group))
@@ -222,7 +222,7 @@ def _runs(columns: Sequence[bool]) -> Runs:
 
 
 def feature_arrays(frame: pl.DataFrame, schema: Schema, *, common: bool) -> Inputs:
-    """The inputs of the shared fields, or of the others."""
+    """The inputs of the shared fields, or of the other fields."""
 
     def here(fields: Sequence[Field]) -> list[Field]:
         return [f for f in fields if (f.name in schema.common) == common]

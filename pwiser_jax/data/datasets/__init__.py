@@ -1,13 +1,13 @@
 """The datasets that `prepare` reads: one function each.
 
-The command line, its help and the experiments take the names from `DATASETS`. A dataset
-of your own is one call, from any module:
+The command line, its help and the experiments take the names from `DATASETS`. Add your
+own dataset from any module:
 
     register_dataset("mine", prepare_mine)
 
 where `prepare_mine(output: Path, ...)` writes a prepared folder, for example by
 `prepared.folder.write(FlatTable(...), output)`, and returns its manifest. Its arguments
-are the options of `prepare mine`, its docstring their help. `predict` reads its raw
+are the options of `prepare mine`; its docstring is their help. `predict` reads its raw
 rows as tables with the columns of the `FlatSpec`.
 """
 
@@ -22,7 +22,7 @@ DATASETS: dict[str, str | Callable[..., Any]] = {
     "aliccp": "pwiser_jax.data.aliccp.prepare",
     "table": "pwiser_jax.data.datasets.table",
 }
-"""By name, the function that prepares it, or the module of `prepare_NAME`."""
+"""Dataset name -> the function that prepares it, or the module of `prepare_NAME`."""
 
 
 def register_dataset(name: str, function: Callable[..., Any]) -> None:
@@ -47,7 +47,7 @@ def preparer(name: str) -> Callable[..., Any]:
 
 
 def rows_reader(name: str) -> Callable[..., Any] | None:
-    """The function `rows_NAME` of a dataset's module; None: its raw rows are tables.
+    """The function `rows_NAME` of a dataset's module; None if raw rows are tables.
 
     `rows_NAME(source, folder)` is a context manager for `predict`: it reads raw files
     as `prepare_NAME` does, encodes them as the prepared folder says, and yields an

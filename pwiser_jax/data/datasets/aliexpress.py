@@ -1,8 +1,8 @@
 """`prepare aliexpress`: AliExpress Search, as published or as MTReclib's CSV.
 
 Both hold the same rows. The publisher's user and item files have no header and are
-joined by search id within a split; MTReclib's train.csv and test.csv are that join. A
-search of test is never one of train, although the ids restart there.
+joined by search id within a split; MTReclib's train.csv and test.csv are that join.
+Search ids restart in test: an id there is another search than in train.
 """
 
 import re
@@ -84,17 +84,17 @@ def prepare_aliexpress(
         source: a folder or zip with MTReclib's train.csv and test.csv, or else with the
             raw files such as nl_user_train.csv, nl_item_train.csv, nl_user_test.csv and
             nl_item_test.csv; plain, gzipped, or in zips as published.
-        output: the new folder; unpacked files lie beside it while this runs.
-        country: reads the raw files of this country, such as nl; needed only if there
+        output: the new folder; unpacked files are beside it during the command.
+        country: read the raw files of this country, such as nl; needed only if there
             are several.
-        valid_fraction: share of train's searches that are kept for validation.
+        valid_fraction: share of train's searches held out for validation.
         on_bad_label: what to do with a conversion without a click: refuse (error),
             leave the row out (drop), set its conversion to 0 (nest) or its click to 1
             (fill).
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
-        max_unmatched: refuse where a larger share of the item rows than this has a
-            search that the user file lacks; they are left out and counted.
+        max_unmatched: largest share of item rows whose search may be missing in the
+            user file; such rows are dropped and counted.
         extend: a run's folder: rows get the ids and the scales of its data, and values
             that are new to it further ids; for `train --warm-start`.
         overwrite: replace a prepared folder.
@@ -117,7 +117,7 @@ def prepare_aliexpress(
                 every, lost = _raw_rows(sources[0], sources[1], folder, max_unmatched)
                 frame = every.filter(KNOWN).drop(KNOWN)
                 counts = {"items_without_user_row_dropped": lost} if lost else {}
-            # A search of test is another one than train's of the same id.
+            # A search of test is not the search of train with the same id.
             search = 2 * pl.col(SEARCH) + int(split == "test")
             splits[split] = frame.with_columns(search.alias(SEARCH))
             dropped.update(counts)
@@ -149,10 +149,10 @@ def prepare_aliexpress(
 def rows_aliexpress(source: Path, folder: Path) -> Iterator[EncodedRows]:
     """The rows of raw files as a prepared folder encodes them, train before test.
 
-    Rows without a user row are kept, with their user's features missing.
+    Rows without a user row are kept, with missing user features.
 
     Args:
-        source: as in `prepare_aliexpress`, or with the files of train or test alone.
+        source: as in `prepare_aliexpress`, or with the files of only train or test.
         folder: the prepared folder.
     """
     options, encoder = read_manifest(folder).options, Encoder.load(folder)
@@ -190,12 +190,12 @@ def _sources(files: Files, code: str | None, split: str) -> tuple[Source, ...]:
 def _country(
     files: Files, wanted: str | None, splits: Sequence[str] = ("train",)
 ) -> str | None:
-    """The country whose raw files are read; None: MTReclib's CSV is.
+    """The country whose raw files are read; None for MTReclib's CSV.
 
     Args:
-        files: the files there are.
-        wanted: the country that was asked for.
-        splits: those whose files are looked for.
+        files: the files of the source.
+        wanted: the requested country.
+        splits: splits whose files are required.
     """
     if wanted is not None:
         return wanted.lower()
@@ -245,7 +245,7 @@ def _raw_rows(
     """The publisher's two files, joined by search id in the order of the items.
 
     Returns:
-        The rows, where KNOWN is null without a user row; and how many these are.
+        The rows, with KNOWN null if there is no user row, and the number of such rows.
     """
     with _unpacked(users, folder) as user_path, _unpacked(items, folder) as item_path:
         searches = _scan_raw(user_path, USER_COLUMNS, users)
@@ -296,7 +296,7 @@ def _scan_raw(path: Path, columns: Sequence[str], source: Source) -> pl.LazyFram
 
 
 def _stored(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
-    """The rows as Parquet: they are read several times, and CSV is slow to parse."""
+    """Stores the rows as Parquet: they are read several times; CSV is slow to parse."""
     try:
         frame.sink_parquet(path, compression="lz4", maintain_order=True)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -308,6 +308,6 @@ def _stored(frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
 
 @contextmanager
 def _unpacked(source: Source, folder: Path) -> Iterator[Path]:
-    """The source as a plain file that is gone afterwards: these files are large."""
+    """The source as a plain file, deleted afterwards: these files are large."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         yield unpack(source, Path(place))

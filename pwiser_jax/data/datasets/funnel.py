@@ -1,11 +1,10 @@
-"""A shop's funnel with known truth: exposures, clicks and conversions at any size.
+"""A synthetic shop with known probabilities: exposures, clicks and conversions.
 
 Users and items have latent factors. The probability of a click and that of a conversion
 after it are different functions of them, with a part in common: taste (an inner product
-of factors) counts for both; clicks follow the picture, the position and the user's
-activity; conversions follow whether the price suits the budget, trust in the item and
-whether the visitor sits at a desk. Much of it is interaction, which a linear model on
-the same columns cannot express.
+of factors) affects both; clicks depend on the picture, the position and the user's
+activity; conversions depend on price and budget, trust in the item and the device.
+Interactions dominate, which a linear model on the same columns cannot express.
 """
 
 from itertools import pairwise
@@ -59,12 +58,12 @@ def funnel(
 ) -> pl.DataFrame:
     """The rows of the funnel, in time order; arguments as in `prepare_synthetic`.
 
-    `true_ctr` is the probability of a genuine click and `true_cvr` that of a conversion
-    given one, or with more labels true_cart_given_click and so on; labels are drawn
-    from these very numbers. `noise_click` is 1 where the click is not genuine.
+    `true_ctr` is the probability of a genuine click and `true_cvr` of a conversion
+    given a click (with more labels: true_cart_given_click and so on); labels are drawn
+    from these probabilities. `noise_click` is 1 where the click is not genuine.
 
-    Between click and the last label, what counts for a rung changes step by step from
-    what makes a click to what makes a conversion.
+    Between click and the last label, the logit of a label changes gradually from that
+    of a click to that of a conversion.
     """
     if seed < 0:
         raise UserError(f"--seed is {seed}; expected 0 or more")
@@ -93,7 +92,7 @@ def funnel(
             "noise_click": noise.astype(np.int8),
         }
     ).with_columns(
-        # Missing values, for models and tables to cope with.
+        # Some values are missing, to test models and tables.
         pl.when(pl.Series(rng.random(rows) >= MISSING)).then(pl.col(name)).alias(name)
         for name in ("city", "brand", "budget", "reviews")
     )
@@ -222,9 +221,9 @@ def _calibrated(
 ) -> np.ndarray:
     """Probabilities of logits, moved so that their weighted mean is the rate.
 
-    Scaled first, so that every shop is as hard to predict, whatever its best sellers.
+    Logits are scaled first, so that all shops are equally hard to predict.
     """
-    # Here, as SciPy's import takes longer than most of what other readers do.
+    # Imported here, since SciPy takes long to import and other readers do not need it.
     from scipy.optimize import brentq
     from scipy.special import expit
 
@@ -247,7 +246,7 @@ def _noise(
         lengths = np.bincount(session)
         bots = order[np.cumsum(lengths[order]) <= wanted / 2]
         noise = np.isin(session, bots)
-        # A bot's genuine clicks are gone, and fewer accidents make the share.
+        # Bots have no genuine clicks, so fewer accidents are needed for the share.
         wanted = share / (1 - share) * (click & ~noise).sum()
         quiet = np.flatnonzero(~click & ~noise)
         accidents = min(max(round(wanted) - noise.sum(), 0), len(quiet))

@@ -1,8 +1,8 @@
 """History features: how often a user, a video or a pair was shown and liked before.
 
-For a row of day d, only rows of days before d count, of any split: a service that
-counts every night knows exactly that. Nothing of the row's own day is seen, so that no
-label reaches its own features or those of an earlier or equal day.
+For a row of day d, only rows of days before d count, of any split, as in a service that
+updates counts every night. So no label enters the features of its own row, or of rows
+of the same day or earlier.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ EVERYTHING = "\0everything"  # no column of a file can have these names
 COUNT = "\0count"
 PRIOR = "\0prior_"
 STRENGTH = 10.0
-"""So many exposures the prior rate weighs in a smoothed rate."""
+"""Weight of the prior rate in a smoothed rate, in exposures."""
 
 
 def earlier_sums(
@@ -21,7 +21,7 @@ def earlier_sums(
 ) -> pl.DataFrame:
     """For each key and day in `rows`: exposures and outcomes of strictly earlier days.
 
-    Columns: the key, the day, `COUNT` and the outcomes. Null is a key like others.
+    Columns: the key, the day, `COUNT` and the outcomes. Null is a key like any other.
     """
     sums = [pl.len().cast(pl.Int64).alias(COUNT)]
     sums += [pl.col(outcome).cast(pl.Int64).sum() for outcome in outcomes]
@@ -39,7 +39,7 @@ def history(
     outcomes: Mapping[str, str],
     first_day: Mapping[str, float],
 ) -> pl.DataFrame:
-    """One key's history features, a row for a row of `rows`, in order.
+    """History features of one key for each row of `rows`, in order.
 
     With n exposures and c outcomes of the key on strictly earlier days, and p the
     outcome's rate over all rows of strictly earlier days:
@@ -49,9 +49,9 @@ def history(
 
     Args:
         rows: exposures.
-        name: begins the features' names.
-        key: the columns whose history it is.
-        day: the day's column.
+        name: prefix of the features' names.
+        key: columns of the key.
+        day: column of the day.
         outcomes: name -> column of 0 and 1.
         first_day: outcome -> p on the first day, which has none before it.
     """

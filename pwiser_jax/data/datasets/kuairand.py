@@ -1,8 +1,8 @@
 """`prepare kuairand`: the public KuaiRand-Pure files (Gao et al., CIKM 2022).
 
-Rows are the exposures of the standard-policy logs. What happens after an exposure
-(play time, stay times, comments, follows, profile visits) is no feature of it, and the
-video statistics file is not read: its averages include the test days.
+Rows are the exposures of the standard-policy logs. Events after the exposure (play
+time, stay times, comments, follows, profile visits) are not features, and the video
+statistics file is not read, because its averages include the test days.
 """
 
 import tempfile
@@ -112,17 +112,17 @@ def prepare_kuairand(
     Args:
         source: a folder or zip with log_standard_4_22_to_5_08_pure.csv,
             user_features_pure.csv and video_features_basic_pure.csv, plain or gzipped;
-            log_standard_4_08_to_4_21_pure.csv is read too where it is there, as earlier
-            days of the same log.
+            log_standard_4_08_to_4_21_pure.csv, if present, adds earlier days of the
+            same log.
         output: the new folder.
         conversion: a click with a like (rare) or a click with a long view (common).
         train_until: the last day of train, as YYYY-MM-DD.
         valid_until: the last day of validation; the days after it are test.
-        min_count: a categorical value seen less often than this in train is rare.
+        min_count: categorical values with fewer train rows than this are rare.
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
-        max_unmatched: refuse where a larger share of the log's rows than this has a
-            user or a video that the other files do not describe; they are counted.
+        max_unmatched: largest share of the log's rows whose user or video may be
+            missing in the other files; such rows are counted.
         extend: a run's folder: rows get the ids and the scales of its data, and values
             that are new to it further ids; for `train --warm-start`.
         overwrite: replace a prepared folder.
@@ -173,7 +173,8 @@ def prepare_kuairand(
 def rows_kuairand(source: Path, folder: Path) -> Iterator[EncodedRows]:
     """The exposures of raw files as a prepared folder encodes them.
 
-    Histories are those of the log itself: it must reach back as far as training's did.
+    Histories are computed from the log, which must reach back as far as the training
+        log.
 
     Args:
         source: as in `prepare_kuairand`.

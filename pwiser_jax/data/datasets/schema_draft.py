@@ -1,7 +1,5 @@
-"""A first schema file for an own table, guessed from its columns.
-
-Every guess is a line to check: the file says what it saw of each column, and columns
-that it does not use stand in comments.
+"""Writes a first schema file for your own table, guessed from its columns. Check every
+line: the file shows what each column holds, and lists unused columns in comments.
 """
 
 import json
@@ -17,14 +15,14 @@ from pwiser_jax.data.raw import canonical
 from pwiser_jax.errors import UserError
 
 ROWS = 100_000
-"""Rows that are looked at."""
+"""Number of rows that are read."""
 FEW = 100
-"""Numbers with so many distinct values at most are taken for categories."""
+"""Numbers with at most this many distinct values are categories."""
 CLICK = re.compile(r"click", re.IGNORECASE)
 CONVERSION = re.compile(r"conver|purchase|bought|buy|order|pay|like", re.IGNORECASE)
 ID = re.compile(r"(^|_)(id|uid|code|key|hash)$|Id$", re.IGNORECASE)
 SHORT_LIVED = ("session", "search", "query", "request")
-"""Groups that are no features: the next one has another id."""
+"""Group columns that are not features: the next group has another id."""
 GROUPS = (*SHORT_LIVED, "user", "visitor", "member")
 WEIGHT = re.compile(r"^(sample_|row_)?weight$", re.IGNORECASE)
 SPLIT = re.compile(r"^(split|part|fold|subset)$", re.IGNORECASE)
@@ -32,7 +30,7 @@ SPLIT = re.compile(r"^(split|part|fold|subset)$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class _Column:
-    """What is known of a column: its kind, its distinct values and two of them."""
+    """A column's kind, its number of distinct values, and two examples."""
 
     name: str
     kind: str

@@ -76,8 +76,8 @@ def prepare_synthetic(
         items: number of items.
         labels: 2: click, conversion; 3: click, cart, order; 4: click, favourite, cart,
             order; 5: a review beyond the order.
-        valid: share of the sessions that are kept for validation.
-        test: share of the sessions that are kept for the test.
+        valid: share of the sessions held out for validation.
+        test: share of the sessions held out for testing.
         extend: a run's folder: rows get the ids and the scales of its data, and values
             that are new to it further ids; for `train --warm-start`.
         overwrite: replace a prepared folder.

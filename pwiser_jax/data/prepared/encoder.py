@@ -40,7 +40,7 @@ LIST_TYPE = pl.Struct({"ids": pl.List(pl.Int32), "weights": pl.List(pl.Float32)}
 
 
 class EncodedPart(NamedTuple):
-    """Encoded features, the raw rows that they are of, and their name in messages."""
+    """Encoded features, their raw rows, and the name of the rows in messages."""
 
     features: pl.LazyFrame
     raw: pl.LazyFrame
@@ -56,13 +56,13 @@ class EncodedRows(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """Maps raw columns to prepared ones.
+    """Maps raw columns to prepared columns.
 
     Args:
         spec: the raw columns.
         schema: the prepared columns.
-        values: field -> the values with ids 0 .. size - 1 in this order, then the rare
-            ones; fields of `spec.sizes` have none.
+        values: field -> its values with ids 0 .. size - 1, in this order, then its rare
+            values; fields of `spec.sizes` have none.
         fill: numerical field -> the raw value that replaces a missing one.
     """
 
@@ -154,14 +154,14 @@ class Encoder:
 
         Args:
             frame: raw rows; columns that the spec does not name are ignored.
-            with_labels: False encodes the features alone, for prediction; no other
-                column is needed or read.
+            with_labels: False encodes only the features, for prediction; no other
+                column is read.
             first_row: without a group column each row is a group, and its number is
                 the group's; the first row has this one.
             source: names the rows in errors.
 
         Raises:
-            UserError: a column is missing, or holds a value that it cannot hold.
+            UserError: a column is missing or holds an invalid value.
         """
         spec, schema = self.spec, self.schema
         readings = features(frame, spec, source)
@@ -274,7 +274,7 @@ def _fitted(
 
 
 def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, Reading]:
-    """How each feature column is read; raises a UserError where one is missing."""
+    """How each feature column is read; raises a UserError if one is missing."""
     dtypes = columns.require(frame, (*spec.categorical, *spec.numerical), source)
     readings = {}
     for name in spec.categorical:
@@ -290,7 +290,7 @@ def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, R
 
 
 def _overflow(field: NumericalField, reading: Reading) -> Reading:
-    """The reading with values refused that are infinite in float32 once scaled."""
+    """A reading that refuses values that are infinite in float32 after scaling."""
     column, value, bad, expected = reading
     scaled = ((value - field.mean) / field.scale).abs() > columns.FLOAT32_MAX
     refused = scaled.fill_null(False)

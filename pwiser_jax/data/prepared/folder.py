@@ -1,4 +1,4 @@
-"""Prepared folders: written whole or not at all, and read for training.
+"""Prepared folders: written atomically, and read for training.
 
 `schema` describes their files and columns.
 """
@@ -53,7 +53,7 @@ PICTURE = re.compile(
 
 
 class DataWarning(UserWarning):
-    """One sentence about the data that a user may not expect."""
+    """Warning about unexpected data, in one sentence."""
 
 
 def write(
@@ -171,13 +171,13 @@ def _encoder_of(run: Path, dataset: str, spec: FlatSpec) -> Encoder:
 
 
 def allowed_leaks(names: Collection[str] | str) -> dict[str, list[str]]:
-    """The option as the manifest holds it, only where it is given."""
+    """The option in the form of the manifest, if it is given."""
     split = names.split(",") if isinstance(names, str) else names
     return {"allow_leaks": sorted(map(str.strip, split))} if names else {}
 
 
 def refuse_label_names(labels: tuple[str, ...]) -> None:
-    """Raises a UserError for a label with a name that means something else here."""
+    """Raises a UserError for a label with a reserved name."""
     for name in labels:
         if name != name.strip() or not name.isprintable():
             raise UserError(
@@ -202,7 +202,7 @@ def refuse_label_names(labels: tuple[str, ...]) -> None:
 def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
     """Writes a split as Parquet files of SHARD rows, in row groups of ROW_GROUP.
 
-    One shard is in memory at a time.
+    Memory holds one shard at a time.
     """
     for at, shard in enumerate(frames_of(rows, SHARD)):
         write_shard(shard, folder, split, at)
@@ -225,7 +225,7 @@ def shard_name(split: str, at: int) -> str:
 
 
 def shard_names(split: str, rows: int) -> tuple[str, ...]:
-    """The files of a split with so many rows."""
+    """The file names of a split with this number of rows."""
     return tuple(shard_name(split, at) for at in range(-(-rows // SHARD)))
 
 
@@ -233,7 +233,7 @@ def shard_names(split: str, rows: int) -> tuple[str, ...]:
 def new_prepared(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a hidden folder that becomes the prepared folder `output` at the end.
 
-    See `new_folder`. Nobody but `prepare` makes what is replaced.
+    See `new_folder`. Only a folder that `prepare` wrote is replaced.
     """
 
     def check(folder: Path) -> None:
@@ -244,7 +244,7 @@ def new_prepared(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_output(output: Path, *, overwrite: bool = False) -> None:
-    """Raises a UserError where `write` would refuse the folder, before any work.
+    """Raises a UserError if `write` would refuse the folder, before any work.
 
     With `overwrite` a folder is replaced if its manifest is ours, and if it holds only
     what the manifest names, caches, and the pictures of `inspect`.
@@ -267,7 +267,7 @@ def _first_foreign(folder: Path) -> str | None:
 
 
 def _count(flat: FlatTable, name: str) -> Split:
-    """Counts rows and labels; checks the labels again, whatever the reader did."""
+    """Counts rows and labels; checks labels again, independently of the reader."""
     frame, labels = flat.splits.get(name), flat.spec.labels
     if frame is None:
         return Split((), 0, dict.fromkeys(labels, 0))
@@ -279,7 +279,7 @@ def _count(flat: FlatTable, name: str) -> Split:
 
 
 def refuse_empty(spec: FlatSpec, counts: Mapping[str, Split]) -> None:
-    """Raises a UserError where train or valid lacks a class of a label."""
+    """Raises a UserError if train or valid lacks a class of a label."""
     for name in ("train", "valid"):
         split = counts[name]
         if not split.rows:
@@ -306,16 +306,16 @@ class Prepared:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Encodes further raw rows in the same way."""
+        """The encoder, for further raw rows."""
         return Encoder.load(self.folder)
 
     def load(self, *splits: str) -> Rows:
         """The rows of "train", "valid" or "test", memory-mapped: see `cache`.
 
-        The rows of several splits follow each other, and have a cache of their own.
+        Several splits are concatenated, in a separate cache.
 
         Raises:
-            UserError: there are none, or they are damaged.
+            UserError: the split has no rows, or is damaged.
         """
         for split in splits:
             if split not in SPLITS:

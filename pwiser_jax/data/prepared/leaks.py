@@ -1,9 +1,9 @@
-"""Features that give a label away: each is measured alone.
+"""Detects leaks: measures how well each feature alone predicts a label.
 
 A column that is filled only after the event (an order number, a payment, the seconds
-spent on the page) makes an AUC near 1 that no model has in use. Copies of a label are
-refused before (`data.raw.leaks`); here each feature of the prepared rows is measured
-against each label on a sample of train:
+spent on the page) gives an AUC near 1, which no model reaches in production. Copies of
+a label are refused before (`data.raw.leaks`); here each feature of the prepared rows is
+measured against each label on a sample of train:
 
 - by its value: numbers as they are, up or down, and a multi-valued field's length;
 - by whether it is missing (a number counts as missing where it is train's fill value);
@@ -49,11 +49,11 @@ class FeatureAuc:
 
     Args:
         feature, label: their names.
-        by: what predicts: "value", "missing" or "category".
-        auc: the larger of AUC and 1 - AUC, but by category plain AUC.
+        by: the score: "value", "missing" or "category".
+        auc: the larger of AUC and 1 - AUC; for categories the AUC itself.
         low: the lower end of its 95% interval; 1 where all pairs are in order, and
             equal to `auc` where that is too low to matter.
-        rows: of the sample's smaller class.
+        rows: number of rows of the smaller class in the sample.
     """
 
     feature: str
@@ -65,11 +65,11 @@ class FeatureAuc:
 
 
 def refuse_leaks(folder: Path, manifest: Manifest) -> None:
-    """Refuses or warns of features that predict a label alone.
+    """Refuses, or warns of, features that predict a label on their own.
 
     Args:
         folder: holds the Parquet files of train.
-        manifest: of the folder; its option `allow_leaks` names features that may.
+        manifest: manifest of the folder; `allow_leaks` names allowed features.
 
     Raises:
         UserError: a feature's lower bound is above REFUSED on FEWEST rows or more of
@@ -103,7 +103,7 @@ def refuse_leaks(folder: Path, manifest: Manifest) -> None:
 
 
 def feature_aucs(folder: Path, manifest: Manifest) -> list[FeatureAuc]:
-    """For each label and feature the way of measuring with the highest lower bound.
+    """For each label and feature, the score with the highest lower bound.
 
     Labels with fewer than MEASURED rows of either class in train are left out.
     """
@@ -145,7 +145,7 @@ def _scores(
     truth: np.ndarray,
     fills: Mapping[str, np.float32],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each way to predict the label by a feature, f[rows]."""
+    """The scores of a feature for the label, f[rows] by name."""
     column = frame[name]
     if name in fills:
         values = column.to_numpy()[rows]
@@ -165,7 +165,7 @@ def _scores(
 
 
 def _rates(ids: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The rate of label 1 for each row's id in the other folds, drawn to the mean."""
+    """The smoothed rate of label 1 for each row's id in the other folds."""
     _, codes = np.unique(ids, return_inverse=True)
     fold = np.arange(len(ids)) % FOLDS
     cells = codes * FOLDS + fold
@@ -206,7 +206,7 @@ def _sample(
 def _read(
     folder: Path, manifest: Manifest, files: Sequence[Path], rows: np.ndarray
 ) -> pl.DataFrame:
-    """The columns of some rows of the files' rows one after another, ascending."""
+    """Reads columns of rows, given by ascending indices into the concatenated files."""
     frames, start = [], 0
     for path in files:
         with path.open("rb") as file:

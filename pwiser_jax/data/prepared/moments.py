@@ -1,4 +1,4 @@
-"""Mean and standard deviation of numerical columns, bit for bit reproducible.
+"""Reproducible mean and standard deviation of numerical columns.
 
 A parallel sum of floats depends on how rows are divided among threads. Here blocks of a
 fixed size are merged in order by the formula of Chan, Golub and LeVeque (1983), which

@@ -19,10 +19,9 @@ INTEGER = r"^-?\d{1,18}$"
 def fit_vocabularies(
     train: pl.LazyFrame, columns: Mapping[str, pl.Expr], min_counts: Mapping[str, int]
 ) -> dict[str, tuple[pl.Series, int]]:
-    """For each column its values in train, and how many of them get an id.
-
-    Values that train has as often as `min_counts` says get one and come first, rare
-    ones after them; each part ascends, by number where all are integers, else as text.
+    """The values of each column in train, and the number of values with an id. Values
+    with at least `min_counts` rows get an id and come first; rare values follow. Each
+    part is sorted, numerically if all values are integers, else as text.
     """
     counted = [
         train.select(expr.alias("value"))
@@ -88,7 +87,7 @@ def encode(field: Field, value: pl.Expr, values: pl.Series) -> pl.Expr:
 
 
 def encode_own_ids(field: CategoricalField, value: pl.Expr) -> pl.Expr:
-    """The int32 ids of values that are ids already, 0 .. size - 1."""
+    """Int32 ids of values that are already ids, 0 .. size - 1."""
     return (
         pl.when(value.is_null())
         .then(field.missing)

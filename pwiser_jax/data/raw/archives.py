@@ -1,4 +1,4 @@
-"""Finds raw files however they are packed: plain, gzipped, in a tar, in nested zips."""
+"""Opens raw files: plain, gzipped, in a tar, or in nested zips."""
 
 import gzip
 import shutil
@@ -24,9 +24,9 @@ class Source:
     """A raw file: `path` itself, or a member of that zip or tar.
 
     Args:
-        path: a file of the disk.
-        members: the names to follow inside the zip, two for a zip inside the zip. For
-            a tar, the file's name without folders: a tar is streamed, not listed.
+        path: a file on disk.
+        members: names of the members inside the zip, two for a nested zip. For a tar,
+            the file's name without folders: a tar is streamed, not listed.
     """
 
     path: Path

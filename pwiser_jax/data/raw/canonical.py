@@ -1,4 +1,4 @@
-r"""One canonical text for each value of a category or group, whatever the file.
+r"""One canonical text for each value of a category or group, for all file types.
 
 A column's kind decides, and it is a property of the whole column: its type in Parquet,
 or, for text (every column of a CSV file, and text in Parquet), the kind whose form all
@@ -32,10 +32,10 @@ import polars as pl
 Kind = Literal["number", "boolean", "date", "clock", "text"]
 
 SAMPLE = 10_000
-"""Rows that rule out most kinds before the whole column is read."""
+"""Number of rows read first, to exclude most kinds before the whole column is read."""
 INT64_LIMIT = 2.0**63
 EXACT_LIMIT = 2.0**53
-"""Below it, float64 holds every integer."""
+"""Float64 represents every integer below this."""
 
 WHOLE = r"^(?:0|-?[1-9]\d{0,19})$"
 ZERO_FRACTION = r"^-?(?:0|[1-9]\d{0,18})\.0+$"
@@ -117,7 +117,7 @@ KINDS: tuple[Kind, ...] = ("number", "boolean", "date", "clock")
 def _counts(
     frame: pl.LazyFrame, texts: Mapping[str, pl.Expr]
 ) -> dict[str, dict[str, int]]:
-    """For each column how many values are filled, and how many have each form."""
+    """For each column, the number of filled values and of values of each form."""
     if not texts:
         return {}
     wanted: dict[str, pl.Expr] = {}

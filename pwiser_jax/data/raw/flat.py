@@ -1,4 +1,4 @@
-"""The common intermediate form of the datasets: raw rows, one an exposure, by split.
+"""The common format of the datasets: raw rows, one per exposure, by split.
 
 A reader (`synthetic`, `kuairand`, `aliexpress`, `table`) returns a `FlatTable`, and
 `prepared.folder.write` encodes it. `predict` encodes raw rows of the same columns.
@@ -25,7 +25,7 @@ class ListColumn:
 
     Args:
         separator: between two values of a text column; None: the column holds lists.
-        max_values: of a row's values, so many are kept, the first ones.
+        max_values: maximum number of values per row; the first ones are kept.
         pool: how models pool their vectors, see `schema.MultiValuedField`.
     """
 
@@ -42,17 +42,17 @@ class FlatSpec:
         categorical: categorical columns, of any type but float with fractions.
         numerical: numerical columns; null or NaN becomes train's mean.
         labels: label name -> column of 0 and 1, lowest rung of the ladder first.
-        group: column of the search, session or user; None: every row is its own.
-        time: integer or date column, kept beside the rows, never a feature.
+        group: column of the search, session or user; None: each row is a group.
+        time: integer or date column, kept beside the features, never a feature.
         weight: column of row weights, at least 0; None: all are 1. Never a feature.
-        extra: numeric columns kept beside the rows, never features.
+        extra: numeric columns kept beside the features, never features.
         sizes: categorical columns that hold ids 0 .. size - 1 already; any other
             integer there is unseen. Every other column gets a vocabulary from train.
         multi_valued: columns that hold several categories in each row.
         min_count: a value seen fewer times than this in train is rare.
         min_counts: the same by column, where it differs.
-        buckets: categorical or multi-valued columns without a vocabulary, whose values
-            are hashed into so many ids.
+        buckets: column -> number of ids; values of these categorical or multi-valued
+            columns are hashed, without a vocabulary.
         kinds: column -> kind of its values, see `canonical`; of text columns that have
             none, the encoder looks at train.
         standardize: scale numericals by train's mean and standard deviation; False
@@ -84,7 +84,7 @@ class FlatSpec:
 
 @dataclass(frozen=True)
 class FlatTable:
-    """Rows by split with the meaning of their columns and where they came from.
+    """Rows by split, the meaning of their columns, and their source files.
 
     Args:
         dataset: the reader's name.

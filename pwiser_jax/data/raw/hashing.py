@@ -1,4 +1,4 @@
-"""Hashes written out in full: the same on every machine and in every version.
+"""Hash functions that are the same on every machine and in every version.
 
 Splits and group ids must not move when Python, NumPy or Polars is upgraded, so none of
 their own hashes is used. Integers go through the finaliser of splitmix64 (Steele, Lea

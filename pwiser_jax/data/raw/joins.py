@@ -1,9 +1,9 @@
-"""Counts the rows that a join leaves without a partner, and refuses too many."""
+"""Limits the share of rows without a match in a join."""
 
 from pwiser_jax.errors import UserError
 
 MAX_UNMATCHED = 0.01
-"""The default share of rows that may have no partner."""
+"""Default maximum share of rows without a match."""
 
 
 def check_share(max_unmatched: float) -> None:
@@ -15,14 +15,14 @@ def check_share(max_unmatched: float) -> None:
 def refuse_unmatched(
     unmatched: int, rows: int, max_unmatched: float, rows_of: object, missing: str
 ) -> None:
-    """Raises a UserError where too many rows of a join have no partner.
+    """Raises a UserError if too many rows of a join have no match.
 
     Args:
-        unmatched: the rows without a partner.
-        rows: all rows.
-        max_unmatched: the share of rows that may be without one.
-        rows_of: the file of the rows.
-        missing: what the other file lacks, such as "name a user that users.csv lacks".
+        unmatched: number of rows without a match.
+        rows: number of all rows.
+        max_unmatched: maximum share of rows without a match.
+        rows_of: name of the file of the rows.
+        missing: the problem of these rows, such as "name a user that users.csv lacks".
     """
     if unmatched > max_unmatched * rows:
         raise UserError(

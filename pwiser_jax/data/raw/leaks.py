@@ -1,9 +1,7 @@
-"""Features that are labels in disguise.
-
-A copy of a label among the features makes an AUC of 1.0 that means nothing. Names are
-checked, and then values: a feature with a single value in each level, but not the same
-one in all, is a label in other words, whatever the values are (0 and 1, 1 and 0, "no"
-and "yes", or the level itself).
+"""Refuses features that are copies of labels. A copy of a label among the features
+gives a meaningless AUC of 1.0. Names are checked, then values: a feature with one value
+in each level, but not the same value in all, is a copy of a label, whatever the values
+are (0 and 1, 1 and 0, "no" and "yes", or the level itself).
 """
 
 from collections.abc import Mapping
@@ -21,10 +19,10 @@ a label by chance."""
 
 
 def refuse_names(spec: FlatSpec) -> None:
-    """Raise a UserError where a column has two meanings, or a name of ours."""
+    """Raises a UserError if a column has two meanings, or a reserved name."""
     features = spec.features
     if not features:
-        raise UserError("no column is named as a feature: name at least one")
+        raise UserError("no column is a feature: name at least one")
     kept = {
         "time column": [spec.time],
         "weight column": [spec.weight],
@@ -51,7 +49,7 @@ def refuse_names(spec: FlatSpec) -> None:
 def refuse_copies(
     train: pl.LazyFrame, spec: FlatSpec, features: Mapping[str, pl.Expr]
 ) -> None:
-    """Raise a UserError for a feature that gives a label away on every row of train."""
+    """Raises a UserError for a feature that determines a label on every train row."""
     dtypes = train.collect_schema()
     level = pl.sum_horizontal(truth(c, dtypes[c]) for c in spec.labels.values())
     names = list(features)

@@ -4,8 +4,8 @@ Polars guesses what a misplaced quotation mark means: between two values such as
 `"5" tv"` all line ends count as text, so that the rows in between vanish. Here a file
 either follows RFC 4180 or is refused: a quotation mark opens a value right after a
 separator or a line end, closes it right before one, and is doubled inside. The rows
-counted on the way must be the rows that Polars returns. NumPy looks at quotation marks
-and line ends only, so that this costs little beside parsing.
+counted on the way must be the rows that Polars returns. Only quotation marks and line
+ends are examined, so this costs little compared to parsing.
 """
 
 from pathlib import Path

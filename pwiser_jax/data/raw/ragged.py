@@ -1,4 +1,4 @@
-"""Rows with a list of ids and weights each: what a multi-valued field is in memory."""
+"""Lists of ids and weights by row: a multi-valued field in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Ragged:
             row: int[V], the row of each value, in any order.
             ids: int[V].
             weights: float32[V].
-            width: at most so many values a row are kept; None: all.
+            width: maximum number of values kept per row; None: all.
         """
         columns = {"row": row.astype(np.int32), "id": ids.astype(np.int32)}
         values = pl.DataFrame(columns | {"weight": weights}).sort(
@@ -78,7 +78,7 @@ class Ragged:
         return cls(np.minimum(counts, width), lists.ids[kept], lists.weights[kept])
 
     def merged(self) -> "Ragged":
-        """Each id once in a list, with the sum of its weights."""
+        """Merges repeated ids of a list; their weights are summed."""
         row = self.row
         order = np.argsort(row << 32 | self.ids, kind="stable")
         row, ids = row[order], self.ids[order]

@@ -2,9 +2,8 @@
 
 Polars is fast but lenient: it fills a short line with nulls, and does not parse the
 columns that a query leaves out. `scan_csv` therefore checks the quotation marks first
-(see `quoting`) and reads every column of every row once. Where something is wrong, it
-reads the file again line by line, by Python's `csv` in strict mode, to name the line
-and the column.
+(see `quoting`) and reads every column of every row once. On an error, it reads the file
+again line by line, with Python's `csv` in strict mode, to name the line and the column.
 """
 
 import csv
@@ -36,7 +35,7 @@ def scan_csv(
     separator: str = ",",
     empty: bool = False,
 ) -> pl.LazyFrame:
-    """The rows of a plain CSV file, all checked: collecting them later cannot fail.
+    """Scans a plain CSV file and checks all rows: collecting them later cannot fail.
 
     Args:
         path: the file: UTF-8, Unix or Windows line ends, not compressed.
@@ -46,7 +45,7 @@ def scan_csv(
             not have is refused.
         required: columns in which an empty value is refused; elsewhere it is null.
         name: the file's name in messages; None: its path.
-        quoted: False: a quotation mark is a character like others.
+        quoted: False: quotation marks are ordinary characters.
         separator: the character between two columns.
         empty: accept a file without rows.
 
@@ -74,9 +73,9 @@ def scan_csv(
         # Polars skips some empty lines, for example.
         reason = f"{expected:,} rows are expected, {rows:,} were read"
         raise UserError(table.first_bad_line() or f"{table.name}: {reason}")
-    # A line that is too short leaves null in the last column, and so does an empty
-    # value there: only reading line by line tells one from the other.
-    # Polars also drops a separator at the very end of the file.
+    # Both a line that is too short and an empty last value give null in the last
+    # column: only reading line by line distinguishes them. Polars also drops a
+    # separator at the very end of the file.
     doubtful = row[table.names[-1]] or any(row[column] for column in required)
     if doubtful or table.ends_in_separator():
         bad = table.first_bad_line()
@@ -110,7 +109,7 @@ def separator_of(path: Path, default: str) -> str:
 
 @dataclass(frozen=True)
 class _Table:
-    """The arguments of `scan_csv`; reads the file and explains what is wrong in it."""
+    """The arguments of `scan_csv`; reads the file and explains its errors."""
 
     path: Path
     name: str
