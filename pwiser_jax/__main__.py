@@ -1,7 +1,7 @@
 """The command `pwiser`, also as `python -m pwiser_jax`.
 
-An install for the losses alone lacks what the commands need; that is said here, before
-anything of it is imported.
+An install for the losses only lacks the commands' dependencies: print an error before
+they are imported.
 """
 
 import sys

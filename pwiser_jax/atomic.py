@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and locks on folders."""
+"""Atomic writes of files and folders, and locks on folders."""
 
 import errno
 import fcntl
@@ -22,8 +22,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def new_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Yields a hidden folder beside `output`, which becomes `output` at the end.
 
-    On any exception, KeyboardInterrupt included, it is removed and `output` is as it
-    was. The next call removes what a killed process left.
+    On any exception, KeyboardInterrupt included, it is removed and `output` is
+    unchanged. The next call removes the remains of a killed process.
 
     Args:
         output: the folder to make; its parents are made too.
@@ -53,7 +53,7 @@ def new_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
 def scratch_folder(output: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `output`, and so on the same disk.
 
-    It is removed at the end; what killed processes left is removed first.
+    It is removed at the end; remains of killed processes are removed first.
 
     Raises:
         UserError: it cannot be made.
@@ -105,7 +105,7 @@ class InUse(UserError):
 
 @contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Holds `folder`, which exists, against other processes that lock it.
+    """Locks `folder`, which exists, against other processes that lock it.
 
     The lock (flock on the file `.lock`, which names its holder) ends with the process,
     however that ends. It holds between processes of one host, and on file systems that
@@ -113,7 +113,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
     Args:
         folder: the folder.
-        doing: what the holder does there, for the other's message: "training".
+        doing: the work of the holder, for other processes' messages: "training".
     Raises:
         InUse: another process holds it.
         UserError: the folder cannot be written.
@@ -141,7 +141,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 def _holder(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip() or "another process"
-    except OSError:  # it has ended meanwhile
+    except OSError:  # it has exited meanwhile
         return "another process"
 
 
@@ -169,11 +169,11 @@ def check_replaceable(
     *,
     overwrite: bool,
 ) -> None:
-    """Raises a UserError unless `output` is new, empty or ours to replace.
+    """Raises a UserError unless `output` is new, empty or may be replaced.
 
     Args:
         output: the folder to be written.
-        kind: what such a folder is, for the message: "prepared folder".
+        kind: name of this kind of folder, for messages: "prepared folder".
         first_foreign: names the first entry of a folder that a folder of this kind does
             not hold, see `foreign_entry`; None where all are ours.
         overwrite: whether a folder of this kind may be replaced.
@@ -198,7 +198,7 @@ def check_replaceable(
 def foreign_entry(folder: Path, ours: Callable[[str], bool]) -> str | None:
     """The first entry of a folder, at any depth, that is not ours; None if all are.
 
-    Whatever removes a folder whole asks this first.
+    Check this before a whole folder is removed.
 
     Args:
         folder: the folder.
@@ -223,7 +223,7 @@ def _lock(folder: int) -> bool:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether no process that runs is writing the folder."""
+    """Whether no running process is writing the folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         return _lock(descriptor)
@@ -238,7 +238,7 @@ def _beside(output: Path, kind: str) -> list[Path]:
 
 
 def _clean(output: Path) -> None:
-    """Removes what a killed process left, and restores a folder it was replacing."""
+    """Removes remains of a killed process, and restores a folder it was replacing."""
     for partial in _beside(output, "partial"):
         if not _is_free(partial):
             pid, _, rest = partial.name.rpartition(".partial-")[2].partition("-")
@@ -256,7 +256,7 @@ def _clean(output: Path) -> None:
 
 
 def _clean_scratch(output: Path) -> None:
-    """Removes what killed processes left."""
+    """Removes remains of killed processes."""
     for old in _beside(output, "raw"):
         if _is_free(old):
             shutil.rmtree(old)
@@ -274,7 +274,7 @@ def _swap(folder: Path, output: Path) -> None:
 
 
 def _full(error: Exception) -> str | None:
-    """Why there is no room for more bytes, or None where that is not the error."""
+    """The reason if the disk or quota is full, else None."""
     if isinstance(error, OSError):
         code = error.errno
     else:
@@ -284,7 +284,7 @@ def _full(error: Exception) -> str | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8 text to a hidden file and renames it: a kill leaves no half."""
+    """Writes UTF-8 text atomically: to a hidden file, which is renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

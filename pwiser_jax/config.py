@@ -82,15 +82,15 @@ class LossConfig:
             (the ranking term of JRC).
         lambdas: weight of the ranking loss, a number or one number a head. Unset: 0.1.
             Heads that are not named have 0.
-        lambda_ramp_steps: increase lambda linearly from 0 over so many steps. 0:
-            constant.
-        scores: what pwiser compares, probabilities or logits. Unset: probabilities.
+        lambda_ramp_steps: number of steps over which lambda increases linearly from 0.
+            0: constant.
+        scores: scores that pwiser compares: probability or logit. Unset: probability.
             ranknet compares logits.
         margins: margins of pwiser by pair of labels, such as "conversion>click: 0.1";
             the lowest label is "exposure"; null removes a pair. Unset: the highest
             label over each lower one, 0.1 a rung on probabilities, 0.5 on logits.
-        margin_ramp_steps: increase margins linearly from 0 over so many steps. 0:
-            constant.
+        margin_ramp_steps: number of steps over which margins increase linearly from 0.
+            0: constant.
         surrogate: cost of a pair. Unset: squared_hinge for pwiser, logistic for
             ranknet.
         gate: pairs that are active. margin: below the margin. literal: as the paper was
@@ -101,8 +101,8 @@ class LossConfig:
         pairs: algorithm that sums over pairs. Results agree to rounding.
         bank: number of recent conversions whose scores each head keeps as additional
             positives. 0: none.
-        ranknet_labels: what ranknet orders rows by: the task's own label, or the
-            highest label reached.
+        ranknet_labels: labels of ranknet. task: the task's label. levels: the highest
+            label reached.
         ranknet_margin: margin of ranknet with a hinge surrogate.
         segments: pairs of the ranking loss. none: all rows of a batch. group: rows of
             one group only; use it with data.order groups.
@@ -230,7 +230,8 @@ class TrainConfig:
     Args:
         seed: seed of the initial weights, the order of rows, and dropout.
         epochs: maximum number of passes over the training rows.
-        patience: stop after so many evaluations without a better validation AUC.
+        patience: number of evaluations without a better validation AUC before training
+            stops.
         log_every: steps between lines of metrics.jsonl.
         checkpoint_every: steps between checkpoints. They are written in the background;
             one that is due while another is being written is skipped. A checkpoint also
@@ -258,7 +259,7 @@ class TrainConfig:
 
     @property
     def checkpoint_interval(self) -> int:
-        """`checkpoint_every`, or half of `most_steps_lost` where that is less."""
+        """`checkpoint_every`, or half of `most_steps_lost` if that is less."""
         return min(self.checkpoint_every, max(1, self.most_steps_lost // 2))
 
 
@@ -350,7 +351,7 @@ class Config:
 def _check_numbers(
     above_zero: Mapping[str, float], not_negative: Mapping[str, float]
 ) -> None:
-    """Raises ValueError where a number is out of range; NaN and infinity always are."""
+    """Raises ValueError if a number is out of range, NaN or infinite."""
     for name, value in (*above_zero.items(), *not_negative.items()):
         positive = name in above_zero
         if not (value > 0 if positive else value >= 0):
@@ -391,7 +392,7 @@ def config_of(options: Namespace) -> Config:
     """The configuration of a command line: a YAML file, and single options over it.
 
     Args:
-        options: what was given, without defaults; other options in it are left out.
+        options: the given options, without defaults; options of others are ignored.
 
     Raises:
         UserError: an unknown option, or a value that does not fit.

@@ -1,13 +1,13 @@
-"""From logits and labels to the measures of every task.
+"""Computes the measures of every task from logits and labels.
 
 A model gives logits by name. Every joint task (CTR, CTCVR, ...) is measured on all rows
-and every conditional one (CVR, ...) on the rows that reached the rung before, whatever
-heads the model has. In the space "ctcvr" no head gives P(rung | rung before): it is the
-ratio of two joint probabilities. Nothing keeps that ratio below 1, so rows are ranked
-by its logarithm as it is, and only the probability is clipped at 1.
+and every conditional task (CVR, ...) on the rows that reached the previous label, for
+all models. In the space "ctcvr" no head gives P(rung | rung before): it is the ratio of
+two joint probabilities. The ratio may exceed 1: rows are ranked by its unclipped
+logarithm, and the probability is clipped at 1.
 
-Measures are entries of a table, `MEASURES`: a function of `TaskRows` and a name. A
-measure that does not exist for the rows is None and comes with its reason.
+Measures are entries of a table, `MEASURES`: a function of `TaskRows` and a name. An
+undefined measure is None and comes with its reason.
 """
 
 import math
@@ -25,12 +25,12 @@ from pwiser_jax.tasks import CvrSpace, Task, joint_task, measured, trained
 Logits = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
 
-SPREADLESS = "too few rows, or all of them ordered alike, to estimate an interval from"
+SPREADLESS = "too few rows, or no variance, to estimate an interval"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model predicts for one task: scores that rank rows, and probabilities.
+    """A model's predictions for one task: scores that rank rows, and probabilities.
 
     `scores_are_logits`: the scores are the logits of exactly these probabilities.
     """
@@ -42,13 +42,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The rows on which one task is defined: what every measure takes.
+    """The rows on which one task is defined: the argument of every measure.
 
     Args:
         positive: bool[N], the labels.
         scores: f[N], to rank by.
         probabilities: f64[N].
-        groups: int[N], codes of the unit of sampling.
+        groups: int[N], codes of the groups, which are the sampling units.
         scores_are_logits: as in `Prediction`.
     """
 
@@ -60,7 +60,7 @@ class TaskRows:
 
     @property
     def missing(self) -> str | None:
-        """Why no measure of ranking exists, or None."""
+        """Why measures of ranking are undefined, or None."""
         positives = int(self.positive.sum())
         return _missing_class(positives, len(self.positive) - positives)
 
@@ -108,9 +108,9 @@ class TaskMeasures:
 
     Args:
         rows: rows on which the task is defined.
-        positives: those of them with the label.
+        positives: number of these rows with the label.
         values: by name, as in `MEASURES`: a number, None, or a dataclass.
-        reason: why measures are None that hold no reason themselves.
+        reason: why measures are None, if they hold no reason.
     """
 
     rows: int
@@ -129,13 +129,13 @@ class Evaluation:
     """All measures of one split.
 
     Args:
-        split: its name.
-        rows: its rows.
-        groups: its groups.
+        split: name of the split.
+        rows: number of rows.
+        groups: number of groups.
         label_names: the ladder, lowest rung first.
         tasks: measures by task: "ctr", "ctcvr", "cvr", ...
         pairs: by task and pair of levels ("conversion_over_click_only").
-        note: what has to be said beside every figure of the split, if anything.
+        note: caution that must accompany every figure of the split, if any.
     """
 
     split: str
@@ -147,7 +147,7 @@ class Evaluation:
     note: str | None = None
 
     def to_dict(self) -> Tree:
-        """The tree of evaluation_SPLIT.json; what does not exist is None.
+        """The tree of evaluation_SPLIT.json; undefined measures are None.
 
         {"split", "rows", "groups", task: {"rows", "positives", measure: ...},
         "pairs": {task: {pair: ...}}}, with a "reason" beside each None.
@@ -199,9 +199,9 @@ class MeanAuc:
     """AUC of the trained tasks, for early stopping.
 
     Args:
-        mean: over the tasks whose AUC exists; None if there is none.
+        mean: mean over the tasks with a defined AUC; None if there are none.
         auc: by task; None where the rows lack a class.
-        reasons: why, by task.
+        reasons: why an AUC is None, by task.
     """
 
     mean: float | None
@@ -225,11 +225,11 @@ def evaluate(
         logits: f[rows] by name, as a model gives them: its heads, and in the spaces
             "click" and "product" also their joint products.
         labels: 0 or 1, [rows, label], nested, in the order of label_names.
-        groups: int[rows], the unit of sampling of the intervals, and of GAUC.
+        groups: int[rows], sampling units of the intervals, and groups of GAUC.
         label_names: the ladder, lowest rung first.
-        space: what the heads above the first predict.
-        split: name of the split, passed on.
-        note: passed on.
+        space: space of the heads after the first; see `tasks`.
+        split: name of the split, for the result.
+        note: caution, for the result.
 
     Raises:
         ValueError: a logit is missing or not finite, shapes differ, or labels are not
@@ -273,7 +273,7 @@ def mean_auc(
 def probabilities(
     logits: Logits, label_names: tuple[str, ...], space: CvrSpace
 ) -> dict[str, NDArray[np.float64]]:
-    """Probability of every measured task for every row, whatever its labels.
+    """Probability of every measured task for every row.
 
     Args, Raises: as `evaluate`.
     """
@@ -311,7 +311,7 @@ def predict_task(
 
 
 def level_name(level: int, label_names: tuple[str, ...]) -> str:
-    """ "no_click", "click_only", "conversion": what the rows of a level are called."""
+    """Name of a level's rows: "no_click", "click_only", "conversion"."""
     if level == 0:
         return f"no_{label_names[0]}"
     label = label_names[level - 1]
@@ -398,7 +398,7 @@ MEASURES: dict[str, Callable[[TaskRows], Any]] = {
     "calibration": calibration_measure,
     "gauc": gauc_measure,
 }
-"""By name: a number, NaN where it does not exist, or a dataclass of numbers."""
+"""Name -> function that returns a number (NaN if undefined) or a dataclass."""
 
 
 def register_measure(name: str, measure: Callable[[TaskRows], Any]) -> None:
@@ -452,12 +452,12 @@ def _missing_class(
 
 
 def _number(value: float) -> float | None:
-    """None for a measure that does not exist: JSON has no NaN."""
+    """None for an undefined measure: JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 def _tree(value: Any) -> Any:
-    """A measure in JSON's types, without a reason that it does not need."""
+    """A measure as JSON types, without an empty reason."""
     if not is_dataclass(value) or isinstance(value, type):
         return value
     tree = asdict(value)

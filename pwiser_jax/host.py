@@ -25,11 +25,11 @@ CACHE_ERROR = re.compile(
 def keep_freed_memory() -> None:
     """Makes large arrays cheap for the rest of the process.
 
-    glibc gives a large block back to the system when it is freed, and takes the next
-    one page by page: a step of AliExpress' SharedBottom took up to 1.4 times as long on
-    2 CPU cores (experiments.bench.training). From here on it keeps up to 2 GiB. Blocks
-    of more than 64 MB that other threads than the first ask for are still taken and
-    given back each time. Other C libraries are left as they are.
+    glibc returns a large block to the system when it is freed, and page-faults in the
+    next one: a step of AliExpress' SharedBottom took up to 1.4 times as long on 2 CPU
+    cores (experiments.bench.training). After this call it keeps up to 2 GiB. Blocks
+    above 64 MB in other threads than the first are still returned each time. Other C
+    libraries are not changed.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -41,11 +41,11 @@ def keep_freed_memory() -> None:
 def prepare_host() -> None:
     """Makes steps on a CPU fast for the rest of the process. Comes before jax is used.
 
-    Programs for a single CPU device run in the thread that calls them. In a thread of
-    XLA's own each call would take its temporary buffer from the system anew: a step of
-    AliExpress' MMoE, with 203 MB of it, took 1.3 to 1.9 times as long on 2 CPU cores
-    (experiments.bench.training). Nothing is lost by it: what reads data has threads of
-    its own, and two programs at once would share the same cores.
+    Programs for a single CPU device run in the thread that calls them. In one of XLA's
+    threads each call would allocate its temporary buffer anew: a step of AliExpress'
+    MMoE, with 203 MB of it, took 1.3 to 1.9 times as long on 2 CPU cores
+    (experiments.bench.training). It costs nothing: data is read in other threads, and
+    two concurrent programs would share the same cores.
     """
     import jax
 
@@ -57,17 +57,17 @@ def use_compilation_cache() -> Path | None:
     """Keeps compiled programs on disk, so that later processes need not compile them.
 
     For commands only: importing the package, or calling `train` from Python, leaves
-    jax's configuration as it is. `PWISER_COMPILATION_CACHE` names another folder than
-    `~/.cache/pwiser_jax/compiled` (`XDG_CACHE_HOME`); "off" keeps nothing. Where
-    `JAX_COMPILATION_CACHE_DIR` is set, jax's own choice stays.
+    jax's configuration as it is. `PWISER_COMPILATION_CACHE` names the folder, by
+    default `~/.cache/pwiser_jax/compiled` (`XDG_CACHE_HOME`); "off" disables the cache.
+    If `JAX_COMPILATION_CACHE_DIR` is set, jax's setting is used.
 
     The folder's name holds the versions, flags and CPU features that a program depends
-    on: a home folder that two kinds of machine share never runs the other's code.
+    on: different machines that share a home folder do not share programs.
     Numbers do not depend on it. A damaged entry is removed and compiled again, with one
     warning; so is a folder that cannot be written.
 
     Returns:
-        The folder, or None where nothing is kept by this function.
+        The folder, or None if this function sets no cache.
     """
     choice = os.environ.get("PWISER_COMPILATION_CACHE", "")
     if choice == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):

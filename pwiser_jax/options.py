@@ -1,4 +1,4 @@
-"""Command lines: a parser whose errors are one sentence, in plain words."""
+"""Command lines: a parser whose errors are one sentence."""
 
 import re
 import sys
@@ -43,7 +43,7 @@ class Parser(ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # An abbreviation is a misspelt option: it might mean another one tomorrow.
+        # No abbreviations: a new option could change their meaning.
         kwargs = {"allow_abbrev": False, **kwargs}
         super().__init__(*args, formatter_class=Formatter, **kwargs)
 
@@ -83,7 +83,7 @@ class Parser(ArgumentParser):
         raise SystemExit(2)
 
     def _sentence(self, message: str) -> str:
-        """A message of jsonargparse as the sentence that a user gets."""
+        """Converts a message of jsonargparse to the sentence for the user."""
         message = " ".join(message.split())
         for pattern, rewrite in _REWRITES:
             if match := re.search(pattern, message):
@@ -185,7 +185,7 @@ def _dashed(text: str) -> str:
 
 
 def _spelled(text: str, flags: set[str]) -> str:
-    """An option as jsonargparse wants it: with underscores, and a flag with a value."""
+    """An option in jsonargparse's form: with underscores, and a flag with a value."""
     if not text.startswith("--"):
         return text
     name, equals, value = text[2:].partition("=")

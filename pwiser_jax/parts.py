@@ -3,11 +3,11 @@
     loss = mean over tasks of (pointwise + lambda * ranking) + constraint
 
 `loss.pointwise`, `loss.ranking` and `loss.constraint` of a configuration name an entry
-of a table each. To add a loss, register it here or from a module of your own:
+of a table each. To add a loss, register it here or from your own module:
 
     register_pointwise("squared", squared_loss)
 
-A name is written in its table only: checks, help, metrics and tests read the tables.
+Checks, help, metrics and tests read the names from the tables.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -60,12 +60,12 @@ class PairForm:
 
 
 class RankedHead(NamedTuple):
-    """What a ranking loss sees of a batch: one head, B rows of a device.
+    """The input of a ranking loss: one head, B rows of a device.
 
     Attributes:
         logits: f[B].
-        both: f[B, 2], logits of no and yes, where the loss asks for `two_logits`.
-        labels: bool[B], the head's own label.
+        both: f[B, 2], logits of labels 0 and 1, if the loss has `two_logits`.
+        labels: bool[B], the head's label.
         defined: bool[B], valid rows that have that label.
         levels: int[B], the highest label reached, 0 .. `level_count` - 1; 0 for none.
         where: bool[B], valid rows whose level is in a pair of `margins`.
@@ -74,7 +74,7 @@ class RankedHead(NamedTuple):
         values: f[B], or None; a pair is weighted by its higher row's value.
         margins: margin by (higher, lower) level.
         terms: weight by (higher, lower) level.
-        numbers: the loss's own numbers.
+        numbers: traced numbers of the loss.
         bank: scores of earlier conversions, or None.
         form: static choices.
         axis_name: mapped axis that the batch is sharded over, or None.
@@ -126,8 +126,8 @@ class Ranking:
     Attributes:
         loss: `RankedHead` -> f[].
         numbers: traced numbers, from the configuration.
-        options: options of `LossConfig` that it reads, besides those of all rankings.
-        excluded: values of these options that it does not have.
+        options: options of `LossConfig` that it reads, besides the common ones.
+        excluded: values of these options that it does not support.
         surrogate: the default of loss.surrogate.
         by_levels: whether pairs are those of loss.margins.
         two_logits: whether heads have two logits; the head's logit is their difference.
@@ -223,7 +223,7 @@ def entry_of(option: str, name: str, table: Mapping[str, Entry]) -> Entry:
 
 
 def check(loss: "LossConfig") -> None:
-    """Raises ValueError where an option has no effect or does not fit another."""
+    """Raises ValueError if an option has no effect or contradicts another."""
     pointwise = entry_of("loss.pointwise", loss.pointwise, POINTWISE)
     ranking = entry_of("loss.ranking", loss.ranking, RANKINGS)
     constraint = entry_of("loss.constraint", loss.constraint, CONSTRAINTS)
@@ -291,7 +291,7 @@ def pair_form(loss: "LossConfig") -> PairForm:
 
 
 def scores(logits: Array, form: PairForm) -> Array:
-    """What pairs compare: probabilities or logits."""
+    """The scores that pairs compare: probabilities or logits."""
     return jax.nn.sigmoid(logits) if form.scores == "probability" else logits
 
 

@@ -1,4 +1,4 @@
-"""The schema of a prepared folder: its columns, as data and models know them.
+"""The schema of a prepared folder: its columns.
 
 A prepared folder holds
 
@@ -7,7 +7,7 @@ A prepared folder holds
                            the same of valid and test (none where a split is empty)
     common.parquet         fields that rows share, where the schema has any
     vocabulary.parquet     the value behind each id: columns field, value, id
-    cache/                 made by reading the folder, and safe to delete
+    cache/                 created on reading, and safe to delete
 
 The columns of the rows:
 
@@ -31,9 +31,9 @@ A categorical field has the ids 0 .. size - 1 for its own values, and then three
     size + 1    unseen: train does not have the value
     size + 2    rare: train has the value, but fewer times than the minimum count
 
-They come last so that embedding tables of other libraries, which have rows for the own
-values only, can be loaded. A multi-valued field has the same ids, but marks a missing
-value by an empty list.
+They come last so that embedding tables of other libraries, which have rows only for
+values, can be loaded. A multi-valued field has the same ids, but marks a missing value
+by an empty list.
 """
 
 from collections.abc import Mapping
@@ -146,7 +146,7 @@ class Schema:
             numerical=tuple(NumericalField(**f) for f in tree["numerical"]),
             labels=tuple(tree["labels"]),
             extra=tuple(tree["extra"]),
-            # Folders of earlier versions lack these.
+            # Folders of earlier versions do not have these.
             multi_valued=tuple(
                 MultiValuedField(**f) for f in tree.get("multi_valued", ())
             ),

@@ -1,4 +1,4 @@
-"""Dataclasses from trees of plain values (YAML, JSON, Python), checked by their types.
+"""Builds dataclasses from plain values (YAML, JSON, Python), checked by type.
 
 Error messages name the option by its path, show the value as YAML would, and describe
 the expected type in words.
@@ -61,9 +61,10 @@ def shown(value: Any) -> str:
 
 
 def build(kind: type[T], tree: Any, where: str = "") -> T:
-    """A dataclass from a mapping of its fields; nested dataclasses from nested ones.
+    """Builds a dataclass from a mapping of its fields; nested mappings give
+    dataclasses.
 
-    Fields that are missing have their defaults; an empty section is all defaults.
+    Missing fields have their defaults; an empty section has all defaults.
 
     Args:
         kind: the dataclass.

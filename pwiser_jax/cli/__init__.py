@@ -2,12 +2,12 @@
 
 A command's module has a docstring whose first line is its help, `add_options(parser)`
 and `run(options)`, which returns the exit code; with a `--config` option `run` also
-gets the options that were given, without defaults. `COMPILES = True` says that it runs
-compiled programs, which are then kept on disk. Commands import what they need when
-they run, so that help and mistakes are quick and `prepare` does not load jax.
+gets the options that were given, without defaults. `COMPILES = True` enables the
+compilation cache. Commands import their dependencies when they run, so that help and
+errors are fast and `prepare` does not load jax.
 
-Exit codes: 0 success; 2 a mistake of the user, in one sentence; 130 and 143 a run that
-SIGINT (Ctrl-C) or SIGTERM stopped before its end.
+Exit codes: 0 success; 2 a user error, in one sentence; 130 or 143 if SIGINT (Ctrl-C) or
+SIGTERM stopped a run before its end.
 """
 
 import atexit

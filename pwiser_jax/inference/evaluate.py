@@ -1,4 +1,4 @@
-"""Measuring a run's best checkpoint on a split of its data."""
+"""Measures a run's best checkpoint on a split of its data."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def evaluate_run(
     Args:
         run: the run's folder.
         split: "valid" or "test".
-        data: a prepared folder of the same encoding; by default the run's own, which
-            must hold the same rows too.
+        data: a prepared folder of the same encoding; by default the run's, which must
+            still hold the same rows.
 
     Raises:
         UserError: no such run, checkpoint or split, or data that have changed.
@@ -61,7 +61,7 @@ def _run_data(run: Path, config: Config) -> Path:
     """The prepared folder that a run was trained on.
 
     Raises:
-        UserError: it is not there.
+        UserError: the folder is missing.
     """
     if not config.data.path:
         raise UserError(f"{run / CONFIG} has no data.path; --data names the folder")
@@ -75,7 +75,7 @@ def _run_data(run: Path, config: Config) -> Path:
 
 
 def summary(evaluation: Evaluation) -> str:
-    """A table of the tasks and of conversions over lower levels; below it any note.
+    """A table of the tasks and of conversions over lower levels, then any note.
 
     Conversions over a level are ranked by the score of the highest joint task (CTCVR).
     """

@@ -1,8 +1,8 @@
-"""A run's model as StableHLO: one file that jax alone can load and call.
+"""Exports a run's model as StableHLO: one file that needs only jax.
 
 The file is a `jax.export.Exported` with the weights inside and a symbolic number of
-rows; a JSON beside it documents inputs and outputs. Loading needs jax and flatbuffers,
-and nothing of this package:
+rows; a JSON beside it documents inputs and outputs. Loading needs only jax and
+flatbuffers:
 
     from jax import export
     exported = export.deserialize(bytearray(Path("scorer.bin").read_bytes()))
@@ -44,8 +44,8 @@ def export(
     Args:
         run: the run's folder.
         output: the file to write.
-        platforms: those that the file can be called on.
-        overwrite: replace files that exist.
+        platforms: platforms that the file runs on.
+        overwrite: replace existing files.
 
     Returns:
         The path of the JSON that documents inputs and outputs.
@@ -111,7 +111,7 @@ def _probabilities(
 def _document(
     schema: Schema, scorer: Scorer, platforms: Sequence[str]
 ) -> dict[str, Any]:
-    """What a server must know to call the file: columns, ids and scales."""
+    """The document for a server that calls the file: columns, ids and scales."""
     encoder = scorer.prepared.encoder
     inputs: dict[str, Any] = {
         name: {"shape": ["rows", *array.shape[1:]], "dtype": str(array.dtype)}

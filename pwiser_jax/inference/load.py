@@ -14,10 +14,10 @@ from pwiser_jax.training.step import TrainState
 def load_best(run: Path, config: Config, schema: Schema) -> TrainState:
     """The state with the best validation AUC.
 
-    A damaged checkpoint is skipped for the best one before it, with a warning.
+    If it is damaged, the previous best checkpoint is used, with a warning.
 
     Raises:
-        UserError: the run has none yet, or none that can be read.
+        UserError: the run has no checkpoint, or none that can be read.
     """
     best = Checkpoints(run, "best")
     try:

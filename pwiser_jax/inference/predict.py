@@ -44,11 +44,11 @@ Part = tuple[pl.DataFrame, pl.DataFrame]
 
 @dataclass
 class Predicted:
-    """What a prediction saw.
+    """Statistics of a prediction.
 
     Args:
-        rows: their number.
-        unseen: by categorical field, values that train does not have.
+        rows: number of rows.
+        unseen: by categorical field, number of values that train does not have.
     """
 
     rows: int = 0
@@ -61,7 +61,7 @@ def predict(
     *,
     keep: Sequence[str] = (),
 ) -> pl.DataFrame:
-    """A column of probabilities a task, after the columns of `keep`; rows in order.
+    """Predicts a column of probabilities per task, after the columns of `keep`.
 
     Args:
         run: the run's folder; its best checkpoint predicts.
@@ -89,12 +89,12 @@ def predict_file(
     keep: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Predicted:
-    """As `predict`, into a Parquet or CSV file by its name's end, in bounded memory.
+    """As `predict`, into a Parquet or CSV file (by its suffix), in bounded memory.
 
     Args:
         run, source, keep: as in `predict`.
-        output: the file to write, whole or not at all.
-        overwrite: replace an output that exists.
+        output: the file to write, atomically.
+        overwrite: replace an existing output.
 
     Raises:
         UserError: as `predict`, or the output exists or cannot be written.
@@ -131,7 +131,7 @@ class Scorer:
     def tables(
         self, source: Path | pl.DataFrame, keep: Sequence[str], predicted: Predicted
     ) -> Iterator[pl.DataFrame]:
-        """The predictions, some thousand rows at a time; at least one table.
+        """Yields the predictions in chunks of rows; at least one table.
 
         `predicted` counts the rows and their unseen values.
         """
@@ -198,7 +198,7 @@ def _read(
 
 
 def _raw_reader(prepared: Prepared, source: Path) -> Callable[..., Any] | None:
-    """The dataset's function for its raw files, where the source may hold them."""
+    """The dataset's function for its raw files, if the source may hold them."""
     archive = source.name.endswith((".zip", *TARS))
     if not (archive or (source.is_dir() and any(_visible(source, INPUTS[:-1])))):
         return None
@@ -206,7 +206,7 @@ def _raw_reader(prepared: Prepared, source: Path) -> Callable[..., Any] | None:
 
 
 def _refuse_tables(prepared: Prepared, source: str) -> None:
-    """Raises a UserError where a table cannot hold the fields of a run."""
+    """Raises a UserError if a table cannot hold the fields of a run."""
     lists = {field.name for field in prepared.schema.multi_valued}
     if prepared.schema.common or lists - set(prepared.encoder.spec.multi_valued):
         raise UserError(
@@ -216,7 +216,7 @@ def _refuse_tables(prepared: Prepared, source: str) -> None:
 
 
 def _prepared_folder(source: Path) -> Path | None:
-    """The prepared folder that the source is or lies in."""
+    """The prepared folder that is or contains the source."""
     if source.is_dir():
         return source if (source / FILE).is_file() else None
     return source.parent if is_listed(source) else None
@@ -233,7 +233,7 @@ def _tables(source: Path) -> list[Path]:
     """The tables of a source: its files if some are text, else the source as a whole.
 
     Raises:
-        UserError: a folder without any.
+        UserError: a folder without tables.
     """
     if not source.is_dir():
         return [source]
@@ -285,7 +285,7 @@ def _parts(part: EncodedPart, keep: Sequence[str], size: int) -> Iterator[Part]:
 
 
 def _write(tables: Iterator[pl.DataFrame], output: Path) -> None:
-    """The tables below each other as one file."""
+    """Writes the tables, concatenated, to one file."""
     try:
         with TemporaryDirectory(prefix=".pwiser-predict-", dir=output.parent) as place:
             files = []

@@ -1,4 +1,4 @@
-"""A memory of recent conversions, for batches without one."""
+"""A bank of scores of recent conversions, for batches without conversions."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from pwiser_jax.losses.rows import (
 
 
 class ConversionBank(NamedTuple):
-    """Scores of the last conversions, newest batch first; constants to differentiation.
+    """Scores of the last conversions, newest batch first; constants in gradients.
 
     Attributes:
         scores: f[K]; 0 in empty places.
@@ -96,9 +96,8 @@ def update_bank(
 def bank_positives(
     bank: ConversionBank | None, rows: PairRows
 ) -> tuple[Positives | None, Array | int]:
-    """The bank as positives in the unit of the rows' weights, and its poison.
-
-    The poison is NaN where a score or weight of the bank is invalid, else 0.
+    """The bank as positives in the unit of the rows' weights, and its poison. The
+    poison is NaN if a score or weight of the bank is invalid, else 0.
 
     Raises:
         ValueError: the rows have segments or pair values, which the bank has not.

@@ -1,4 +1,4 @@
-"""How many pairs a ladder loss has, and how many of them are active."""
+"""Counts the pairs of a ladder loss, and its active pairs."""
 
 from collections.abc import Mapping
 
@@ -57,7 +57,7 @@ def ladder_pairs(
     unmasked = rows.weights != 0
     result: dict[Term, tuple[Array, Array]] = {}
     for high in dict.fromkeys(hi for hi, _ in terms):
-        # Rows of other levels go behind all others.
+        # Rows of other levels are sorted last.
         upper = jnp.where(unmasked & (level == high), rows.values, jnp.inf)
         if axis_name is not None:
             upper = jax.lax.all_gather(upper, axis_name, tiled=True)

@@ -1,4 +1,4 @@
-"""JRC: two logits a row, whose difference is calibrated and whose values rank."""
+"""JRC: two logits per row; their difference is calibrated, their values rank."""
 
 from collections.abc import Sequence
 
@@ -159,7 +159,7 @@ def _contrast(f: Array, weights: Array, contexts: Array, count: int) -> Array:
     unmasked = weights != 0
     members = jnp.where(unmasked, jax.lax.stop_gradient(f), -jnp.inf)
     top = jax.ops.segment_max(members, contexts, count)
-    # A context whose rows are all masked has no maximum, and no use for one.
+    # A context whose rows are all masked has no maximum.
     top = jnp.where(jnp.isfinite(top), top, 0)[contexts]
     terms = weights * jnp.exp(jnp.where(unmasked, f - top, 0))
     total = jax.ops.segment_sum(terms, contexts, count)[contexts]

@@ -1,4 +1,4 @@
-"""RankNet: of two rows the one with the higher label should score higher."""
+"""RankNet: a row with a higher label should score higher."""
 
 from dataclasses import replace
 from typing import Literal
@@ -58,7 +58,7 @@ def ranknet_loss(
     device, packed where they are few; each device sums the pairs of its rows.
 
     Args:
-        scores: f[B], logits as a rule: the scale is in the loss.
+        scores: f[B], usually logits: the loss is not scale-free.
         labels: f, int or bool [B], any numbers; NaN gives NaN.
         surrogate: "logistic", "hinge" max(0, m - d) or "squared_hinge" max(0, m - d)^2.
         margin: m of the hinges, in the unit of the scores; may be traced. The logistic
@@ -182,7 +182,7 @@ def _level_count(
     where: ArrayLike | None,
     weights: ArrayLike | None,
 ) -> int | None:
-    """How many levels the labels 0, 1, ... have; None if that is not known."""
+    """Number of levels of the labels 0, 1, ...; None if it is not known."""
     if levels is None and y.dtype == bool:
         return 2
     if levels is not None:
@@ -216,7 +216,7 @@ def _options(
     count: int | None,
     rows: int,
 ) -> PairOptions:
-    """The options, with the form that fits labels of `count` levels."""
+    """The options, with the `pairs` form for labels of `count` levels."""
     options = PairOptions(surrogate, "margin", normalize, pairs)
     if pairs == "auto":
         tiled = surrogate == "logistic" or count is None

@@ -1,7 +1,7 @@
 """Metrics over NumPy arrays: ranking, calibration, statistics.
 
-They depend on NumPy and SciPy alone. Labels are 0 or 1; a measure that is not defined
-for the given rows is NaN, never an error.
+They need only NumPy and SciPy. Labels are 0 or 1; a measure that is undefined for the
+given rows is NaN, not an error.
 """
 
 from pwiser_jax.metrics.auc import (

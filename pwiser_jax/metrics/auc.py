@@ -55,7 +55,7 @@ def auc_interval(
 ) -> Interval:
     """AUC with an interval by DeLong, or by Obuchowski where rows come in groups.
 
-    With v the components less the AUC, P_g and N_g their sums over the positives and
+    With v the components minus the AUC, P_g and N_g their sums over the positives and
     the negatives of group g, m and n the counts of both, and G_P, G_N, G the counts of
     groups with a positive, with a negative, and of all groups:
 
@@ -74,7 +74,7 @@ def auc_interval(
     Returns:
         The exact AUC, its interval and standard error. All NaN where a class is
         missing; no interval (NaN) where a class lies in a single group or the variance
-        is not positive, as for AUC 1: such rows say nothing about it.
+        is not positive, as for AUC 1.
 
     Raises:
         ValueError: as `auc`, and for groups of another shape.
@@ -99,10 +99,10 @@ def auc_difference(
     groups: ArrayLike | None = None,
     level: float = 0.95,
 ) -> Interval:
-    """AUC of scores a less AUC of scores b on the same rows, with a normal interval.
+    """AUC of scores a minus AUC of scores b on the same rows, with a normal interval.
 
-    The variance is that of `auc_interval`, of the differences of the components: what
-    both models find easy or hard cancels.
+    The variance is that of `auc_interval`, of the differences of the components: rows
+    that are easy or hard for both models cancel.
 
     Args:
         labels: 0 or 1, [rows].
@@ -132,7 +132,7 @@ def auc_difference(
 
 @dataclass(frozen=True)
 class GroupedAuc:
-    """Mean AUC within groups, and the groups and rows that it stands on."""
+    """Mean AUC within groups, and the number of groups and rows in it."""
 
     value: float
     groups: int
@@ -186,7 +186,7 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
 def _deviations(
     positive: NDArray[np.bool_], scores: NDArray[np.floating]
 ) -> tuple[float, NDArray[np.float64]]:
-    """Exact AUC, and each row's component less it, f64[rows] in the order of rows."""
+    """Exact AUC, and each row's component minus AUC, f64[rows] in the order of rows."""
     order = np.argsort(scores)
     ordered = scores[order]
     runs = _run_starts(ordered[1:] != ordered[:-1])

@@ -1,4 +1,4 @@
-"""The bootstrap by group, to check DeLong's intervals by other means.
+"""Group bootstrap, an independent check of DeLong's intervals.
 
 `scipy.stats.bootstrap` would repeat rows and sort each draw. Here a draw is a weight
 for each group, so that one sort serves all draws, and draws without one of the classes
@@ -26,19 +26,19 @@ def bootstrap_auc_difference(
     draws: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """AUC of scores a less AUC of scores b, with an interval by paired bootstrap.
+    """AUC of scores a minus AUC of scores b, with a paired bootstrap interval.
 
     Each draw takes G of the G groups with replacement, whole and for both scores; the
-    interval holds the middle `level` of the draws' differences. `auc_difference` says
-    the same without drawing.
+    interval holds the middle `level` of the draws' differences. `auc_difference` is the
+    analytic form.
 
     Args:
         labels: 0 or 1, [rows].
         scores_a, scores_b: f[rows] each.
         groups: integers or texts [rows], the unit of sampling; None: each row is one.
         level: coverage of the interval, between 0 and 1.
-        draws: how many, each O(rows) after one sort.
-        seed: of the draws.
+        draws: number of draws, each O(rows) after one sort.
+        seed: seed of the draws.
 
     Returns:
         The exact difference, the interval, and the draws' standard deviation. All NaN
@@ -79,7 +79,7 @@ def bootstrap_auc_difference(
 
 
 class _Order:
-    """Rows in the order of their scores, for the AUC of many weightings of them."""
+    """Rows sorted by score, for the AUC under many weights."""
 
     def __init__(
         self, positive: NDArray[np.bool_], scores: NDArray[np.floating]

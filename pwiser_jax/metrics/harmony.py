@@ -20,7 +20,7 @@ class Discordance:
 
 
 def discordance(levels: ArrayLike, scores: ArrayLike) -> Discordance:
-    """Share of the pairs of rows of two levels that the scores put the wrong way round.
+    """Share of pairs of rows of different levels that the scores order wrongly.
 
         #{level_i > level_j, s_i < s_j} + #{level_i > level_j, s_i = s_j} / 2
         over #{level_i > level_j}
@@ -29,7 +29,7 @@ def discordance(levels: ArrayLike, scores: ArrayLike) -> Discordance:
     each two levels: pairs are never listed.
 
     Args:
-        levels: int[rows], the rung that each row reached.
+        levels: int[rows], the level of each row.
         scores: f[rows]; only their order matters.
 
     Returns:

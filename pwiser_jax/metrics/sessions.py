@@ -1,8 +1,8 @@
 """Measures of each session's ranking: NDCG and revenue at k.
 
-Each function returns one number a session, so that `mean_interval` gives the mean with
-its interval and `paired_interval` that of the difference between two models. Rows of
-equal scores are taken in every order alike: the result is the mean over the orders.
+Each function returns one number per session, for `mean_interval` or, for two models,
+`paired_interval`. For equal scores the result is the mean over all orders of the tied
+rows.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def session_ndcg(
         gains: f[rows], at least 0: labels, levels or values.
         scores: f[rows]; only their order within a session matters.
         groups: integers or texts [rows], the session of each row.
-        k: places that count; None: all.
+        k: number of top places; None: all.
 
     Returns:
         f64[sessions], sessions in sorted order; NaN for a session without a gain.
@@ -46,7 +46,7 @@ def session_ndcg(
 def session_revenue(
     values: ArrayLike, scores: ArrayLike, groups: ArrayLike, k: int
 ) -> Floats:
-    """Revenue@k of each session: the sum of the values of its k rows ranked first.
+    """Revenue@k of each session: the sum of the values of its k top-ranked rows.
 
     Args:
         values: f[rows], at least 0: the price of a conversion, 0 for other rows.

@@ -11,7 +11,7 @@ from scipy import special
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; what cannot be estimated is NaN."""
+    """An estimate with its interval; NaN where it cannot be estimated."""
 
     value: float
     low: float
@@ -26,12 +26,12 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Student's t interval of a mean: x̄ ± t(level, n - 1) s / √n.
 
     Args:
-        values: f[n], one number a run, independent of each other.
+        values: f[n], one number per run, independent of each other.
         level: coverage of the interval, between 0 and 1.
 
     Returns:
-        The mean with its interval. One run has a mean and no interval (NaN); no run
-        has neither.
+        The mean with its interval. One run gives a mean without interval (NaN); no run
+        gives NaN.
 
     Raises:
         ValueError: values are not a vector, or one is not finite.
@@ -50,8 +50,9 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 def paired_interval(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
     """Student's t interval of the mean of a - b over paired runs.
 
-    A pair shares its seed: the same initial weights and batches. What the seed does to
-    both runs cancels, so the interval is often far shorter than that of two means.
+    A pair shares its seed: the same initial weights and batches. Effects of the seed on
+        both runs cancel, so the interval is often much shorter than that of unpaired
+        means.
 
     Args:
         a, b: f[n] each; entry i of both has the same seed.
@@ -90,8 +91,8 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> float:
 def wilcoxon_test(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p of Wilcoxon's signed-rank test: is a - b symmetric around 0?
 
-    The t test's companion that no single outlying seed can carry: only ranks of the
-    differences count. Pairs that are equal are left out. Exact for at most 50 pairs
+    Unlike the t test, it is robust to a single outlying seed: only ranks of the
+    differences matter. Pairs that are equal are left out. Exact for at most 50 pairs
     without ties, normal beyond (SciPy's rule). n pairs cannot give less than 2^(1 - n):
     five seeds never reach .05.
 
@@ -117,14 +118,14 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
         adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)),  p_(1) <= p_(2)
 
-    Where those at or below .05 are called findings, the chance of even one false
-    finding among all m is at most .05, however the tests depend on each other.
+    If values of at most .05 are called significant, the chance of any false finding
+    among all m is at most .05, under any dependence of the tests.
 
     Args:
-        p_values: f[n] in [0, 1]; NaN is a test that could not be made.
+        p_values: f[n] in [0, 1]; NaN is an undefined test.
 
     Returns:
-        f64[n] in the order given; NaN stays NaN and does not count.
+        f64[n] in the given order; NaN stays NaN and is not counted in m.
 
     Raises:
         ValueError: p_values are not a vector, or one lies outside [0, 1].
@@ -146,18 +147,18 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 def seeds_needed(
     deviation: float, difference: float = 0.001, power: float = 0.8, level: float = 0.95
 ) -> int:
-    """How many paired seeds would show a difference, with the power asked for.
+    """Number of paired seeds that detect a difference with the given power.
 
-    The least n >= 2 at which the two-sided paired t test at 1 - level rejects with
+    The smallest n >= 2 for which the two-sided paired t test at 1 - level rejects with
     probability `power`, if the true mean is `difference`:
 
         P(|T| > t(level, n - 1)),   T noncentral t of n - 1, √n difference / deviation
 
     Args:
         deviation: standard deviation of the paired differences, as estimated.
-        difference: the mean that should not be missed, in the same unit.
-        power: chance to see it, between 0 and 1.
-        level: of the interval that is to exclude 0.
+        difference: mean difference to detect, in the same unit.
+        power: probability of detection, between 0 and 1.
+        level: coverage of the interval that must exclude 0.
 
     Returns:
         n; 2 for a deviation of 0.

@@ -33,13 +33,13 @@ register_model("aitm", AITM)
 def build(
     config: ModelConfig, schema: Schema, axis_name: str | None = None
 ) -> MultiTaskModel:
-    """The model that the config names, for data of the schema.
+    """Builds the model that the config names, for data with the schema.
 
     With axis_name, batch statistics are those of the whole batch under a pmap or
     shard_map over that axis.
 
     Raises:
-        ValueError: the schema has no field to learn from.
+        ValueError: the schema has no feature field.
     """
     if not schema.embedded and not schema.numerical:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""AITM: each task hands information to the next one along the conversion funnel."""
+"""AITM: each task passes information to the next task of the conversion funnel."""
 
 import math
 
@@ -19,8 +19,8 @@ class AITM(MultiTaskModel):
         z_k = w_q h1(q_k) + w_p h1(p_k)
         w   = softmax of <h2(u), h3(u)> / sqrt(d) over u in {q_k, p_k}
 
-    h1, h2 and h3 are linear, for each k its own; info_k is one hidden layer; d is the
-    last width of `bottom`. The paper adds a constraint to the loss:
+    h1, h2 and h3 are linear layers, separate for each k; info_k is one hidden layer; d
+    is the last width of `bottom`. The paper adds a constraint to the loss:
     `label_constraint_loss`.
 
     Reference: Xi et al., Modeling the Sequential Dependence among Audience Multi-step

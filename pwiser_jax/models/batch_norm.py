@@ -1,7 +1,7 @@
-"""Batch normalisation over the real rows of all devices.
+"""Batch normalisation over the valid rows of all devices.
 
-Flax's BatchNorm averages the devices' means with equal weights, so that a device with
-few real rows, or none, distorts the statistics of all.
+Flax's BatchNorm averages the devices' means with equal weights, so a device with few
+valid rows, or none, distorts the statistics.
 """
 
 import jax
@@ -18,11 +18,11 @@ class BatchNorm(nn.Module):
     x holds the rows on one axis: [B, D], [E, B, D] or, with axis 0, [B, E, D]. Its
     padding rows must be finite.
 
-    In training, mean and variance are those of the real rows on all devices: sums over
-    rows, added over devices, divided once. As in PyTorch, the batch is normalised by
-    the biased variance (over n) and the running variance averages the unbiased one
-    (over n - 1). A batch of fewer than two real rows leaves the running statistics as
-    they are.
+    In training, mean and variance are computed over the valid rows of all devices: sums
+    over rows, summed over devices, divided once. As in PyTorch, the batch is normalised
+    by the biased variance (over n) and the running variance averages the unbiased one
+    (over n - 1). A batch of fewer than two valid rows does not change the running
+    statistics.
 
     Parameters scale and bias, batch_stats mean and var: x's shape without the rows.
     """

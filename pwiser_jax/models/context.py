@@ -1,4 +1,4 @@
-"""What every layer of a forward pass needs besides its input."""
+"""The arguments that every layer of a forward pass needs besides its input."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ class Context(NamedTuple):
 
     Attributes:
         train: use batch statistics and dropout, rather than running statistics.
-        mask: bool[B], False for padding rows; None where every row is real.
+        mask: bool[B], False for padding rows; None without padding.
         rows: uint32[B], the position of each row in the batch of all devices.
-        axis_name: the axis over which devices share the batch.
-        dtype: of the factors of matrix products; everything else is float32.
+        axis_name: mapped axis that the batch is sharded over, if any.
+        dtype: dtype of the factors of matrix products; all else is float32.
     """
 
     train: bool
@@ -26,7 +26,7 @@ class Context(NamedTuple):
     dtype: DTypeLike = jnp.float32
 
     def zero_padding(self, x: jax.Array, axis: int) -> jax.Array:
-        """x with 0 in padding rows, whatever they hold; the rows are on this axis."""
+        """Sets padding rows of x to 0; the rows are on this axis."""
         if self.mask is None:
             return x
         return jnp.where(jnp.expand_dims(self.mask, _all_but(axis, x.ndim)), x, 0)
@@ -36,7 +36,7 @@ class Context(NamedTuple):
         return x if self.axis_name is None else lax.psum(x, self.axis_name)
 
     def count_rows(self, batch: int) -> jax.Array:
-        """Counts the real rows on all devices, as a float32 scalar; batch is B."""
+        """Counts the valid rows on all devices, as a float32 scalar; batch is B."""
         if self.mask is None:
             count = jnp.float32(batch)
         else:

@@ -1,8 +1,8 @@
 """Dropout whose mask is a hash of (seed, row of the global batch, unit).
 
-The mask of a row is therefore the same on any number of devices and under vmap, where
-a generator's bits depend on the array's shape. One hash a value is also several times
-cheaper than threefry on a CPU.
+A row's mask is therefore the same on any number of devices and under vmap; a
+generator's bits would depend on the array's shape. One hash per value is also several
+times cheaper than threefry on a CPU.
 """
 
 import math
@@ -42,8 +42,8 @@ def keep_mask(
     Args:
         seeds: uint32[2].
         rows: uint32[B], positions in the global batch.
-        shape: of the mask, with B on `axis`.
-        rate: the probability to drop a value.
+        shape: shape of the mask, with B on `axis`.
+        rate: probability of dropping a value.
         axis: the axis of the rows.
 
     Returns:

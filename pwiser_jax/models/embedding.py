@@ -24,9 +24,8 @@ class Embedding(nn.Module):
     `large` (see `Layout`).
 
     The rows of a field's own ids start Xavier uniform, ±sqrt(6 / (own ids of all fields
-    + dim)). Reserved rows (missing, unseen, rare) start at zero, so that values which
-    train does not have add no noise. Ids are not checked. With `zeros`, everything
-    starts at zero.
+    + dim)). Reserved rows (missing, unseen, rare) start at zero, so values that are not
+    in train add no noise. Ids are not checked. With `zeros`, everything starts at zero.
 
     In place of the ids of large fields, inputs["large_rows"] int32[B, L] may give the
     rows of the table in the parameters, which then may hold only the rows that this
@@ -85,7 +84,7 @@ class Embedding(nn.Module):
         multi_valued = layout.schema.multi_valued
         singles = [field for field in layout.large if field not in multi_valued]
         widths = [1] * len(singles) + [field.width for field in multi_valued]
-        # One split: the gradient of a single slice would have the size of all.
+        # One split: the gradient of each slice would have the size of the whole array.
         by_field = jnp.split(vectors, np.cumsum(widths)[:-1], axis=1)
         fields = {f.name: v[:, 0] for f, v in zip(singles, by_field, strict=False)}
         start = 0
@@ -108,8 +107,8 @@ class Embedding(nn.Module):
 def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
     """Pools vectors [B, W, dim] by weights [B, W]: sum_j w_j e_j, [B, dim].
 
-    "mean" divides by sum_j w_j. Padding has weight 0 and neither a value nor a gradient
-    goes through it; a row of weights 0 gives zeros.
+    "mean" divides by sum_j w_j. Padding has weight 0 and affects neither value nor
+    gradient; a row whose weights are all 0 gives zeros.
     """
     total = jnp.einsum("bw,bwd->bd", weights, vectors)
     if how == "sum":

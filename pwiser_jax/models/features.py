@@ -1,8 +1,8 @@
 """Linear layers on embedded fields, without materialising the embeddings.
 
 A small field's embedding is a one-hot vector times its table, so that a layer's product
-with it is the one-hot vector times (table @ weights): the table is projected once a
-batch, in place of a product with an embedding for each row.
+with it is the one-hot vector times (table @ weights): the table is projected once per
+batch, instead of one embedding per row.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Features(NamedTuple):
         return -(sum(f.x.shape[1] for f in self.features) + 1) % ALIGNED
 
     def factors(self) -> jax.Array:
-        """All x side by side, zeros up to a multiple of `ALIGNED`, ones: [B, N]."""
+        """All x concatenated, zeros up to a multiple of `ALIGNED`, and ones: [B, N]."""
         last = np.zeros((1, self._padding + 1), np.float32)
         last[:, -1] = 1
         last = jnp.broadcast_to(last, (self.features[0].x.shape[0], last.shape[1]))
@@ -99,7 +99,7 @@ def width(x: jax.Array | Features) -> int:
 
 
 def is_shared(x: jax.Array | Features) -> bool:
-    """Whether all layers of a stack read the same input, [B, I], or each its own."""
+    """Whether all layers of a stack read the same input, [B, I]."""
     return isinstance(x, Features) or x.ndim == 2
 
 
@@ -116,7 +116,7 @@ def product(
     Args:
         x: [B, I], or [E, B, I] where each layer of a stack has its own input.
         layer: a layer, or a stack of E layers.
-        dtype: of the factors; see `matmul`.
+        dtype: dtype of the factors; see `matmul`.
 
     Returns:
         [B, O] of a layer. A stack gives [B, E, O] by one product of [B, I] with

@@ -77,7 +77,7 @@ def variables_from_torch(
 
 
 def _check(model: MultiTaskModel) -> "Body":
-    """The function that reads such a model's layers below the towers."""
+    """Returns the function that reads the model's layers below the towers."""
     bodies = [body for cls, body in BODIES.items() if isinstance(model, cls)]
     if not bodies:
         raise ValueError(f"MTReclib has no model like {model.config.name}")
@@ -160,7 +160,7 @@ BODIES: dict[type[MultiTaskModel], Body] = {
 
 
 class TorchReader:
-    """Reads layers from a state dict and stores them under our paths.
+    """Reads layers from a state dict and stores them under this package's paths.
 
     With `stack`, `*` in a name stands for 0 .. stack - 1: those layers become one
     stacked layer.
@@ -272,7 +272,7 @@ class TorchReader:
                 f"{name} must hold floating-point numbers, not {array.dtype}"
             )
         self._unread.pop(name)
-        # A copy: the array may share memory with a tensor that changes later.
+        # A copy: the array may share memory with a tensor.
         return array.astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Gates, and the mixtures of experts that they weigh."""
+"""Gates and mixtures of experts."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -27,7 +27,7 @@ def mix(
     """Mixes the experts that each gate reads.
 
     Args:
-        gates: by gate, its weights of the experts of each group, [B, E_g] each.
+        gates: by gate, the weights of the experts of each group, [B, E_g] each.
         groups: outputs of the experts by group, [E_g, B, D] each.
 
     Returns:

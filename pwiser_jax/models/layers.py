@@ -1,4 +1,4 @@
-"""Layers, alone or stacked side by side."""
+"""Layers, single or stacked."""
 
 import math
 from collections.abc import Callable
@@ -56,8 +56,8 @@ def _uniform(bound: float) -> nn.initializers.Initializer:
 class Blocks(nn.Module):
     """Hidden layers: (Linear, BatchNorm, ReLU, Dropout) for each width in `hidden`.
 
-    [B, I] -> [B, D]. With `stack`, E networks side by side, which read the same input
-    [B, I] or each its own, [E, B, I]: [E, B, D]. Without a hidden layer, the input.
+    [B, I] -> [B, D]. With `stack`, E parallel networks, [E, B, D], with the same input
+    [B, I] or separate inputs [E, B, I]. Without hidden layers, the input.
 
     Attributes:
         hidden: widths of the layers.
@@ -89,7 +89,7 @@ class Blocks(nn.Module):
 class Towers(nn.Module):
     """A tower for each task: hidden layers, then `outputs` units: [T, B, outputs].
 
-    All read the same input [B, D], or each its own, [T, B, D].
+    The input is [B, D] for all towers, or [T, B, D], one per tower.
     """
 
     tasks: int

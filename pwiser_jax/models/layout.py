@@ -1,4 +1,4 @@
-"""Which embedding table holds which field: `small` or `large`, and at which rows."""
+"""The embedding table of each field, `small` or `large`, and its rows there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Layout:
 
     Attributes:
         schema: the fields.
-        limit: most rows of a small field.
+        limit: maximum number of rows of a small field.
         factored: whether layers multiply the numerical layer's weights once a batch.
     """
 

@@ -13,10 +13,10 @@ MODELS: dict[str, type["MultiTaskModel"]] = {}
 def register_model(name: str, cls: type["MultiTaskModel"]) -> None:
     """Makes `cls` the model that `model.name: NAME` builds.
 
-    A module of your own may call it before it calls `train`.
+    Your own module can call it before it calls `train`.
 
     Args:
-        name: of the model in configurations.
+        name: name of the model in configurations.
         cls: a subclass of `MultiTaskModel`.
 
     Raises:

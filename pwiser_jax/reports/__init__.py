@@ -1,1 +1,1 @@
-"""Reports: results to tables, plots and one HTML page."""
+"""Reports: tables, plots and an HTML page of results."""

@@ -1,8 +1,8 @@
 """A report as one HTML file that needs no network and no script.
 
-It opens with its verdict. A section then has a question, its answer in one sentence,
-the tables and pictures it rests on, and how to make it again: the command, the
-configuration and the versions. The page itself is `templates/report.html.j2`.
+It opens with its verdict. Each section has a question, its answer in one sentence, the
+tables and pictures for it, and how to reproduce it: command, configuration and
+versions. The page itself is `templates/report.html.j2`.
 """
 
 import base64
@@ -54,7 +54,7 @@ class TableBlock:
         return as_texts(self.table).rows()
 
     def begins(self, row: int) -> bool:
-        """Whether a group of rows begins here: the first column changes."""
+        """Whether a group of rows begins here, as the first column changes."""
         firsts = [cells[0] for cells in self.rows]
         grouped = len(set(firsts)) < len(firsts)
         return grouped and row > 0 and firsts[row] != firsts[row - 1]
@@ -77,7 +77,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the page opens with: the answer in three sentences, and its picture."""
+    """The start of the page: the answer in three sentences, and its picture."""
 
     sentences: Sequence[str]
     pictures: Sequence[Picture] = ()
@@ -88,11 +88,11 @@ class Section:
     """One question with its answer.
 
     Args:
-        title: of the section.
+        title: title of the section.
         asked: the question.
         answer: one sentence with its number and interval, whatever its sign.
         blocks: tables and pictures, in order.
-        command: what makes this section again.
+        command: the command that reproduces the section.
         configuration: the text of the configuration files.
     """
 
@@ -123,11 +123,11 @@ class Report:
         )
 
     def write(self, path: Path) -> None:
-        """Writes the page, whole or not at all."""
+        """Writes the page atomically."""
         write_whole(path, self.html())
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and what the numbers depend on."""
+    """Versions of this package, Python and the libraries that affect the numbers."""
     this = {"pwiser_jax": __version__, "python": platform.python_version()}
     return this | {name: metadata.version(name) for name in PACKAGES}

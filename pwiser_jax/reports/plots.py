@@ -1,8 +1,8 @@
-"""Plots of results: no display, no global state, colours that all readers can tell.
+"""Plots of results, without a display or global state, for colour-blind readers too.
 
 Each function returns a matplotlib Figure, made to be read at the width of a page. The
-palette is Okabe and Ito's (https://jfly.uni-koeln.de/color/); losses and levels differ
-in marker or line style as well, so that nothing hangs on colour alone.
+palette is Okabe and Ito's (https://jfly.uni-koeln.de/color/); losses and levels also
+differ in marker or line style.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,11 +79,11 @@ def differences(
     Args:
         table: `tables.summary`; rows without a difference are left out.
         baseline: the loss that the differences are to, for the axis.
-        metric: what is compared, for the axis.
+        metric: name of the compared measure, for the axis.
         rows: the columns that name a row of the plot; those after the first only where
             there are several. With the loss among them each row has one mark.
 
-    What lies far beyond the rest is an arrow at the edge, with its value.
+    Outliers are arrows at the edge, with their values.
 
     Raises:
         ValueError: no row has a difference.
@@ -190,12 +190,12 @@ def interval_lines(
     baseline: str = "bce",
     percent: bool = False,
 ) -> Figure:
-    """A measure along a setting, with intervals: a panel a task, a line a loss.
+    """A measure over a setting, with intervals: one panel per task, one line per loss.
 
     Args:
         table: columns panel, line, x, value, low, high (null: no interval).
-        x, y: what the axes show, with units.
-        zero: what lies at 0, marked where given, such as "as BCE".
+        x, y: labels of the axes, with units.
+        zero: label of the line at 0, such as "as BCE"; None: no line.
         baseline: the line drawn in grey.
         percent: show x, a share, in percent.
     """
@@ -247,12 +247,12 @@ def _heights(table: pl.DataFrame) -> tuple[float | None, float | None]:
 def grid_cells(
     table: pl.DataFrame, x: str, y: str, value: str, best: str = "best"
 ) -> Figure:
-    """A measure over two settings, a cell a point: a panel a third setting.
+    """A measure over two settings, one cell per point, one panel per third setting.
 
     Args:
-        table: columns panel, x, y, value; a point that is not there is an empty cell.
-        x, y, value: what the axes and the colours show, with units.
-        best: what the framed cell is called, the one with the largest value of all.
+        table: columns panel, x, y, value; missing points are empty cells.
+        x, y, value: labels of the axes and the colour scale, with units.
+        best: label of the framed cell, which has the largest value.
 
     The settings are spaced evenly, whatever their numbers. Colours are viridis, whose
     lightness rises with the value; the worst point's does not stretch them.
@@ -314,8 +314,8 @@ def training_curves(
         x: "epoch" or "step".
         baseline: the loss drawn in grey.
 
-    A mean ends where the first of its seeds stopped: beyond, it would be one of other
-    seeds, and jump.
+    A mean ends where the first of its seeds stopped, since the mean of fewer seeds
+        would jump.
     """
     models, tasks, losses = (_distinct(curves, c) for c in ("model", "task", "loss"))
     looks = {loss: line for loss, (_, line) in _looks(losses, baseline).items()}
@@ -366,8 +366,8 @@ def score_distributions(
     Args:
         scores: logits f[rows] by the name of what gave them, such as BCE and PWiseR.
         level: int[rows], the rung that each row reached.
-        level_names: of level 0, 1, ...
-        task: whose logits these are, for the axis.
+        level_names: names of the levels 0, 1, ...
+        task: task of the logits, for the axis.
     """
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     axes = figure.subplots(1, len(scores), squeeze=False, sharex=True, sharey=True)[0]
@@ -419,7 +419,7 @@ def reliability_curves(
         curves: by task (a panel each) and then by loss; `metrics.reliability`.
         baseline: the loss drawn in grey.
 
-    Bins without a positive cannot stand on a logarithmic axis and are left out.
+    Bins without positives cannot be on a logarithmic axis and are left out.
     """
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -455,7 +455,7 @@ def to_svg(figure: Figure) -> str:
     """The figure as SVG; the same figure gives the same text on one machine."""
     buffer = StringIO()
     with mpl.rc_context(STYLE):
-        # A layout that is solved again at each drawing would move a little each time.
+        # Solving the layout again at each drawing would move it slightly.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -482,7 +482,7 @@ Look = dict[str, Any]
 
 
 def _looks(losses: Sequence[str], baseline: str) -> dict[str, tuple[Look, Look]]:
-    """How each loss is drawn as points and as a line.
+    """Marker and line style of each loss.
 
     A line may be named LOSS, SETTING: the loss gives the colour. The baseline's lines
     are dashed.
@@ -509,6 +509,6 @@ def _legend(figure: Figure, lines: list[Line2D]) -> None:
 
 
 def _merged(edges: np.ndarray, count: int) -> np.ndarray:
-    """Fewer, wider bins for a level of few rows, whose fine histogram is noise."""
+    """Merges bins of a level with few rows, whose fine histogram is noise."""
     step = 1 if count >= 2000 else 2 if count >= 500 else 4 if count >= 100 else 6
     return edges[::step]

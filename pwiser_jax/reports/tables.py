@@ -1,16 +1,16 @@
 """Results of runs, summarised over seeds and against a baseline of the same seeds.
 
-Results come in long form, one row a finished run and task, with the columns
+Results are in long form, one row per finished run and task, with the columns
 
     dataset, model, loss    what ran; every other setting is equal
     seed                    pairs the runs of two losses
     task                    "ctr", "ctcvr", "cvr", ...
     auc, log_loss, ...      measures, null where not defined
     reason                  why the measures are null (may be absent)
-    run, config_hash        where the row comes from
+    run, config_hash        the run folder and its config hash
 
-A summary has one row a dataset, model, task and loss, in the order in which they first
-appear, so that the losses of one model and task stand under each other.
+A summary has one row a dataset, model, task and loss, in order of first appearance, so
+that the losses of one model and task are adjacent.
 """
 
 import math
@@ -66,12 +66,12 @@ def summary(
 
     Args:
         results: the table described above.
-        baseline: the loss that the others are compared with.
-        metric: the column that is summarised.
+        baseline: loss that the others are compared with.
+        metric: column to summarise.
 
     Returns:
-        dataset, model, task, loss; runs: how many have the measure; mean and sd over
-        them (n - 1); pairs: seeds that the baseline of the same dataset, model and
+        dataset, model, task, loss; runs: number of runs with the measure; mean and sd
+        over them (n - 1); pairs: seeds that the baseline of the same dataset, model and
         task has too; difference, low, high: mean of measure - baseline over the pairs,
         and its 95% paired t interval; seeds: of the runs, in order. Null where not
         defined: sd and interval of one run, differences of the baseline itself;
@@ -103,14 +103,14 @@ def significance(
 
     Args:
         results, baseline, metric: as in `summary`.
-        difference: that `seeds` is about.
+        difference: difference that `seeds` should detect.
 
     Returns:
         A row a cell that is not the baseline's and has at least two pairs: dataset,
         model, task, loss, pairs; difference, low, high: mean and 95% t interval; sd of
         the differences; p, wilcoxon: of the paired t test and the signed-rank test;
         p_holm, wilcoxon_holm: the same corrected for the number of rows here; seeds:
-        how many pairs would show `difference` with 80% power at this sd.
+            number of pairs that detect `difference` with 80% power at this sd.
 
     Raises:
         ValueError: as `summary`.
@@ -173,7 +173,7 @@ def _reasons(results: pl.DataFrame) -> dict[Any, str]:
 def _pairs(
     values: dict[int, float], others: dict[int, float]
 ) -> tuple[list[float], list[float]]:
-    """The measures of the seeds that both have."""
+    """The measures of the common seeds."""
     shared = sorted(values.keys() & others.keys())
     return [values[s] for s in shared], [others[s] for s in shared]
 
@@ -181,10 +181,10 @@ def _pairs(
 def formatted(
     table: pl.DataFrame, decimals: int = 4, metric: str = "AUC"
 ) -> pl.DataFrame:
-    """A summary as the texts that every written form shows.
+    """Formats a summary as texts, for all output formats.
 
     The dataset is a column only where there are several. Differences carry a sign and
-    their interval. What is not defined is an en dash, with its reason.
+    their interval. Undefined values are en dashes, with their reason.
     """
     number = f".{decimals}f"
     rows = []
@@ -237,7 +237,7 @@ def p_text(p: float) -> str:
 
 
 def as_texts(table: pl.DataFrame) -> pl.DataFrame:
-    """Every cell as text: each column with the digits of its unit, null as a dash.
+    """Formats cells as texts: digits by the column's unit, null as a dash.
 
     The unit stands in the column's name: "time [ms]", "share [%]" (of a share from 0 to
     1); see UNITS.
@@ -260,7 +260,7 @@ def _cell(value: Any, name: str) -> str:
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:
-    """Write a summary or results as CSV in full precision, whole or not at all."""
+    """Writes a summary or results as CSV in full precision, atomically."""
     write_whole(path, table.write_csv())
 
 
@@ -293,9 +293,9 @@ def to_rich(
 
     Args:
         texts: the table.
-        title: above it.
-        width: of the terminal. A table that is wider loses the columns SPARE. Names
-            are shown as they are, markup included, and never cut.
+        title: title above the table.
+        width: width of the terminal. A wider table loses the columns SPARE. Names are
+            not interpreted as markup, and never cut.
     """
     spare = [name for name in SPARE if name in texts.columns]
     while width and spare and _least_width(texts) > width:
@@ -326,7 +326,7 @@ def to_rich(
 
 
 def _least_width(texts: pl.DataFrame) -> int:
-    """Characters of the narrowest table that breaks no word."""
+    """Width of the narrowest table that breaks no word."""
     return sum(_longest_word(texts[name]) + 2 for name in texts.columns)
 
 
@@ -338,7 +338,7 @@ def _longest_word(column: pl.Series) -> int:
 
 
 def is_numeric(column: pl.Series) -> bool:
-    """Whether a column of texts or numbers is one to align to the right."""
+    """Whether a column of texts or numbers is right-aligned."""
     if column.dtype.is_numeric():
         return True
     texts = [str(cell) for cell in column if cell is not None]
@@ -373,7 +373,7 @@ def _text(value: float | None, number: str, reason: str | None = None) -> str:
 def difference_text(
     value: float | None, low: float | None, high: float | None, number: str = ".4f"
 ) -> str:
-    """+0.0021 [−0.0003, +0.0045]; an en dash for what is not defined."""
+    """+0.0021 [−0.0003, +0.0045]; an en dash if undefined."""
     if value is None or math.isnan(value):
         return UNDEFINED
     ends = (None if x is None or math.isnan(x) else x for x in (low, high))

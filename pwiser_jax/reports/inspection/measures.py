@@ -1,7 +1,6 @@
-"""What a prepared folder holds, in numbers: rates, fields, batches, drift.
-
-Everything is counted in passes over the Parquet files that stream; what is kept is a
-few numbers a field, a batch and a line of the shared table.
+"""Statistics of a prepared folder: rates, fields, batches, drift. They are counted in
+streaming passes over the Parquet files; memory holds a few numbers per field, batch and
+line of the shared table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +28,13 @@ IdField = CategoricalField | MultiValuedField
 
 @dataclass(frozen=True)
 class Batches:
-    """Conversions in the batches of train, and what a shuffle would give.
+    """Conversions in the batches of train, in file order and if shuffled.
 
     Args:
         size: rows of a batch; the incomplete one at the end is left out.
         in_order: int64[K + 1], file-order batches with 0, 1, ..., K conversions.
         shuffled: float64[K + 1], the same expected of batches drawn at random
-            (hypergeometric), so that the last entry is what K and more have.
+            (hypergeometric); the last entry is for K or more.
         mean: expected conversions in a batch, in either order.
     """
 
@@ -46,7 +45,7 @@ class Batches:
 
     @property
     def empty_in_order(self) -> float:
-        """Share of the file-order batches that have no conversion; NaN without any."""
+        """Share of the file-order batches without a conversion; NaN without batches."""
         total = self.in_order.sum()
         return float(self.in_order[0] / total) if total else float("nan")
 
@@ -78,10 +77,10 @@ class Drift:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` shows of a prepared folder.
+    """The statistics that `inspect` shows.
 
     Args:
-        dataset: its name.
+        dataset: name of the dataset.
         labels: lowest rung first, in the order of the ladder.
         splits: rows and labels by split, those with rows.
         fields: a row a field: field, kind, size (ids of its own; null: a number),
@@ -89,8 +88,8 @@ class Inspection:
         shares: a row a field with ids and split: field, split, missing, unseen, rare
             (over rows; for lists, unseen and rare are over values), values (mean
             number of them in a row).
-        batches: of train.
-        drift: of train.
+        batches: conversions in batches of train.
+        drift: label rates along train.
     """
 
     dataset: str
@@ -103,7 +102,7 @@ class Inspection:
 
 
 def inspect_folder(folder: Path, batch_size: int) -> Inspection:
-    """Reads a prepared folder.
+    """Computes the statistics of a prepared folder.
 
     Raises:
         UserError: no prepared folder, a batch size below 1, or damaged files.

@@ -156,7 +156,7 @@ def shares(table: pl.DataFrame) -> Figure:
 
 @styled
 def conversions(inspection: Inspection) -> Figure:
-    """Conversions in a batch: in file order, and as a shuffle would give them."""
+    """Conversions in a batch: in file order, and expected if shuffled."""
     batches = inspection.batches
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     panel = figure.subplots()

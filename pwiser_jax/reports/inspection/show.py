@@ -70,8 +70,8 @@ def _table(
     left: Sequence[str] = (),
     caption: str = "",
 ) -> Table:
-    """A table for the terminal. Names are shown as they are, markup included; one that
-    is too long for its column wraps, and is never cut."""
+    """A table for the terminal. Names are not interpreted as markup; a name too long
+    for its column wraps."""
     table = Table(
         title=Text(title, "table.title"),
         caption=Text(caption, "table.caption") if caption else None,
@@ -151,7 +151,7 @@ def _conversions(inspection: Inspection) -> Table:
         f"and, as expected, in {batches.empty_shuffled:.1%} of shuffled ones"
     )
     columns = ("conversions", "file order", "", "shuffled", " ")
-    # Neighbouring counts together, where there are many.
+    # Merge neighbouring counts, if there are many.
     step = -(-len(batches.in_order) // SHOWN_COUNTS)
     starts = np.arange(0, len(batches.in_order), step)
     in_order, shuffled = (
@@ -215,7 +215,7 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
 
 
 def sparkline(values: np.ndarray, width: int = 20) -> str:
-    """Values from 0 up as a row of blocks, neighbours averaged to fit."""
+    """Draws values from 0 up as a row of blocks; neighbours are averaged to fit."""
     parts = np.array_split(values, min(width, len(values)))
     means = np.array([part.mean() for part in parts])
     top = means.max() or 1.0
