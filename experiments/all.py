@@ -1,15 +1,15 @@
-"""Runs the experiments and writes one report: questions, answers, how to remake them.
+"""Runs the experiments and writes one report: questions, answers, commands.
 
     python -m experiments.all --output runs/experiments            (half an hour)
-    python -m experiments.all --quick --output runs/quick          (minutes; to look)
+    python -m experiments.all --quick --output runs/quick          (minutes; to try it)
     python -m experiments.all --full --kuairand DIR --output runs/full
     python -m experiments.all --only noise terms --output runs/experiments
 
-The same command resumes where it stopped: runs that exist are not made again, and
-report.html is rewritten after each experiment; effect.png is its first picture,
-findings.md holds the answers only, results/ each number with its run folder, seed and
-config hash. Commands may share --runs; a run is never made twice. --tables DIR writes
-the report from such result tables, without training.
+The same command resumes after a stop: finished runs are not trained again. report.html
+is rewritten after each experiment; effect.png is its first picture, findings.md holds
+the answers, and results/ each number with its run folder, seed and config hash.
+Commands may share --runs. --tables DIR writes the report from such result tables,
+without training.
 """
 
 import os
@@ -166,7 +166,7 @@ def _study(options: Namespace) -> Study:
 
 
 def _recorded(tables: Path, datasets: list[Dataset]) -> list[Dataset]:
-    """The datasets that the result tables hold."""
+    """Selects the datasets of the result tables."""
     files = sorted(tables.glob("*.parquet"))
     if not files:
         raise UserError(f"{tables} holds no result tables (--tables)")

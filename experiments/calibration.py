@@ -1,4 +1,4 @@
-"""What does PWiseR do to probabilities, and to the order of the funnel's levels?
+"""How does PWiseR change calibration, and the order of the funnel's levels?
 
     python -m experiments.all --only calibration --output runs/experiments
 

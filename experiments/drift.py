@@ -3,9 +3,9 @@
     python -m experiments.all --only drift --output runs/experiments
 
 Prequential: train on days up to d (a fifth of day d's groups chooses the epoch), then
-test on day d + 1. "retrained" starts from new weights on all days so far, "warm" from
-the best weights of the day before on day d alone. The streams: a synthetic one whose
-rates change on its eighth day, and KuaiRand's days where its files are given.
+test on day d + 1. "retrained" trains new weights on all days so far; "warm" trains the
+best weights of the previous day on day d only. The streams: a synthetic one whose rates
+change on its eighth day, and KuaiRand's days if its files are given.
 """
 
 from dataclasses import replace

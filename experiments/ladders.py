@@ -1,4 +1,4 @@
-"""More than two tasks: ladders of 3 to 6 levels.
+"""More than two tasks: the ladder loss on 3 to 6 levels.
 
     python -m experiments.all --only ladders --output runs/experiments
 

@@ -1,11 +1,10 @@
-"""Is a deep model worth it here? One-hot logistic regression on the same features.
+"""One-hot logistic regression on the same features, a baseline of the deep models.
 
     python -m experiments.logistic --data data/kuairand --run runs/kuairand_mmoe
 
-Every categorical id becomes a column of its own, numericals stay as they are; a
-regression for CTR and one for CTCVR, each on all train rows, for several strengths of
-the L2 penalty (C=1 is scikit-learn's default). A run on the same data is measured
-beside them.
+Each categorical id is a column; numericals are unchanged. CTR and CTCVR have one
+regression each, on all train rows, for several strengths of the L2 penalty (C=1 is
+scikit-learn's default). A run on the same data is measured for comparison.
 """
 
 import sys
@@ -75,7 +74,7 @@ def logistic_aucs(data: Path, split: str = "valid") -> dict[str, dict[str, float
 
 def _fit(x: Any, y: np.ndarray, strength: float) -> LogisticRegression:
     with warnings.catch_warnings():
-        # 300 iterations are enough for the AUC, if not for the weights' last digits.
+        # 300 iterations are enough for the AUC, but not for all digits of the weights.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=300).fit(x, y)
 

@@ -1,4 +1,4 @@
-"""Accidental clicks: where does PWiseR gain, where does it hurt?
+"""The effect of accidental clicks in train on PWiseR's gain.
 
     python -m experiments.all --only noise --output runs/experiments
 

@@ -1,11 +1,10 @@
-"""How long does the loss take, forward and backward, by form, batch and label rates?
+"""Measures time and memory of the loss, forward and backward.
 
     python -m experiments.bench.losses --output experiments/results/losses
 
 Each case runs in its own process, with glibc's default allocator and with one set to
-keep freed memory. Where they are installed, PyTorch (boolean indexing of conversions x
-others) and rax (its hinge, all pairs) are measured too. Cases that would form too many
-pairs are left out.
+keep freed memory. If installed, PyTorch (boolean indexing of conversions x others) and
+rax (its hinge, all pairs) are measured too. Cases with too many pairs are skipped.
 """
 
 import json
@@ -42,7 +41,7 @@ SIZES = (1024, 4096, 16_384, 65_536, 1_048_576)
 RATES = {"rare": (0.005, 0.03), "half": (0.5, 0.75)}  # conversions; clicks or more
 ALLOCATORS: dict[str, dict[str, str]] = {"usual": {}, "kept": KEEP_MEMORY}
 MARGINS = (0.1, 0.2)
-# Pairs (conversions x others, or all rows x all rows) beyond which a case is left out.
+# Maximum number of pairs (conversions x others, or all rows x all rows) of a case.
 MOST_PAIRS = {
     "broadcast": 3e8,
     "blocked": 2e10,
@@ -70,13 +69,13 @@ class Case:
         return conversions * (1 - conversions) * self.rows**2
 
 
-# The ladder loss of so many levels, a term for each two: at one size, with few rows on
-# the upper rungs.
+# The ladder loss by number of levels, a term for each pair of levels: at one size, with
+# few rows on the upper levels.
 LADDERS = {f"ladder of {levels}": levels for levels in (3, 4, 5, 6)}
 LADDER_ROWS, RUNG = 65_536, 0.4
 
-# Engines by surrogate, and those measured with both allocators. What a form does for
-# one hinge it does for the other, but for the sorted one; rax has the hinge only.
+# Engines by surrogate, and the engines measured with both allocators. Both hinges take
+# the same time except in sorted form; rax has only the hinge.
 ENGINES = {
     "squared_hinge": (
         *("bce", "auto", "sorted", "broadcast", "blocked", "torch"),
@@ -148,7 +147,7 @@ def torch_call(case: Case) -> Callable[[], Any]:
 
 
 def compiled(case: Case) -> tuple[Any, Any]:
-    """The program of a form of ours, or of rax', and its arguments."""
+    """The compiled program of one of our forms, or of rax, and its arguments."""
     import jax
     import jax.numpy as jnp
 
@@ -184,11 +183,11 @@ def compiled(case: Case) -> tuple[Any, Any]:
 
 
 def measure(case: Case, pair: tuple[Any, Any] | None = None) -> dict[str, float]:
-    """Seconds of a call, and bytes a row beyond those held before it.
+    """Measures seconds per call, and additional bytes per row.
 
     Args:
-        case: what to measure.
-        pair: what `compiled` returns for it, if it is compiled already.
+        case: the case to measure.
+        pair: the result of `compiled`, if it is compiled already.
     """
     import jax
 
@@ -223,7 +222,7 @@ def device_bytes(call: Callable[[], Any], program: Any) -> int:
 
 
 def all_here(cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
-    """As `in_own_process`, but in this process, which is faster on an accelerator.
+    """As `in_own_process`, in this process, which is faster on an accelerator.
 
     Several programs compile at the same time.
     """
@@ -238,7 +237,7 @@ def all_here(cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
 
 
 def in_own_process(case: Case) -> dict[str, float | None]:
-    """The measures of a case; None where its process dies, usually out of memory."""
+    """The measures of a case; None if its process dies, usually out of memory."""
     command = [sys.executable, "-m", "experiments.bench.losses", "--cell"]
     done = subprocess.run(
         [*command, json.dumps(vars(case))],

@@ -3,9 +3,8 @@
     python -m experiments.bench.make_raw aliexpress --rows 5000000 --output /tmp/ae
     python -m experiments.bench.make_raw aliccp --rows 5000000 --output /tmp/aliccp
 
-The rates, cardinalities, long tails and grouping are those of the published data, the
-rows are drawn: a model trained on them means nothing. The same options give the same
-bytes.
+Rates, cardinalities, long tails and grouping follow the published data, but rows are
+random: models trained on them are meaningless. The same options give the same bytes.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Plain forms of the models' layers, to measure what ours save.
+"""Plain forms of the models' layers, as baselines of the benchmarks.
 
-`plain_model` registers a model with plain layers under a name of its own, which the
-benchmark then trains as any other. It is the same function, except for the random bits
-of dropout; its parameters may be split differently.
+`plain_model` registers a model with plain layers under a new name, which the benchmark
+trains like any model. It computes the same function, except for the random bits of
+dropout; its parameters may be split differently.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ class OneByOne(Blocks):
 
 
 class FlaxBatchNorm(nn.Module):
-    """Flax's batch norm; it treats padding as real rows."""
+    """Flax's batch norm; it treats padding as valid rows."""
 
     axis: int = -2
 

@@ -1,8 +1,8 @@
-"""Prepares Ali-CCP in plain Python, line by line: what `bench.prepare` compares with.
+"""Prepares Ali-CCP in plain Python, line by line: the baseline of `bench.prepare`.
 
     python -m experiments.bench.plain_reader SOURCE OUTPUT 18
 
-It does what the public scripts for this dataset do, in their order:
+It follows the public scripts for this dataset, in the same order:
 
 1. a dict of all features of each common line, kept in memory;
 2. for each row a dict of all its features, joined with that of its common line; the
@@ -10,9 +10,9 @@ It does what the public scripts for this dataset do, in their order:
 3. the ids that occur often enough are numbered, and the CSV is read again and written
    with these numbers.
 
-With 18 fields a dict keeps the last value of a field, as those scripts do. With 23,
-which they cannot do, the five multi-valued fields keep their heaviest values and their
-weights. It checks nothing and splits off no validation rows.
+With 18 fields a dict keeps the last value of a field, as in those scripts. With 23,
+which they do not support, the five multi-valued fields keep the values of largest
+weight. It checks nothing and has no validation split.
 """
 
 import re

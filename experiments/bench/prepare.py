@@ -1,14 +1,14 @@
-"""How fast is Ali-CCP prepared, in how much memory, and what would all of it take?
+"""Measures time and memory of preparing Ali-CCP, and extrapolates to all of it.
 
     python -m experiments.bench.prepare --work /tmp/bench
 
-Generated raw files of several sizes are prepared, each in a process of its own, and the
-smallest ones also by plain Python (`experiments.bench.plain_reader`): these take turns,
-and the figure is the run of median time. The raw files have been read once before, so
-that they are in the system's file cache. Time, memory and disk of the published 85 M
-rows are extrapolated twice: by a straight line through two measured sizes of the
-published proportions, and at the larger size's rate. A stopped benchmark resumes, and
-uses what the same code has measured.
+Generated raw files of several sizes are prepared, each in its own process. The smallest
+are also prepared in plain Python (`experiments.bench.plain_reader`), in turns; the
+figure is the run of median time. Raw files are read once before, so they are in the
+system's file cache. Time, memory and disk of the published 85 M rows are extrapolated
+twice: by a straight line through two measured sizes of the published proportions, and
+at the larger size's rate. A stopped benchmark resumes and reuses measurements of the
+same code.
 """
 
 import hashlib
@@ -112,7 +112,7 @@ class Measurement:
     turn: int = 0
 
     def result(self, work: Path) -> Any:
-        """A line of the table; read from the disk if this code has measured it."""
+        """A line of the table; read from disk if this code has measured it."""
         folder = self.raw.make(work)
         name = f"{folder.name}-{self.how}-{self.fields}-{self.turn}.json"
         path = work / f"measured-{code()}" / name

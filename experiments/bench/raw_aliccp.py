@@ -1,8 +1,8 @@
 """Generated raw files of Ali-CCP: its formats, rates, cardinalities and long tails.
 
-A user has a few common lines, a common line has rows that follow each other. A frequent
-id is drawn much oftener than a rare one: P(one of the first k of n ids) = sqrt(k / n).
-Clicks depend on the user and the item's category, so that there is something to learn.
+A user has a few common lines; a common line has consecutive rows. Ids have a long tail:
+P(one of the first k of n ids) = sqrt(k / n). Clicks depend on the user and the item's
+category, so that models can learn.
 """
 
 from dataclasses import dataclass
@@ -158,7 +158,7 @@ class _Maker:
         """The text of each line's triples, and their numbers.
 
         Args:
-            fields: what the lines hold, one field after the other, in any order.
+            fields: the fields of the lines, in any order.
             lines: number of lines.
             given: ids from 0 of the fields that are not drawn.
             activity: scales the number of values of multi-valued fields.

@@ -1,8 +1,8 @@
-"""Generated raw files of AliExpress Search: the shapes of real rows, no real row.
+"""Generated raw files of AliExpress Search: realistic columns, random rows.
 
 A search has one row in the user file and about `PER_SEARCH` in the item file; search
-ids restart in test. Columns are drawn one by one from the marginals below, so only the
-labels depend on anything: on a few numericals, so that there is something to learn.
+ids restart in test. Columns are drawn independently from the marginals below; labels
+depend on a few numerical columns, so that models can learn.
 """
 
 from pathlib import Path

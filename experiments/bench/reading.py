@@ -1,11 +1,11 @@
-"""How fast are rows prepared and read, and does training wait for them?
+"""Measures how fast rows are prepared and read, and whether training waits.
 
     python -m experiments.bench.reading --work /tmp/bench
 
 AliExpress files of two sizes are generated in the publisher's format and zipped, then
-prepared; the larger one is read in batches and trained on. Each measurement runs in a
-process of its own, whose peak memory it gives: resident pages, those of mapped files
-included. "cold": the cache's files had been dropped from the system's file cache.
+prepared; the larger one is read in batches and trained on. Each measurement runs in its
+own process and reports its peak memory: resident pages, including those of mapped
+files. "cold": the cache's files were dropped from the system's file cache.
 """
 
 import json
@@ -46,7 +46,7 @@ class Options:
     """Options of the benchmark.
 
     Args:
-        work: a folder for the generated files; existing ones are used again.
+        work: a folder for the generated files; existing files are reused.
         output: the folder of reading.csv and reading.md.
         rows: train rows of the two AliExpress datasets.
     """
@@ -61,7 +61,7 @@ class Options:
 
 
 def read(folder: Path, batch_size: int, order: str, cold: bool) -> dict[str, float]:
-    """Rows a second of the batches alone."""
+    """Rows per second of reading batches."""
     if cold:
         _drop(folder)
     rows = Prepared(folder).load("train")
@@ -96,7 +96,7 @@ def make_cache(folder: Path) -> dict[str, float]:
 
 
 def train(folder: Path, model: str, batch_size: int, steps: int) -> dict[str, float]:
-    """Rows a second of training steps, and the share of the time spent waiting."""
+    """Rows per second of training steps, and the share of time spent waiting."""
     import jax
 
     from pwiser_jax.training import objective as objectives
@@ -193,7 +193,7 @@ def _heat(cold: bool) -> str:
 
 
 def _zipped(work: Path, rows: int) -> Path:
-    """The zip of a generated country; made once."""
+    """The zip of a generated country; created once."""
     target, raw = work / f"aliexpress_{rows}.zip", work / f"raw_{rows}"
     if target.exists():
         return target

@@ -1,4 +1,4 @@
-"""Measures the training steps to compare in turns.
+"""Measures training steps in turns, to compare them.
 
 The speed of a shared machine drifts by a third within minutes. The cells of a group
 therefore run at the same time, each in its own process, and are measured one after
@@ -28,9 +28,8 @@ MOST_MEMORY = 0.6  # share of the machine's, for the cells of a group
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a step by round, and the operations and bytes in a step, if known.
-
-    No seconds: the process died, usually out of memory.
+    """Seconds per step by round, and operations and bytes per step, if known. Seconds
+    are empty if the process died, usually out of memory.
     """
 
     seconds: list[float]
@@ -52,7 +51,7 @@ class Group(dict[Cell, Measured]):
         return median(self[best].seconds) if best else None
 
     def ratio(self, slow: Sequence[Cell], fast: Cell) -> float | None:
-        """How many times as long the best of some takes as another cell."""
+        """Ratio of the time of the best of some cells to that of another cell."""
         one, other = self.best(*slow), self.best(fast)
         if not (one and other):
             return None
@@ -60,7 +59,7 @@ class Group(dict[Cell, Measured]):
         return median(a / b for a, b in rounds)
 
     def share(self, what: str, cell: Cell, ceiling: Cell) -> float | None:
-        """A cell's rate of operations ("flops") or bytes over that of the ceiling."""
+        """A cell's rate of operations ("flops") or bytes, relative to the ceiling."""
         times = self.ratio([ceiling], cell)
         if times is None:
             return None
@@ -137,7 +136,7 @@ def in_turns(cells: Sequence[Cell], rounds: int) -> dict[Cell, Measured]:
                 if seconds is not None:
                     times[cell].append(seconds)
     return {
-        # A cell that died has no time, even if some rounds succeeded.
+        # A cell whose process died has no time, even if some rounds succeeded.
         cell: Measured(times[cell] if len(times[cell]) == rounds else [], **work)
         for cell, (_, work) in measurers.items()
     }
@@ -147,7 +146,7 @@ Measurer = tuple[Callable[[], float | None], dict[str, float]]
 
 
 def of_here(cells: Sequence[Cell]) -> dict[Cell, Measurer]:
-    """Measures in this process: on an accelerator the host's history matters little.
+    """Measures in this process, which is accurate on an accelerator.
 
     Several programs compile at the same time.
     """

@@ -29,8 +29,8 @@ Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def clustered_scores(rng: np.random.Generator, groups: int) -> Drawn:
     """Labels, two scores and groups of rows whose labels and scores depend on them.
 
-    Within every group some labels are more likely, and all scores share an offset: as
-    if users had their own click rate and the model knew a part of it.
+    Groups differ in the rate of positives, and the scores of a group share an offset:
+    as if users had different click rates, which the model knows in part.
     """
     sizes = rng.poisson(GROUP_ROWS, groups)
     group = np.repeat(np.arange(groups), sizes)
@@ -63,10 +63,10 @@ def coverage(
     """The share of worlds whose 95% interval holds the truth, by interval.
 
     Args:
-        worlds: simulated datasets; the bootstrap, which is slow, sees a tenth of them.
-        groups: of each dataset.
-        draws: of the bootstrap.
-        seed: of everything.
+        worlds: number of simulated datasets; the slow bootstrap uses a tenth of them.
+        groups: number of groups of each dataset.
+        draws: number of bootstrap draws.
+        seed: seed of the simulations and the bootstrap.
 
     One interval treats rows as independent, to show the error of ignoring the groups.
     """

@@ -20,15 +20,15 @@ TRAIN_UNTIL, VALID_UNTIL = "2022-05-02", "2022-05-03"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared folder, made when it is first needed, and the configs of its models.
+    """A prepared folder, created at first use, and the configs of its models.
 
     Args:
-        name: in tables and plots.
+        name: name in tables and plots.
         folder: the prepared folder.
         configs: a folder with MODEL.yaml for each model.
         make: prepares the folder; None: it must exist.
         truth: whether its rows hold the true probabilities.
-        core: whether every experiment runs on it, or the paper's table alone.
+        core: whether every experiment runs on it, or only the paper's table.
         overrides: options of every run on it, such as "--train.epochs=3".
     """
 
@@ -44,7 +44,7 @@ class Dataset:
         """The folder, prepared.
 
         Raises:
-            UserError: it is not there and cannot be made.
+            UserError: it is missing and cannot be created.
         """
         if self.make is not None and not (self.folder / FILE).is_file():
             self.make(self.folder)

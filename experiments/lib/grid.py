@@ -1,9 +1,9 @@
 """Runs on one prepared dataset, paired by seed.
 
 The folder of a run is RUNS/DATASET-HASH/MODEL-LOSS-SEED-HASH, with hashes of the data's
-manifest and of the configuration. A run that exists is not made again, by this
-experiment or another, and a killed one resumes. Processes that share RUNS take turns on
-a dataset, so that no run is made twice at once.
+manifest and of the configuration. A finished run is not trained again, by this
+experiment or another, and a killed run resumes. Processes that share RUNS take turns on
+a dataset, so they do not train the same run.
 """
 
 import hashlib
@@ -108,7 +108,7 @@ def paired_runs(
 ) -> list[Run]:
     """MODEL.yaml in `configs` for each model, times losses, times seeds.
 
-    Seed by seed, so that a killed experiment leaves whole pairs.
+    Ordered by seed, so that a killed experiment leaves complete pairs.
     """
     if not models or not losses or not seeds:
         raise UserError("nothing to run: name a model, a loss and a seed")
@@ -137,7 +137,7 @@ def _changed(config: Config, loss: str, seed: int) -> Config:
 def results_of(
     planned: Sequence[Run], data: Path, runs: Path, split: str
 ) -> pl.DataFrame:
-    """Trains and evaluates what is missing; returns all results in long form.
+    """Trains and evaluates the missing runs; returns all results in long form.
 
     Args:
         planned: the runs.
@@ -195,7 +195,7 @@ def results_of(
 
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Holds a folder; waits while another process holds it."""
+    """Locks a folder; waits while another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting = False
     with ExitStack() as stack:
@@ -212,7 +212,7 @@ def in_turn(folder: Path) -> Iterator[None]:
 
 
 def _train(configs: Mapping[Path, Config], schema: Schema) -> None:
-    """Trains what is missing, sweep by sweep.
+    """Trains the missing runs, sweep by sweep.
 
     Raises:
         UserError: some runs failed; all others are finished.
@@ -300,7 +300,7 @@ class _Bar(Progress):
 
 
 def evaluation(run: Path, split: str, labels: tuple[str, ...]) -> Evaluation:
-    """The measures of a run's best checkpoint; a split is measured once."""
+    """The measures of a run's best checkpoint; each split is measured once."""
     path = run / f"evaluation_{split}.json"
     if path.exists():
         return Evaluation.from_dict(json.loads(path.read_text()), labels)

@@ -1,4 +1,4 @@
-"""An industrial-shaped table: the funnel as a shop's log export would look.
+"""An industrial table: the synthetic funnel in the format of a shop's log.
 
 Requests with a time stamp, hashed ids as text, names of its own, empty cells, prices
 with a long tail, uninformative columns, one outcome column a label: what

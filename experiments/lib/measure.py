@@ -55,8 +55,8 @@ def on_accelerator() -> bool:
 
 
 def product_operations(jaxpr: Any) -> float:
-    """Floating-point operations of a traced program's matrix products, those in a loop
-    counted once. (A compiled program may hide them in calls of a library.)"""
+    """Floating-point operations of a traced program's matrix products; loop bodies are
+    counted once. (A compiled program may hide them in library calls.)"""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":

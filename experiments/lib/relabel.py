@@ -30,11 +30,11 @@ def accidental_clicks(folder: Path, output: Path, share: float, seed: int = 0) -
     Args:
         folder: a prepared folder.
         output: the new folder; an existing one is not changed.
-        share: of train's clicks that are to be accidental, 0 or more and below 1.
-        seed: of the choice. A larger share keeps the clicks of a smaller one.
+        share: share of accidental clicks in train, 0 or more and below 1.
+        seed: seed of the choice. A larger share keeps the clicks of a smaller one.
 
     Raises:
-        UserError: there are not as many rows without a click.
+        UserError: there are too few rows without a click.
     """
 
     def change(labels: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def accidental_clicks(folder: Path, output: Path, share: float, seed: int = 0) -
 
 
 def shuffled_conversions(folder: Path, output: Path, seed: int = 0) -> None:
-    """Shuffles the conversions among the clicked rows, so that nothing predicts them.
+    """Shuffles the conversions among the clicked rows, so they are unpredictable.
 
     Every split keeps its clicks and its number of conversions; the true AUC of CVR is
     .5 for any model.

@@ -1,7 +1,7 @@
 """The results of an experiment as one Parquet file, from which its report is made.
 
-A row a number, with its run, seed, config hash and measure. A table that is lost or
-damaged is made again from the run folders, without training.
+Each row has one number, with its run, seed, config hash and measure. A lost or damaged
+table is rebuilt from the run folders, without training.
 """
 
 import json
@@ -83,7 +83,7 @@ class ResultTable:
             partial.unlink(missing_ok=True)
 
     def of(self, run: str, split: str, metrics: tuple[str, ...]) -> pl.DataFrame:
-        """The rows of a run and split with these metrics; none unless all are there."""
+        """The rows of a run and split with these metrics; none if any is missing."""
         rows = self.frame.filter(
             (pl.col("run") == run)
             & (pl.col("split") == split)
@@ -94,7 +94,7 @@ class ResultTable:
 
 
 def long_rows(results: pl.DataFrame) -> pl.DataFrame:
-    """The results of `grid.results_of`, a row a number.
+    """Converts the results of `grid.results_of` to one row per number.
 
     Other columns than those are tags, and so is the protocol where it is not the
     default.
@@ -120,7 +120,7 @@ def long_rows(results: pl.DataFrame) -> pl.DataFrame:
 
 
 def wide_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """The inverse of `long_rows`: a row a run and task, a column a measure."""
+    """The inverse of `long_rows`: one row per run and task, one column per measure."""
     reasons = rows.filter(pl.col("metric") == "auc").select("run", "task", "reason")
     kept = rows.filter(pl.col("metric").is_in(METRICS))
     wide = kept.pivot("metric", index=[*CELL, "tags"], values="value")

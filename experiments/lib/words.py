@@ -59,7 +59,7 @@ def effects(
 
 
 def effects_by_dataset(results: pl.DataFrame) -> pl.DataFrame:
-    """PWiseR minus BCE as texts: a row a dataset, a column a task."""
+    """PWiseR minus BCE as texts: one row per dataset, one column per task."""
     tasks = results["task"].unique(maintain_order=True)
     return pl.DataFrame(
         [
@@ -93,7 +93,7 @@ def effects_table(
     tasks: Sequence[str] | None = None,
     metric: str = "auc",
 ) -> pl.DataFrame:
-    """A row a comparison, a column a task: the mean over datasets as text."""
+    """One row per comparison, one column per task: the mean over datasets as text."""
     tasks = tasks or results["task"].unique(maintain_order=True).to_list()
     several = len({baseline for _, baseline in comparisons}) > 1
     return pl.DataFrame(
