@@ -1,12 +1,12 @@
-# make demo          the main job on a synthetic funnel, with a report to look at
+# make demo          the main comparison on a synthetic funnel, with a report
 # make experiments   all experiments on built-in data: half an hour on 2 cores
 #                    (KUAIRAND=folder: on KuaiRand-Pure's files too; QUICK=1: minutes)
 # make test          lint, type check and tests
 # make test-newest   the same on the newest Python here, with the newest packages
 # make test-long     the tests that take minutes: 20 runs killed and resumed, experiments, signals
-# make test-wheel    builds the wheel; a loss from it in an environment of its own
+# make test-wheel    builds the wheel, and computes a loss from it in a new environment
 # make docs          the documentation, into build/docs; warnings are errors
-# make lock          writes requirements.lock anew
+# make lock          rewrites requirements.lock
 # PYTHON=...         another interpreter (3.11 or newer); each gets its own environment
 #
 # Python 3.11 gets the exact versions of requirements.lock, other Pythons the newest

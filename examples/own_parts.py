@@ -1,4 +1,4 @@
-"""An own model, loss and dataset, registered from outside of the package."""
+"""A custom model, loss and dataset, registered from outside the package."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Train the own model with the own loss on the own dataset of `own_parts.py`."""
+"""Trains the model, loss and dataset of `own_parts.py`."""
 
 import sys
 import tempfile
