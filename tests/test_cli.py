@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, and what it says to mistakes."""
+"""The command line: its output, and its error messages."""
 
 import json
 import re

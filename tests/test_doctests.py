@@ -1,4 +1,4 @@
-"""The examples in the package's docstrings give what they say."""
+"""The doctests of all modules pass."""
 
 import doctest
 import importlib

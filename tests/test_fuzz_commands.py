@@ -1,4 +1,4 @@
-"""Any command line and any configuration end in an answer or in one sentence.
+"""Any command line and configuration gives a result or a one-sentence error.
 
 No traceback, exit code 0 or 2, and nothing half-written.
 """

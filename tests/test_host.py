@@ -1,4 +1,4 @@
-"""A program's buffer on a CPU is that of the call before."""
+"""A program on a CPU reuses the buffer of the previous call."""
 
 import platform
 import resource

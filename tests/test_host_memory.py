@@ -1,4 +1,4 @@
-"""What is freed is used again, and not given back to the system."""
+"""Freed memory is reused, and not returned to the system."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""The schema and the manifest as JSON: all fields come back, old folders stay known."""
+"""The schema and the manifest as JSON: round trips, and folders of old versions."""
 
 import json
 

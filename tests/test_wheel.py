@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and what an environment of its own needs for a loss."""
+"""The wheel: its contents, and a loss in a new environment."""
 
 import subprocess
 import sys

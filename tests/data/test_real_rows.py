@@ -1,4 +1,4 @@
-"""Training on real rows: KuaiRand-Pure, prepared and learned in a minute."""
+"""Training on real rows: KuaiRand-Pure, prepared and trained in a minute."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The intervals hold the truth at their rate, on a simulation of few worlds."""
+"""Intervals cover the true value at their level, in a small simulation."""
 
 import numpy as np
 import pytest

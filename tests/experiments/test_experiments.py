@@ -1,4 +1,4 @@
-"""The experiment scripts, on a few rows: paired, resumable, nothing run twice."""
+"""The experiments, on a few rows: runs are paired, resume, and are trained once."""
 
 import json
 import os

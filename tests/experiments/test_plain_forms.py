@@ -1,4 +1,4 @@
-"""What the benchmark of training compares with is the same function."""
+"""The baselines of the training benchmark compute the same function."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""`evaluate`: what it measures, and what it refuses to measure."""
+"""`evaluate`: its measures, and its errors."""
 
 import json
 import shutil

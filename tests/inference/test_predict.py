@@ -1,4 +1,4 @@
-"""`predict`: what it reads, what it writes, and what it refuses."""
+"""`predict`: its inputs, outputs and errors."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`predict` on the raw files of each dataset gives what the prepared rows give."""
+"""`predict` on the raw files of each dataset equals `predict` on prepared rows."""
 
 from pathlib import Path
 

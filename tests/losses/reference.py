@@ -1,4 +1,4 @@
-"""Definitions of the losses in float64 NumPy, as plain loops: slow, obviously right."""
+"""Definitions of the losses in float64 NumPy, as plain loops."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Every loss in one signature, and what its laws depend on."""
+"""Every loss with one signature, and the properties of each."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The losses to compare with, against float64 definitions: value and gradient."""
+"""The alternative losses, against float64 definitions: value and gradient."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Pairs and active pairs, counted twice: sorted, and one by one as they are defined."""
+"""Counts of pairs and active pairs, against a count of all pairs."""
 
 import jax
 import numpy as np

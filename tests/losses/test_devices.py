@@ -1,7 +1,7 @@
 """The whole batch's loss and gradient on four devices, under every way to map.
 
-One device has most conversions, one has none, one has no row that counts. Gradients are
-those of a model's parameters, as a training step takes them.
+One device has most conversions, one has none, one has no valid row. Gradients are those
+of a model's parameters, as a training step takes them.
 """
 
 import math

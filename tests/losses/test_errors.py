@@ -1,4 +1,4 @@
-"""What bad values do, and what wrong arguments say."""
+"""The effect of invalid values, and the errors for invalid arguments."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Labels, weights and probabilities that are none: concrete, traced, and unchecked."""
+"""Invalid labels, weights and probabilities: concrete, traced, and unchecked."""
 
 from functools import partial
 

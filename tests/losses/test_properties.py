@@ -1,4 +1,4 @@
-"""Laws of every loss, on batches that Hypothesis makes up.
+"""Laws of every loss, on batches that Hypothesis generates.
 
 A law's name says what it states. `pytest --hypothesis-profile=explore` looks for new
 counterexamples; by default the examples are always the same.

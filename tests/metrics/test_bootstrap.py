@@ -1,4 +1,4 @@
-"""The bootstrap against a drawn-out definition, and DeLong's interval against it."""
+"""The bootstrap against a plain definition, and DeLong's interval against it."""
 
 import numpy as np
 import pytest

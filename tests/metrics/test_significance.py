@@ -1,4 +1,4 @@
-"""Statistics of means over runs against SciPy and against their promise."""
+"""Statistics of means over runs against SciPy, and their coverage."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 """MTReclib's four models in NumPy float64, from a state dict, and random state dicts.
 
-Nothing of the library's is used but the sizes. A task is a number here.
+Uses only the sizes of the library. Tasks are integers here.
 """
 
 import numpy as np

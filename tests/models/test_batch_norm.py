@@ -1,4 +1,4 @@
-"""Batch normalisation over real rows: its gradient, and where statistics are hard."""
+"""Batch normalisation over valid rows: its gradient, and difficult statistics."""
 
 import jax
 import jax.numpy as jnp

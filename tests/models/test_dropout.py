@@ -1,4 +1,4 @@
-"""Dropout by hash: fair, independent, and the same wherever a row is computed."""
+"""Dropout by hash: right rate, independent, and the same on any device."""
 
 import math
 

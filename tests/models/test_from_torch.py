@@ -1,4 +1,4 @@
-"""Weights in PyTorch's layout give the same logits here as where they come from."""
+"""Weights in PyTorch's layout give the same logits as in PyTorch."""
 
 import re
 from functools import lru_cache, partial

@@ -1,4 +1,4 @@
-"""Multi-valued fields: sums and means of vectors, and what padding adds: nothing."""
+"""Multi-valued fields: sums and means of vectors, unaffected by padding."""
 
 import jax
 import numpy as np

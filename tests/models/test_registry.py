@@ -1,4 +1,4 @@
-"""A model of a user's own module, registered from Python, is trained by name."""
+"""A model registered by a user's module is trained by name."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a fresh model is: its parameters' number, names and initial values; errors."""
+"""A new model: number, names and initial values of parameters; errors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`inspect`: counts against counts row by row, pictures, and mistakes."""
+"""`inspect`: counts against counts row by row, pictures, and errors."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Summaries against SciPy, plots by what they draw, the page by a parser."""
+"""Summaries against SciPy, plots by their artists, the page by a parser."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Processes of their own, with a number of CPU devices each."""
+"""Starts processes with a number of CPU devices each."""
 
 import os
 import subprocess

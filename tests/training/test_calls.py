@@ -1,4 +1,4 @@
-"""Several steps in a call: the same run, whatever the calls; one program each."""
+"""Several steps per call: the same run for all call lengths; one program each."""
 
 from dataclasses import replace
 from pathlib import Path

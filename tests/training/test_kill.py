@@ -1,4 +1,4 @@
-"""Runs killed at random moments, and gone on with, end as if never killed."""
+"""Runs killed at random moments and resumed equal uninterrupted runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is observed of a step, against its definition."""
+"""Diagnostics of a step, against their definitions."""
 
 from typing import Any
 

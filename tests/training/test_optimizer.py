@@ -1,4 +1,4 @@
-"""Large tables in a training step: the rows read move as they would, no others do."""
+"""Large tables in a training step: exactly the rows read are updated."""
 
 from dataclasses import replace
 from functools import partial

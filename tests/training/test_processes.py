@@ -1,4 +1,4 @@
-"""Two processes of two devices each, on loopback, are one process of one device."""
+"""Two processes of two devices each, on loopback, equal one device."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""What is due after which step."""
+"""The steps at which logs, checkpoints and ends of epochs are due."""
 
 import pytest
 

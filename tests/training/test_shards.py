@@ -1,4 +1,4 @@
-"""Large tables spread over devices by rows are the same tables."""
+"""Large tables sharded over devices by rows give the same results."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Rows from the devices' memory are those from the files, bit for bit."""
+"""Rows from device memory equal rows from files, bit for bit."""
 
 from dataclasses import replace
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Runs in one program equal themselves alone, stop alone, and go on after a kill."""
+"""Runs in one program equal solo runs, stop independently, and resume after a kill."""
 
 import json
 import shutil

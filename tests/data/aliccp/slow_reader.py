@@ -1,4 +1,4 @@
-"""Ali-CCP read the slow way: one line at a time, the rules written out again."""
+"""A slow reference reader of Ali-CCP: line by line, an independent implementation."""
 
 import random
 import re

@@ -1,7 +1,7 @@
 """10,000 mutated lines: each refused with its number, or parsed as a slow parser does.
 
-The compiled loop, the line-by-line explanation and the slow parser are three writings
-of one grammar; they must agree on every line.
+The compiled loop, the line-by-line explanation and the slow parser implement one
+grammar; they must agree on every line.
 """
 
 import random

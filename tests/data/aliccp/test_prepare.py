@@ -1,4 +1,4 @@
-"""Ali-CCP: every value against a slow reader, however the files are packed."""
+"""Ali-CCP: every value equals that of a slow reader, for all archive types."""
 
 import gzip
 import os

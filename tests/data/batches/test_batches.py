@@ -1,4 +1,4 @@
-"""Batches: each row once, an order of seed and epoch alone, padding at the end."""
+"""Batches: each row once, ordered by seed and epoch, padding at the end."""
 
 import dataclasses
 from typing import Any

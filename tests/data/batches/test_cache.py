@@ -1,4 +1,4 @@
-"""The cache: the rows of the Parquet files, made once, whole or absent."""
+"""The cache: equals the Parquet files, is built once, and is written atomically."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The epoch order: each row once, read in blocks, random where it should be."""
+"""The epoch order: each row once, read in blocks, and random."""
 
 import numpy as np
 import pytest

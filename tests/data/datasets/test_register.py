@@ -1,4 +1,4 @@
-"""A dataset of a user's own module is one call away from the command line."""
+"""A dataset registered by a user's module is available on the command line."""
 
 from collections.abc import Iterator
 from pathlib import Path

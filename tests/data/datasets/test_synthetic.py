@@ -1,4 +1,4 @@
-"""The synthetic funnel is what it says: rates, truth, long tails, noise, sessions."""
+"""The synthetic funnel: rates, true probabilities, long tails, noise, sessions."""
 
 from itertools import pairwise
 from pathlib import Path

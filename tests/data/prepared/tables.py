@@ -1,4 +1,4 @@
-"""An invented table with a ladder of three labels, as readers hand it to `write`."""
+"""A synthetic table with a ladder of three labels, as readers pass it to `write`."""
 
 import dataclasses
 from typing import Any

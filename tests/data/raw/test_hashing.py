@@ -1,4 +1,4 @@
-"""The written-out hashes, against their definitions in Python integers."""
+"""The hash functions, against their definitions in Python integers."""
 
 import numpy as np
 import polars as pl

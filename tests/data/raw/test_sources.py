@@ -1,4 +1,4 @@
-"""Raw files are found however they are packed, and read exactly or refused."""
+"""Raw files are found in all archive types, and read exactly or refused."""
 
 import gzip
 import random

@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, and read on any number of devices."""
+"""Checkpoints are written in the background, and read on any number of devices."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What goes wrong around a run is said in one sentence, and nothing is lost."""
+"""Faults around a run give a one-sentence error, and nothing is lost."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run says of its sizes before the first step."""
+"""The lines about a run's sizes before the first step."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Data prepared again under a run is refused, by training at its end as well."""
+"""Data that were prepared again under a run are refused, also at its end."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A run as a whole: repeatable, resumable, honest about what went wrong."""
+"""Whole runs: reproducible, resumed, with clear errors."""
 
 import json
 import shutil
