@@ -221,8 +221,8 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
             terminal = Console()
             terminal.print(to_rich(finding.table, title, terminal.width))
             path = study.output / "results" / f"{experiment.name}.md"
-            said = note(study.protocol, study.split)
-            head = "" if said is None else f"{said}\n\n"
+            caution = note(study.protocol, study.split)
+            head = "" if caution is None else f"{caution}\n\n"
             write_whole(path, head + to_markdown(finding.table))
         page.sections.append(
             Section(

@@ -94,8 +94,8 @@ def _answer(results: pl.DataFrame, study: Study) -> str:
 def _rows(study: Study) -> str:
     if study.split == "valid":
         return "rows that chose the epoch, so slightly optimistic"
-    if (said := note(study.protocol, study.split)) is not None:
-        return said
+    if (caution := note(study.protocol, study.split)) is not None:
+        return caution
     return "rows that no choice depends on"
 
 

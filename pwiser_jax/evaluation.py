@@ -182,8 +182,8 @@ class Evaluation:
 
         names = [task.name for task in measured(label_names)]
         pairs = {
-            name: {pair: PairAuc(**value) for pair, value in own.items()}
-            for name, own in tree["pairs"].items()
+            name: {pair: PairAuc(**value) for pair, value in by_pair.items()}
+            for name, by_pair in tree["pairs"].items()
         }
         return cls(
             **{name: tree[name] for name in ("split", "rows", "groups")},

@@ -92,8 +92,8 @@ def _program_fingerprint() -> str:
     features = platform.processor()
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        named = [x for x in lines if x.lower().startswith(("flags", "features"))]
-        features = " ".join(sorted(named[0].split())) if named else features
+        matches = [x for x in lines if x.lower().startswith(("flags", "features"))]
+        features = " ".join(sorted(matches[0].split())) if matches else features
     parts = (
         jax.__version__,
         jaxlib.version.__version__,

@@ -42,8 +42,8 @@ class Group(dict[Cell, Measured]):
 
     def best(self, *cells: Cell) -> Cell | None:
         """The fastest of these cells."""
-        there = [cell for cell in cells if cell in self and self[cell].seconds]
-        return min(there, key=lambda cell: median(self[cell].seconds), default=None)
+        measured = [cell for cell in cells if cell in self and self[cell].seconds]
+        return min(measured, key=lambda cell: median(self[cell].seconds), default=None)
 
     def seconds(self, *cells: Cell) -> float | None:
         """The median seconds of the fastest of these cells."""

@@ -90,4 +90,4 @@ def coverage(
             # Differences over seeds are approximately normal.
             seeds = mean_interval(rng.normal(0.001, 0.002, runs))
             note(f"mean over {runs} seeds, t", seeds, 0.001)
-    return {name: float(np.mean(held)) for name, held in hits.items()}
+    return {name: float(np.mean(covered)) for name, covered in hits.items()}

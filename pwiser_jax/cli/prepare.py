@@ -9,15 +9,15 @@ from pwiser_jax.options import Parser
 
 
 def add_options(parser: Parser, argv: Sequence[str]) -> None:
-    named = [word for word in argv if not word.startswith("-")][1:2]
+    words = [word for word in argv if not word.startswith("-")][1:2]
     datasets = parser.add_subcommands(required=True, dest="dataset")
     # Readers take a while to import: a known name imports its own reader alone.
-    for name in named if named and named[0] in DATASETS else DATASETS:
+    for name in words if words and words[0] in DATASETS else DATASETS:
         function = preparer(name)
         about = (function.__doc__ or "").split("\n\n")[0]
         dataset = Parser(description=about)
         datasets.add_subcommand(name, dataset, help=about)
-        if named == [name]:
+        if words == [name]:
             dataset.add_function_arguments(function, as_group=False)
 
 

@@ -370,22 +370,22 @@ def _gather(
         for number, part in enumerate(parts)
     }
     failures: dict[Path, str] = {}
-    told: dict[int, tuple[float, float]] = {}
+    progress: dict[int, tuple[float, float]] = {}
     stopping = False
     with _Line(len(runs), parts) as line, StopSignals(line.say) as signals:
         while pending:
             ready, _ = ray.wait(list(pending), timeout=LOOK)
             with suppress(ray.exceptions.RayError):  # its node was lost: it starts anew
-                told |= ray.get(board.read.remote())
+                progress |= ray.get(board.read.remote())
             for answer in ready:
                 number = pending.pop(answer)
                 failures |= _result(ray, answer, parts[number])
-            line.show(pending.values(), told, len(failures))
+            line.show(pending.values(), progress, len(failures))
             if signals.received and not stopping:
                 stopping = True
                 for answer, number in pending.items():
                     # A part that compiles would not listen; it has nothing to save.
-                    ray.cancel(answer, force=number not in told, recursive=False)
+                    ray.cancel(answer, force=number not in progress, recursive=False)
         done = sum(_over(folder, split) for folder in runs)
         if stopping and done + len(failures) < len(runs):
             raise StudyInterrupted(done, len(runs), signals.received or 0)
@@ -429,19 +429,19 @@ class _Line(Progress):
         self.console.print(text, markup=False, soft_wrap=True)
 
     def show(
-        self, pending: Any, told: Mapping[int, tuple[float, float]], failed: int
+        self, pending: Any, progress: Mapping[int, tuple[float, float]], failed: int
     ) -> None:
         """Shows the state of the parts; on a file a line each time it changes."""
         pending = list(pending)
         size = [len(part) for part in self._parts]
         open_runs = sum(size[number] for number in pending)
-        running = [number for number in pending if number in told]
-        rows = sum(told[number][1] for number in running)
+        running = [number for number in pending if number in progress]
+        rows = sum(progress[number][1] for number in running)
         counts = (
             f"{self._count - open_runs - failed} of {self._count} runs done, "
             f"{sum(size[n] for n in running)} running, {failed} failed"
         )
-        share = sum(size[number] * min(told[number][0], 1.0) for number in running)
+        share = sum(size[number] * min(progress[number][0], 1.0) for number in running)
         done = self._count - open_runs + share
         speed = f", {rows:,.0f} rows/s" if rows else ""
         self.update(self._bar, description=counts + speed, completed=done)

@@ -225,11 +225,11 @@ def run_loop(
 
     def read(call: Any) -> int:
         """Waits for a call and records its metrics. Returns the signal, or 0."""
-        begun, count, values, signal = call
+        dispatched, count, values, signal = call
         loss = runs.read(values, count)
         rows = runs.config.data.batch_size * max(len(runs.active), 1)
         watch.count(count, count * runs.config.data.batch_size)
-        reporter.steps(count, loss, rows / pace.note(begun, count))
+        reporter.steps(count, loss, rows / pace.note(dispatched, count))
         signals.stepped = True
         return int(signal)
 

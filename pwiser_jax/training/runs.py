@@ -160,11 +160,11 @@ class Runs:
         self, batches: Any, count: int, signum: int | None
     ) -> tuple[float, int, Any, Any]:
         """Sends a call to the devices: (when, its steps, metrics, signal)."""
-        begun = time.perf_counter()
+        dispatched = time.perf_counter()
         self.states, values = self.programs.train(
             self.states, batches, count, self.active
         )
-        return begun, count, values, largest(signum or 0)
+        return dispatched, count, values, largest(signum or 0)
 
     def read(self, values: Any, count: int) -> float:
         """Waits for the metrics of a call; returns the mean loss of the active runs."""

@@ -55,13 +55,13 @@ class Schedule:
 
         A call of the compiled program takes several steps, but none beyond this one.
         """
-        every, lost = self.checkpoint_every, self.most_steps_lost
+        every, most_lost = self.checkpoint_every, self.most_steps_lost
         stops = [
             step + self.epoch_steps - step % self.epoch_steps,
             step + every - step % every,
             # A checkpoint begun at a multiple of `every` may have to be waited for.
-            step + every - (step - lost) % every,
-            self.start + lost,
+            step + every - (step - most_lost) % every,
+            self.start + most_lost,
             *([] if self.stop_at is None else [self.stop_at]),
         ]
         return min(stop for stop in stops if stop > step)

@@ -110,9 +110,9 @@ class CommonFeatures:
         # Rows of a user follow each other: only the first of a run is looked up.
         new = np.ones(len(index), bool)
         new[1:] = index[1:] != index[:-1]
-        wanted = index[new]
-        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        lines = np.where(known[place] == wanted, line[place], np.int32(MISSING))
+        new_index = index[new]
+        place = np.minimum(np.searchsorted(known, new_index), len(known) - 1)
+        lines = np.where(known[place] == new_index, line[place], np.int32(MISSING))
         return lines[np.cumsum(new) - 1]
 
     @property

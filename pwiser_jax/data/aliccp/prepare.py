@@ -340,7 +340,7 @@ class _Skeletons:
         pieces = {name: Pieces(SHARD) for name in splits}
         total: Counter[str] = Counter()
         contents: list[np.ndarray] = []
-        lost, first_lost = 0, 0
+        unmatched, first_unmatched = 0, 0
         for first, block in self.reader.skeleton(source):
             contents.append(block.content)
             line = self.common.find(half, block.index)
@@ -360,8 +360,8 @@ class _Skeletons:
                 )
             without = line < 0
             if without.any():
-                first_lost = first_lost or first + int(without.argmax())
-                lost += int(without.sum())
+                first_unmatched = first_unmatched or first + int(without.argmax())
+                unmatched += int(without.sum())
             self.counted["values_of_single_fields_beyond_one"] += (
                 block.features.repeated
             )
@@ -374,7 +374,11 @@ class _Skeletons:
         lines = self.files["common_features", half]
         missing = f"name a common_feature_index that {lines} lacks, first in line "
         refuse_unmatched(
-            lost, total["rows"], self.max_unmatched, source, f"{missing}{first_lost}"
+            unmatched,
+            total["rows"],
+            self.max_unmatched,
+            source,
+            f"{missing}{first_unmatched}",
         )
         for name, rest in pieces.items():
             yield from ((name, piece) for piece in rest.rest())
@@ -383,7 +387,7 @@ class _Skeletons:
         self.dropped[f"conversion_without_click_{fixed}"] += total[
             "conversions_without_click"
         ]
-        self.dropped["rows_without_common_line_dropped"] += lost
+        self.dropped["rows_without_common_line_dropped"] += unmatched
         hashes = np.sort(np.concatenate(contents))
         repeats = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
         self.counted["rows_that_repeat_another"] += repeats

@@ -114,9 +114,13 @@ def prepare_aliexpress(
                 line = _lines(sources[0], header=True)
                 frame, counts = check_labels(stored, LABELS, on_bad_label, line)
             else:
-                every, lost = _raw_rows(sources[0], sources[1], folder, max_unmatched)
+                every, unmatched = _raw_rows(
+                    sources[0], sources[1], folder, max_unmatched
+                )
                 frame = every.filter(KNOWN).drop(KNOWN)
-                counts = {"items_without_user_row_dropped": lost} if lost else {}
+                counts = (
+                    {"items_without_user_row_dropped": unmatched} if unmatched else {}
+                )
             # A search of test is not the search of train with the same id.
             search = 2 * pl.col(SEARCH) + int(split == "test")
             splits[split] = frame.with_columns(search.alias(SEARCH))
@@ -264,9 +268,9 @@ def _raw_rows(
     readings += [number(name, pl.Float32()) for name in RAW_NUMERICAL]
     refuse_bad(stored, readings, _lines(items, header=False))
     counted = stored.select(pl.len(), pl.col(KNOWN).null_count()).collect()
-    total, lost = counted.row(0)
+    total, unmatched = counted.row(0)
     missing = f"have a search that {users} lacks"
-    refuse_unmatched(lost, total, max_unmatched, items, missing)
+    refuse_unmatched(unmatched, total, max_unmatched, items, missing)
     frame = stored.select(
         pl.col(ITEM_ID).alias(SEARCH),
         *(pl.col(raw).alias(name) for raw, name in RAW_NAMES.items()),
@@ -274,7 +278,7 @@ def _raw_rows(
         (level == 2).cast(pl.Int8).alias(LABELS["conversion"]),
         KNOWN,
     )
-    return frame, lost
+    return frame, unmatched
 
 
 def _scan_raw(path: Path, columns: Sequence[str], source: Source) -> pl.LazyFrame:

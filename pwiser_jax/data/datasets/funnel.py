@@ -240,15 +240,15 @@ def _noise(
 ) -> np.ndarray:
     """bool[N]: the clicks of bots, on all rows of some sessions, and accidents."""
     noise = np.zeros(len(click), bool)
-    wanted = share / (1 - share) * click.sum()
+    target = share / (1 - share) * click.sum()
     if share:
         order = rng.permutation(session[-1] + 1)
         lengths = np.bincount(session)
-        bots = order[np.cumsum(lengths[order]) <= wanted / 2]
+        bots = order[np.cumsum(lengths[order]) <= target / 2]
         noise = np.isin(session, bots)
         # Bots have no genuine clicks, so fewer accidents are needed for the share.
-        wanted = share / (1 - share) * (click & ~noise).sum()
+        target = share / (1 - share) * (click & ~noise).sum()
         quiet = np.flatnonzero(~click & ~noise)
-        accidents = min(max(round(wanted) - noise.sum(), 0), len(quiet))
+        accidents = min(max(round(target) - noise.sum(), 0), len(quiet))
         noise[rng.choice(quiet, accidents, replace=False)] = True
     return noise

@@ -95,10 +95,10 @@ def _draft(name: str, rows: int, columns: list[_Column]) -> str:
     """The text of the schema file."""
     left = {column.name: column for column in columns}
 
-    def take(wanted: list[_Column]) -> list[str]:
-        for column in wanted:
+    def take(columns: list[_Column]) -> list[str]:
+        for column in columns:
             left.pop(column.name, None)
-        return [column.name for column in wanted]
+        return [column.name for column in columns]
 
     binary = [c for c in columns if c.binary and 1 <= c.distinct <= 3]
     click = [c for c in binary if CLICK.search(c.name)][:1]

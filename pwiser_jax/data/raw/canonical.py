@@ -120,7 +120,7 @@ def _counts(
     """For each column, the number of filled values and of values of each form."""
     if not texts:
         return {}
-    wanted: dict[str, pl.Expr] = {}
+    tests: dict[str, pl.Expr] = {}
     for name, text in texts.items():
         whole = text.str.contains(WHOLE) & _integer(text).is_not_null()
         fraction = text.str.contains(ZERO_FRACTION)
@@ -133,9 +133,9 @@ def _counts(
             "date": text.str.contains(DATE) & moment(text).is_not_null(),
             "clock": _clock(text).is_not_null(),
         }
-        wanted |= {f"{form}\0{name}": test.sum() for form, test in forms.items()}
+        tests |= {f"{form}\0{name}": test.sum() for form, test in forms.items()}
     row = (
-        frame.select(test.alias(key) for key, test in wanted.items())
+        frame.select(test.alias(key) for key, test in tests.items())
         .collect(engine="streaming")
         .row(0, named=True)
     )

@@ -92,9 +92,9 @@ def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None
                 )
         return read_result(output).to_dict() if (output / RESULT).exists() else None
     # The config is written last: a folder with only data/ is an interrupted start.
-    begun = ("data", f".{CONFIG}.partial", LOCK)
+    first_files = ("data", f".{CONFIG}.partial", LOCK)
     if os.path.lexists(output) and not (
-        output.is_dir() and all(path.name in begun for path in output.iterdir())
+        output.is_dir() and all(path.name in first_files for path in output.iterdir())
     ):
         raise UserError(f"{output} exists and holds no run; name another --output")
     return None

@@ -55,8 +55,8 @@ def label(config: Config) -> dict[str, Any]:
 
 def lines(config: Config) -> list[str]:
     """Lines about the protocol, printed at the start of a run."""
-    said = label(config)
-    return [said["note"], *said["other"]] if said else []
+    entries = label(config)
+    return [entries["note"], *entries["other"]] if entries else []
 
 
 def other(config: Config) -> list[str]:
