@@ -119,7 +119,7 @@ def _rows(
 
 
 def _table(wide: pl.DataFrame, study: Study, names: tuple[str, ...]) -> pl.DataFrame:
-    """A row a dataset, task and loss: the mean of BCE, or the difference to BCE."""
+    """One row per dataset, task and loss: mean of BCE, or difference to BCE."""
     keys = ["dataset", "task", "loss"]
     columns: dict[str, list[str]] = {}
     for metric in names:

@@ -94,7 +94,7 @@ def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
     """All days of a stream; the result table is written at its end.
 
     Returns:
-        A row a day, task and metric, and the last run's folder.
+        One row per day, task and metric, and the last run's folder.
     """
     base = dataset.ready()
     days = days_of(base)[: BEGIN + study.scale.days]

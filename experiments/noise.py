@@ -58,7 +58,7 @@ def find(study: Study) -> Finding:
 
 
 def _shares_table(results: pl.DataFrame) -> pl.DataFrame:
-    """A row a dataset and share of accidental clicks, a column a task."""
+    """One row per dataset and share of accidental clicks, one column per task."""
     tasks = results["task"].unique(maintain_order=True)
     groups = results.group_by("dataset", "noise", maintain_order=True)
     return pl.DataFrame(

@@ -80,8 +80,8 @@ class LossConfig:
         bce_rows: rows of the pointwise loss: all, or conversions only (an ablation).
         ranking: pairwise or listwise loss of each head: none, pwiser, ranknet, or jrc
             (the ranking term of JRC).
-        lambdas: weight of the ranking loss, a number or one number a head. Unset: 0.1.
-            Heads that are not named have 0.
+        lambdas: weight of the ranking loss, a number, or one number per head. Unset:
+            0.1. Heads that are not named have 0.
         lambda_ramp_steps: number of steps over which lambda increases linearly from 0.
             0: constant.
         scores: scores that pwiser compares: probability or logit. Unset: probability.

@@ -78,7 +78,7 @@ class _Vocabulary:
 
 @dataclass(frozen=True)
 class CategoricalField(_Vocabulary):
-    """One id a row."""
+    """One id per row."""
 
 
 @dataclass(frozen=True)

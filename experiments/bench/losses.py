@@ -251,7 +251,7 @@ def in_own_process(case: Case) -> dict[str, float | None]:
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Times and memory by engine (lines) and rows (columns), a table a setting."""
+    """Times and memory by engine (lines) and rows (columns), one table per setting."""
     sizes = list(dict.fromkeys(row["rows"] for row in rows))
     parts = []
     for rates, surrogate in product(RATES, ENGINES):

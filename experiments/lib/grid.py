@@ -145,7 +145,7 @@ def results_of(
         runs: the folder of run folders.
         split: the split that is measured: "valid" or "test".
     Returns:
-        A row a run and task, in order: dataset, model, loss, seed, the runs' tags
+        One row per run and task, in order: dataset, model, loss, seed, the runs' tags
         (null where a run lacks one), split, protocol, task, auc, log_loss, reason (why
         auc is null), best_epoch, run, config_hash.
     Raises:

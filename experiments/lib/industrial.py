@@ -1,8 +1,8 @@
 """An industrial table: the synthetic funnel in the format of a shop's log.
 
 Requests with a time stamp, hashed ids as text, names of its own, empty cells, prices
-with a long tail, uninformative columns, one outcome column a label: what
-`pwiser prepare table` is for. Its rows go through that command's code.
+with a long tail, uninformative columns, one outcome column per label: what `pwiser
+prepare table` is for. Its rows go through that command's code.
 """
 
 from datetime import datetime

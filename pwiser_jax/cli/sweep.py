@@ -193,7 +193,7 @@ def _aucs(run: Path, split: str) -> dict[str, float | None]:
 
 
 def comparison(aucs: dict[Cell, list[dict[str, float | None]]]) -> str:
-    """A row a cell: mean AUC of each task, and its difference to the first cell's.
+    """One row per cell: mean AUC of each task, and its difference to the first cell's.
 
     Differences are means over seeds with 95% intervals of Student's t, paired by seed.
     """

@@ -1,12 +1,12 @@
 """Losses as pure functions of arrays: no model, no data, only jax, chex and NumPy.
 
-Every loss has one signature: arrays with one entry a row, then keyword-only options.
+Every loss has one signature: arrays with one entry per row, then keyword-only options.
 These mean the same everywhere:
 
-- where, bool[B]: mask of the rows that take part, all by default. Masked rows, and rows
+- where, bool[B]: mask of valid rows; all by default. Masked rows, and rows
   of weight 0, may hold anything, NaN included: they change neither value nor gradient.
-- weights, f[B]: weights of the rows, 1 by default, at least 0; constants to
-  differentiation. A pair's weight is the product of its rows' weights.
+- weights, f[B]: weights of the rows, 1 by default, at least 0; no gradient flows
+through them. A pair's weight is the product of its rows' weights.
 - segments, int[B]: pairs are formed only between rows of equal segments; numerators
   and denominators are sums over the segments.
 - axis_name: the name of a mapped axis (or several), under `jax.pmap` or
@@ -19,7 +19,7 @@ Results are float32 (float64 for float64 scores). An empty mean is 0 with gradie
 Errors name the argument. Wrong shapes, types and options raise when the function is
 traced. A score, label or weight that is NaN or infinite gives NaN, if its row is not
 masked. Other invalid numbers (a label that is not 0 or 1, a negative weight, an alpha
-above 1) are a ValueError where they are concrete, and give NaN where they are traced.
+above 1) are a ValueError if they are concrete, and give NaN if they are traced.
 
 The sum of all weights must be finite. In pair losses weights are scaled by a power of
 two, so that their products neither overflow nor vanish; a row of less than 2^-60 of the

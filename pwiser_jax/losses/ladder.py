@@ -1,4 +1,4 @@
-"""The ladder loss: rows that reached a higher level should score higher."""
+"""The ladder loss: rows of a higher level should score higher."""
 
 from collections.abc import Mapping
 
@@ -52,7 +52,7 @@ def ladder_loss(
 
     Args:
         scores: f[B], probabilities or logits: margins are in the same unit.
-        levels: int[B], 0..L; the level that a row reached.
+        levels: int[B], 0..L; the level of each row.
         margins: a margin for each term (hi, lo) with hi > lo; may be traced. L is the
             highest hi.
         surrogate, gate, normalize, pairs: see `pwiser_loss`; "negatives" divides by
@@ -104,7 +104,7 @@ def ladder_terms(
     axis_name: AxisName | None = None,
     bank: ConversionBank | None = None,
 ) -> Sums:
-    """The numerator and denominator of each term of `ladder_loss`, to log or to add up.
+    """The numerator and denominator of each term of `ladder_loss`, for logs or sums.
 
     Arguments and errors are those of `ladder_loss`.
 
@@ -236,7 +236,7 @@ def is_higher(level: Array, terms: Mapping[Term, object]) -> Array:
 def term_margins(
     margins: Mapping[Term, ArrayLike], dtype: DTypeLike
 ) -> dict[Term, Array]:
-    """Margins by term, checked; which terms there are is static."""
+    """Margins by term, checked; the set of terms is static."""
     if not isinstance(margins, Mapping):
         raise TypeError("margins: expected a mapping {(hi, lo): margin}")
     if not margins:

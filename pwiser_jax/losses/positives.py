@@ -26,8 +26,8 @@ def pair_row_sums(
 ) -> Sums:
     """The sums of `pwiser_jax.losses.pairs` over the positives of all devices.
 
-    Positives of weight 0 take no part. `bank` holds further positives, the same on
-    every device.
+    Positives of weight 0 are ignored. `bank` holds further positives, the same on every
+    device.
     """
     form = FORMS[form_name(options, len(others.scores))]
 
@@ -46,12 +46,12 @@ def pair_row_sums(
 def _over_packed(
     rows: Positives, use: Callable[[Positives], Sums], axis_name: AxisName | None
 ) -> Sums:
-    """use(the rows of weight other than 0, of all devices).
+    """Applies `use` to the rows of nonzero weight of all devices.
 
     Shapes are static, so there is a program for each size of pack. The largest count of
     any device chooses the smallest pack that holds it: rows packed to the front, with
     weight 0 and score 0 behind, or else all rows as they are. Devices exchange packs:
-    traffic is in proportion to the positives, not to the batch.
+    traffic is proportional to the number of positives, not to the batch size.
     """
     size = rows.scores.shape[0]
 

@@ -198,7 +198,7 @@ def masked_rows(
     weights: ArrayLike | None,
     bad: Array | bool = False,
 ) -> MaskedRows:
-    """Separates masked rows from the others, and invalid values from valid ones.
+    """Separates masked from unmasked rows, and invalid from valid values.
 
     A row is masked where `where` is False or its weight is 0. A row that is not masked
     is invalid where its value is not finite, where its weight is negative or not

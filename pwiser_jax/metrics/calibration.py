@@ -15,8 +15,8 @@ EPSILON = float(np.finfo(np.float64).eps)
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean over rows of -y log p - (1 - y) log(1 - p), in nats.
 
-    Probabilities are held within [ε, 1 - ε], ε = 2.2e-16: a row that is certain and
-    wrong costs 36 nats instead of making the whole mean infinite.
+    Probabilities are clipped to [ε, 1 - ε], ε = 2.2e-16: a certain but wrong row costs
+    36 nats, instead of infinity.
 
     Args:
         labels: 0 or 1, [rows].
@@ -57,7 +57,7 @@ def log_loss_from_logits(labels: ArrayLike, logits: ArrayLike) -> float:
 
 
 def predicted_over_observed(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Σ p / Σ y: 1 is calibrated on the whole, 2 predicts twice what happened.
+    """Σ p / Σ y: 1 is calibrated on average, 2 predicts twice the observed rate.
 
     Args, Raises: as `log_loss`.
 
@@ -89,7 +89,7 @@ def reliability(
     Args:
         labels: 0 or 1, [rows].
         probabilities: f[rows] in [0, 1].
-        bins: at most so many bins, at least 1.
+        bins: maximum number of bins, at least 1.
 
     Returns:
         The bins that hold rows; none without rows.
@@ -142,13 +142,13 @@ class Refit:
 
 
 def refit(labels: ArrayLike, logits: ArrayLike) -> Refit:
-    """Platt's recalibration: the two numbers of least log loss, for other rows.
+    """Platt's recalibration: slope and shift of minimum log loss.
 
         argmin over (slope, shift) of mean log(1 + e^z') - y z',  z' = slope z + shift
 
     by SciPy's trust-region Newton method; the function is convex. Fitted on validation
-    rows and applied to test rows, it says how much of a loss of calibration is one of
-    scale and level only. At its minimum Σ p = Σ y on the rows that it was fitted on.
+    rows and applied to test rows, it shows which part of a calibration error is due to
+    scale and level. At its minimum Σ p = Σ y on the rows that it was fitted on.
 
     Args:
         labels: 0 or 1, [rows].

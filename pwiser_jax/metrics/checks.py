@@ -34,7 +34,7 @@ def binary_rows(
 def group_codes(groups: ArrayLike, rows: int) -> NDArray[np.int64]:
     """Group of each row as an integer from 0 up, int [N]; some numbers may be unused.
 
-    Identifiers of a small range are used as they are: no sort.
+    Identifiers in a small range are used directly, without a sort.
 
     Raises:
         ValueError: groups are not a vector of `rows` entries.

@@ -1,8 +1,9 @@
-"""Measures against known true probabilities, as synthetic data has them.
+"""Measures against the true probabilities of synthetic data.
 
 A measure on labels varies with the draw of the labels. With the true probability π_i of
 each row the labels can be averaged out: y_i ~ Bernoulli(π_i), independent over rows.
-`weights` are the probability that a row is in the task at all, as P(click) is for CVR.
+`weights` are the probabilities that a row belongs to the task, such as P(click) for
+CVR.
 """
 
 import numpy as np

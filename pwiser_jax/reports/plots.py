@@ -74,7 +74,7 @@ def differences(
     metric: str = "AUC",
     rows: Sequence[str] = ("model", "dataset"),
 ) -> Figure:
-    """Mean paired differences with their intervals: a panel a task, zero marked.
+    """Mean paired differences with intervals: one panel per task, zero marked.
 
     Args:
         table: `tables.summary`; rows without a difference are left out.
@@ -307,7 +307,7 @@ def training_curves(
 ) -> Figure:
     """Validation AUC while training: thin lines are seeds, bold ones their means.
 
-    A row of panels a model, a column a task.
+    One row of panels per model, one column per task.
 
     Args:
         curves: columns model, task, loss, seed, auc and x; one row an evaluation.
@@ -361,7 +361,7 @@ def score_distributions(
     level_names: Sequence[str],
     task: str = "ctcvr",
 ) -> Figure:
-    """Density of a task's logit by level, a panel a model or loss on shared axes.
+    """Density of a task's logit by level; one panel per model or loss, shared axes.
 
     Args:
         scores: logits f[rows] by the name of what gave them, such as BCE and PWiseR.

@@ -9,8 +9,8 @@ Results are in long form, one row per finished run and task, with the columns
     reason                  why the measures are null (may be absent)
     run, config_hash        the run folder and its config hash
 
-A summary has one row a dataset, model, task and loss, in order of first appearance, so
-that the losses of one model and task are adjacent.
+A summary has one row per dataset, model, task and loss, in order of first appearance,
+so that the losses of one model and task are adjacent.
 """
 
 import math
@@ -106,7 +106,7 @@ def significance(
         difference: difference that `seeds` should detect.
 
     Returns:
-        A row a cell that is not the baseline's and has at least two pairs: dataset,
+        One row per cell that is not the baseline's and has at least two pairs: dataset,
         model, task, loss, pairs; difference, low, high: mean and 95% t interval; sd of
         the differences; p, wilcoxon: of the paired t test and the signed-rank test;
         p_holm, wilcoxon_holm: the same corrected for the number of rows here; seeds:

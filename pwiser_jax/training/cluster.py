@@ -1,8 +1,8 @@
-"""A study on a Ray cluster: each of its parts is a task.
+"""Trains a study on a Ray cluster: each part is a task.
 
 Ray places the tasks and starts a task again whose process or node was lost; the part
-then goes on from its last checkpoint. The run folders and the data are on a path that
-all nodes share. What fails in one part is reported at the end; the others finish.
+then resumes from its last checkpoint. The run folders and the data are on a path that
+all nodes share. Failures in a part are reported at the end; other parts finish.
 """
 
 import hashlib
@@ -353,7 +353,7 @@ def _gather(
     runs: Mapping[Path, Config],
     split: str,
 ) -> dict[Path, str]:
-    """Runs a task a part and waits for all; returns the sentences of failed runs."""
+    """Runs one task per part and waits for all; returns the errors of failed runs."""
     strategy = import_module("ray.util.scheduling_strategies")
     here = strategy.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True

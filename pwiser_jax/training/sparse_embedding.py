@@ -124,7 +124,7 @@ class AdagradRows(NamedTuple):
 def scale_by_rowwise_adagrad(
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adagrad with one number a row: a += mean_d g_d^2, update = g / (sqrt(a) + eps).
+    """Adagrad with one number per row: a += mean_d g_d^2, update = g / (sqrt(a) + eps).
 
     Its state has 1/D the size of Adagrad's, and 1/(2 D) of Adam's.
 

@@ -8,8 +8,8 @@ A form is a function of positives, other rows and options:
     pair_weights[j] = sum_i w_i w_j                           over all pairs
 
 with i over the P positives and j over the N other rows, in pairs of equal segments.
-Scores and margins are finite; rows that do not take part have weight 0 and score 0.
-Forms are differentiable with respect to scores and margins. They contain no collective.
+Scores and margins are finite; masked rows have weight 0 and score 0. Forms are
+differentiable with respect to scores and margins. They contain no collective.
 """
 
 from pwiser_jax.losses.pairs.choice import FORMS, PairRowSums, form_name

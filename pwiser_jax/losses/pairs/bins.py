@@ -17,8 +17,8 @@ def binned_sums(
 
     The error of a sum is at most 2^-20 (of float64: 2^-49) of the largest value, plus a
     rounding. With `by_bin` it is relative to the largest value of the same bin: large
-    values in one bin then cost the others no digits. With a value that is not finite,
-    the sums (of that bin) are NaN.
+    values in one bin then do not affect the precision of other bins. With a value that
+    is not finite, the sums (of that bin) are NaN.
 
     >>> print(binned_sums(jnp.array([0.5, 0.25, 2.0]), jnp.array([0, 0, 2]), 3))
     [0.75 0.   2.  ]

@@ -1,4 +1,4 @@
-"""The forms by name, and which one is the fastest."""
+"""The forms by name, and the choice of the fastest."""
 
 from collections.abc import Callable
 

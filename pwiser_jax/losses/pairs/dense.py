@@ -75,8 +75,8 @@ def blocked(
     """The pair sums of each other row, in O(N TILE) memory.
 
     Positives of weight 0 are packed to the end, and tiles that hold no others are
-    skipped: time is in proportion to the rows that take part. (Under `vmap` over
-    weights nothing is skipped.)
+    skipped: time is proportional to the number of unmasked rows. (Under `vmap` over
+        weights no tile is skipped.)
     """
     count = len(positives.weights)
     size = max(1, min(TILE, count))

@@ -1,4 +1,4 @@
-"""The options of a pair loss, and the two rules that all forms of summing share."""
+"""The options of a pair loss, and the rules that all forms of the sums share."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ SURROGATES: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What a pair costs, what a term is divided by, and how pairs are summed.
+    """The cost of a pair, the divisor of a term, and the algorithm of the sums.
 
     See `pwiser_loss` for the meaning of each.
 
     Raises:
-        ValueError: an unknown option, or two that do not go together.
+        ValueError: an unknown or incompatible option.
 
     >>> PairOptions(surrogate="hinge")
     PairOptions(surrogate='hinge', gate='margin', normalize='pairs', pairs='auto')
@@ -75,7 +75,7 @@ def active_pairs(difference: Array, margin: Array, options: PairOptions) -> Arra
 
 
 def excess(positive: Array, other: Array, margin: Array) -> Array:
-    """x = m - (s_positive - s_other), accurate even where little is left of it.
+    """x = m - (s_positive - s_other), accurate even where it nearly cancels.
 
     The difference of two floats is rounded. Where the margin cancels most of it, that
     rounding error dominates: Knuth's two-sum computes it exactly, and it is subtracted.

@@ -83,10 +83,10 @@ class Inspection:
         dataset: name of the dataset.
         labels: lowest rung first, in the order of the ladder.
         splits: rows and labels by split, those with rows.
-        fields: a row a field: field, kind, size (ids of its own; null: a number),
+        fields: one row per field: field, kind, size (ids of its own; null: a number),
             width (values of a list), shared.
-        shares: a row a field with ids and split: field, split, missing, unseen, rare
-            (over rows; for lists, unseen and rare are over values), values (mean
+        shares: one row per field with ids and split: field, split, missing, unseen,
+            rare (over rows; for lists, unseen and rare are over values), values (mean
             number of them in a row).
         batches: conversions in batches of train.
         drift: label rates along train.

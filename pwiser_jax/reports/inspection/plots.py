@@ -113,7 +113,7 @@ def sizes(fields: pl.DataFrame) -> Figure:
 
 @styled
 def shares(table: pl.DataFrame) -> Figure:
-    """Missing, unseen and rare of each field with ids, a panel a split."""
+    """Missing, unseen and rare of each field with ids, one panel per split."""
     names = table["split"].unique(maintain_order=True).to_list()
     fields = table["field"].unique(maintain_order=True).to_list()
     # Room between panels: the last tick of one must not touch the first of the next.
@@ -191,7 +191,7 @@ def conversions(inspection: Inspection) -> Figure:
 
 @styled
 def drift(inspection: Inspection) -> Figure:
-    """The rate of each label along train's file, a panel a label."""
+    """The rate of each label along train's file, one panel per label."""
     rates = inspection.drift.rates
     size = (WIDTH, 0.6 + 2.0 * len(rates))
     figure = Figure(figsize=size, layout="constrained")
@@ -217,7 +217,7 @@ def drift(inspection: Inspection) -> Figure:
 
 
 def colour(at: int) -> str:
-    """Grey for rows, then a colour a label, the lowest rung first."""
+    """Grey for rows, then one colour per label, lowest label first."""
     return GREY if at == 0 else PALETTE[(at - 1) % len(PALETTE)]
 
 

@@ -90,7 +90,7 @@ def _table(
 
 
 def _splits(inspection: Inspection) -> Table:
-    """A line a label and task, lowest rung first, and a column a split."""
+    """One line per label and task, lowest label first; one column per split."""
     tasks = measured(inspection.labels)
     names = ["rows", *inspection.labels, *(task.name.upper() for task in tasks)]
     columns = []
@@ -111,7 +111,7 @@ def _splits(inspection: Inspection) -> Table:
 
 
 def _fields(inspection: Inspection) -> Table:
-    """A line a field: its size, and the shares of its reserved ids by split."""
+    """One line per field: its size, and the shares of its reserved ids by split."""
     names = list(inspection.splits)
     fields = inspection.fields.filter(pl.col("size").is_not_null()).rows(named=True)
     widest = max((math.log(1 + row["size"]) for row in fields), default=1.0)
