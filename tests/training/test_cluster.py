@@ -232,6 +232,7 @@ def test_ctrl_c_stops_all_with_checkpoints_and_the_command_goes_on(
     assert driver.wait(WAIT) == 130
     printed = (tmp_path / "printed.txt").read_text()
     assert "stopped with checkpoints, " in printed.splitlines()[-1], printed
+    assert "4 of 4 runs done" not in printed
     code, printed = run(words, tmp_path)
     assert code == 0, printed
     assert_equal_without_ray(data, output, *LONG)
