@@ -135,6 +135,7 @@ class Scorer:
 
         `predicted` counts the rows and their unseen values.
         """
+        keep = list(dict.fromkeys(keep))
         names = [task.name for task in measured(self.schema.labels)]
         if clash := sorted(set(names) & set(keep)):
             raise UserError(f"--keep {clash[0]}: the output has a column of that name")

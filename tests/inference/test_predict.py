@@ -106,6 +106,9 @@ def test_columns_are_kept_and_unseen_values_are_counted(
     assert written.columns == ["note", "item", *TASKS]
     assert written["note"].to_list() == ["a", "b", "c"]
     output.unlink()
+    assert main(command(home, source, output, "--keep=item,note,item")) == 0
+    assert pl.read_csv(output).columns == ["item", "note", *TASKS]
+    output.unlink()
     assert main(command(home, source, output, "--keep=itme")) == 2
     assert "no column 'itme' to keep; did you mean 'item'?" in capsys.readouterr().err
     assert not output.exists()

@@ -140,6 +140,9 @@ def writing(output: Path) -> Iterator[None]:
         ) from error
 
 
+DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+
 def read_result(output: Path) -> TrainResult:
     """The result of a finished run.
 
@@ -149,7 +152,7 @@ def read_result(output: Path) -> TrainResult:
     path = output / RESULT
     try:
         return TrainResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except DAMAGE as error:
         raise UserError(
             f"{path} is damaged: remove it, and `train` writes it again from the last "
             "checkpoint"
@@ -166,7 +169,7 @@ def _bytes(path: Path) -> bytes:
 def _same_config(path: Path, tree: dict[str, Any]) -> None:
     try:
         old = _flatten(yaml.safe_load(_bytes(path)))
-    except (yaml.YAMLError, AttributeError) as error:
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: it is not a configuration in YAML"
         ) from error

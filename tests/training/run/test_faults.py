@@ -180,6 +180,14 @@ def config_of_text(run: Path) -> None:
     (run / "config.yaml").write_text("hello")
 
 
+def deep_config(run: Path) -> None:
+    (run / "config.yaml").write_text("[" * 10_000)
+
+
+def deep_result(run: Path) -> None:
+    (run / "result.json").write_text("[" * 100_000)
+
+
 def without_data(run: Path) -> None:
     shutil.rmtree(run / "data")
 
@@ -198,6 +206,8 @@ def file_for_folder(run: Path) -> None:
     [
         (damaged_config, r"config\.yaml is damaged"),
         (config_of_text, r"config\.yaml is damaged"),
+        (deep_config, r"config\.yaml is damaged"),
+        (deep_result, r"result\.json is damaged"),
         (without_data, r"data/manifest\.json cannot be read"),
         (cut_result, r"result\.json is damaged"),
         (file_for_folder, r"checkpoints.* cannot be used: "),
