@@ -25,6 +25,7 @@ Cell = tuple[tuple[str, Any], ...]
 
 def add_options(parser: Parser, argv: Sequence[str]) -> None:
     from pwiser_jax.config import add_options
+    from pwiser_jax.training.run.loggers import LOGGERS
 
     add_options(parser)
     parser.add_argument(
@@ -67,6 +68,12 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
         type=int | None,
         help="GPUs of each program on the cluster; default: 1 where it has some",
     )
+    parser.add_argument(
+        "--logger",
+        choices=list(LOGGERS),
+        default="tensorboard",
+        help="what gets the metrics besides metrics.jsonl; mlflow and wandb are extras",
+    )
 
 
 def run(options: Namespace, given: Namespace) -> int:
@@ -95,6 +102,10 @@ def run(options: Namespace, given: Namespace) -> int:
     }
     try:
         if options.cluster is not None:
+            if options.logger != "tensorboard":
+                raise UserError(
+                    f"--logger {options.logger} is not for --cluster: leave one out"
+                )
             from pwiser_jax.training.cluster import train_study
 
             train_study(
@@ -109,7 +120,7 @@ def run(options: Namespace, given: Namespace) -> int:
         else:
             prepare_host()
             with answered():
-                _train(runs, options.output, options.part_size)
+                _train(runs, options.output, options.part_size, options.logger)
     except Interrupted as stop:
         print(f"pwiser: {stop}", file=sys.stderr)
         return stop.exit_code
@@ -164,7 +175,9 @@ def folder_name(cell: Cell, seed: int) -> str:
     return ",".join(parts).replace("/", "_").replace(" ", "")
 
 
-def _train(runs: "dict[Path, Config]", output: Path, part_size: int | None) -> None:
+def _train(
+    runs: "dict[Path, Config]", output: Path, part_size: int | None, logger: str
+) -> None:
     """Trains the runs, those of one shape together."""
     from pwiser_jax.training.run.progress import ProgressBar
     from pwiser_jax.training.study import planned, train_part
@@ -173,7 +186,8 @@ def _train(runs: "dict[Path, Config]", output: Path, part_size: int | None) -> N
     failures: dict[Path, str] = {}
     for part in planned(runs, output, part_size):
         with ProgressBar() as bar:
-            failures |= train_part([runs[folder] for folder in part], part, bar)
+            configs = [runs[folder] for folder in part]
+            failures |= train_part(configs, part, bar, logger)
     if failures:
         raise RunsFailed(failures, len(runs))
 

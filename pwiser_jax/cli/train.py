@@ -19,9 +19,16 @@ COMPILES = True
 
 def add_options(parser: Parser, argv: Sequence[str]) -> None:
     from pwiser_jax.config import add_options
+    from pwiser_jax.training.run.loggers import LOGGERS
 
     add_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="the run's folder")
+    parser.add_argument(
+        "--logger",
+        choices=list(LOGGERS),
+        default="tensorboard",
+        help="what gets the metrics besides metrics.jsonl; mlflow and wandb are extras",
+    )
     parser.add_argument(
         "--profile",
         type=bool,
@@ -68,14 +75,14 @@ def run(options: Namespace, given: Namespace) -> int:
     joined = processes.joined(*explicit) if several else nullcontext()
     try:
         with answered(), joined:
-            _train(config, options.output, options.profile)
+            _train(config, options.output, options.profile, options.logger)
     except Interrupted as stop:
         print(f"pwiser: {stop}", file=sys.stderr)
         return stop.exit_code
     return 0
 
 
-def _train(config: "Config", output: Path, profile: bool) -> None:
+def _train(config: "Config", output: Path, profile: bool, logger: str) -> None:
     """Trains and prints the measures; of several processes, process 0 prints."""
     from pwiser_jax.inference.evaluate import evaluate_run, summary
     from pwiser_jax.training.devices import processes
@@ -85,9 +92,9 @@ def _train(config: "Config", output: Path, profile: bool) -> None:
 
     if processes.first():
         with ProgressBar() as bar:
-            result = train(config, output, bar, profile=profile)
+            result = train(config, output, bar, profile=profile, logger=logger)
     else:
-        result = train(config, output, Silent())
+        result = train(config, output, Silent(), logger=logger)
     split = CHOSEN[config.protocol]
     report = evaluate_run(output, split)
     if processes.first():

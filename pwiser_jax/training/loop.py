@@ -25,6 +25,7 @@ from pwiser_jax.training.run import protocol
 from pwiser_jax.training.run.checkpoint import BackgroundSaves
 from pwiser_jax.training.run.folder import CONFIG, check_run, opened
 from pwiser_jax.training.run.header import cautions, header
+from pwiser_jax.training.run.loggers import check_logger
 from pwiser_jax.training.run.progress import Reporter, Silent
 from pwiser_jax.training.run.record import TrainResult, result
 from pwiser_jax.training.run.stopwatch import Stopwatch
@@ -42,6 +43,7 @@ def train(
     *,
     stop_after: int | None = None,
     profile: bool = False,
+    logger: str = "tensorboard",
 ) -> TrainResult:
     """Trains a run, or resumes it, and returns its result.
 
@@ -51,6 +53,7 @@ def train(
         reporter: receives steps, epochs and lines to show; None: nothing is shown.
         stop_after: number of steps after which this call saves and stops.
         profile: writes a trace of a few steps into the run's folder `profile`.
+        logger: gets the metrics: "tensorboard", "mlflow" or "wandb".
     Returns:
         What result.json holds.
     Raises:
@@ -59,6 +62,7 @@ def train(
         Interrupted: stopped by a signal or `stop_after`, after saving.
     """
     reporter = reporter or Silent()
+    check_logger(logger)
     prepare_host()
     prepared = open_data(config)
     if config.data.batch_size % processes.count():
@@ -91,6 +95,7 @@ def train(
             steps,
             valid_rows,
             reporter,
+            logger,
         )
         trace = Trace(output / "profile" if profile and first else None)
         train_runs(runs, prepared.manifest, stop_after, trace)

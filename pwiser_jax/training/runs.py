@@ -78,6 +78,7 @@ class Runs:
         epoch_steps: steps of an epoch.
         valid: the rows that choose the epoch.
         reporter: receives steps, epochs and lines to show.
+        logger: gets their metrics, see `run.loggers`.
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class Runs:
         epoch_steps: int,
         valid: Rows,
         reporter: Reporter,
+        logger: str = "tensorboard",
     ) -> None:
         self.configs, self.outputs, self.objectives = configs, outputs, objectives
         self.programs, self.store, self.valid = programs, store, valid
         self.epoch_steps, self.reporter = epoch_steps, reporter
+        self.logger = logger
         self.config = configs[0]
         self.states: Any = None
         self.progress: list[Progress] = []
@@ -146,7 +149,7 @@ class Runs:
             self.records[run] = Record(
                 self.configs[run],
                 self.programs.schema,
-                MetricsWriter(self.outputs[run], progress.step),
+                MetricsWriter(self.outputs[run], progress.step, self.logger),
                 progress,
                 schedule,
                 watch if len(self.configs) == 1 else None,
@@ -154,7 +157,7 @@ class Runs:
 
     def close_records(self) -> None:
         for record in self.records.values():
-            record.metrics.close()
+            record.metrics.close(finished=bool(record.progress.stopped))
 
     def dispatch(
         self, batches: Any, count: int, signum: int | None

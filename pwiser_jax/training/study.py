@@ -105,7 +105,10 @@ def _is_whole(part: list[Path], runs: Mapping[Path, Config]) -> bool:
 
 
 def train_part(
-    configs: Sequence[Config], folders: Sequence[Path], reporter: Reporter
+    configs: Sequence[Config],
+    folders: Sequence[Path],
+    reporter: Reporter,
+    logger: str = "tensorboard",
 ) -> dict[Path, str]:
     """Trains the runs of a part, or resumes them.
 
@@ -115,10 +118,10 @@ def train_part(
         UserError, Interrupted: as `train_sweep`.
     """
     if configs[0].optimizer.shard_tables:
-        train(configs[0], folders[0], reporter)
+        train(configs[0], folders[0], reporter, logger=logger)
         return {}
     try:
-        train_sweep(configs, folders, reporter)
+        train_sweep(configs, folders, reporter, logger=logger)
     except RunsFailed as error:
         return error.failures
     return {}

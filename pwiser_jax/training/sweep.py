@@ -43,6 +43,7 @@ from pwiser_jax.training.run.folder import (
     opened,
     read_result,
 )
+from pwiser_jax.training.run.loggers import check_logger
 from pwiser_jax.training.run.progress import Reporter, Silent
 from pwiser_jax.training.run.record import TrainResult
 from pwiser_jax.training.run.store import FAILURE, SweepStore
@@ -140,6 +141,7 @@ def train_sweep(
     reporter: Reporter | None = None,
     *,
     stop_after: int | None = None,
+    logger: str = "tensorboard",
 ) -> list[TrainResult]:
     """Trains runs of one `sweep_key` together, or resumes them.
 
@@ -149,6 +151,7 @@ def train_sweep(
         reporter: receives steps (a step of all runs is one), epochs and lines; None:
             nothing is shown.
         stop_after: stops this call after so many steps, with a checkpoint.
+        logger: gets the metrics: "tensorboard", "mlflow" or "wandb".
     Returns:
         What result.json of each run holds.
     Raises:
@@ -160,6 +163,7 @@ def train_sweep(
         Interrupted: stopped by a signal or `stop_after`, after saving.
     """
     reporter = reporter or Silent()
+    check_logger(logger)
     prepare_host()
     outputs = [Path(os.path.normpath(output)) for output in outputs]
     if len({sweep_key(config) for config in configs}) != 1:
@@ -182,7 +186,7 @@ def train_sweep(
             # The sweep's own folder needs no lock: whoever holds its runs owns it.
             for output in sorted(outputs):
                 locks.enter_context(opened(output, by_folder[output], data))
-            _train(by_folder, prepared, reporter, stop_after)
+            _train(by_folder, prepared, reporter, stop_after, logger)
     failures = {
         folder: (folder / FAILURE).read_text().strip()
         for folder in outputs
@@ -198,6 +202,7 @@ def _train(
     prepared: Prepared,
     reporter: Reporter,
     stop_after: int | None,
+    logger: str,
 ) -> None:
     """Trains the runs that are not finished, by folder."""
     missing = [folder for folder in configs if not (folder / RESULT).exists()]
@@ -222,6 +227,7 @@ def _train(
         steps,
         valid_rows,
         reporter,
+        logger,
     )
     train_runs(runs, prepared.manifest, stop_after, Trace(None))
 

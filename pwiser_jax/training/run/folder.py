@@ -4,7 +4,7 @@ config.yaml             the resolved configuration
 data/                   manifest.json and vocabulary.parquet of the prepared data
 checkpoints/            see `checkpoint`
 metrics.jsonl           lines of training metrics, evaluations and timings
-tensorboard/            the same numbers as event files
+tensorboard/            the same numbers as event files, with the default logger
 profile/                the trace of `train --profile`
 result.json             written at the end: the best epoch and the AUCs that chose it
 evaluation_SPLIT.json   written by `evaluate`
