@@ -1,6 +1,7 @@
 """`export`: the file is loaded with jax alone and predicts as `predict` does."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,33 @@ def test_jax_alone_gets_the_numbers_of_predict(tmp_path: Path, space: str) -> No
     names = [column["name"] for column in about["inputs"]["categorical"]["columns"]]
     assert names == ["user", "item"]
     assert about["inputs"]["numerical"]["shape"] == ["rows", 1]
+
+
+def test_the_lines_of_the_docs_serve_a_run(tmp_path: Path) -> None:
+    """docs/serving.md, without this package and Flax, on raw rows."""
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    (lines,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    data = prepare(tmp_path, rows())
+    run = train(data, tmp_path / "RUN")
+    output = tmp_path / "scorer.bin"
+    assert main(["export", f"--run={run}", f"--output={output}"]) == 0
+    raw = rows(300, seed=1).with_columns(
+        pl.when(pl.int_range(300) % 7 > 0).then("price"),
+        pl.when(pl.int_range(300) % 5 > 0).then("user"),
+        item=pl.when(pl.int_range(300) % 3 > 0).then("item").otherwise(pl.lit("new")),
+    )
+    raw.write_csv(tmp_path / "raw.csv")
+    raw.write_parquet(tmp_path / "raw.parquet")
+    blocked = "import sys\nsys.modules['pwiser_jax'] = sys.modules['flax'] = None\n"
+    call = "out = score(polars.read_parquet('raw.parquet').to_dicts())\n"
+    save = "np.savez('out.npz', **out)\n"
+    subprocess.run(
+        [sys.executable, "-c", blocked + lines + call + save], check=True, cwd=tmp_path
+    )
+    expected = predict(run, tmp_path / "raw.csv")
+    with np.load(tmp_path / "out.npz") as found:
+        for name in ("ctr", "ctcvr", "cvr"):
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
 
 
 def test_the_document_is_enough_to_encode_rows(tmp_path: Path) -> None:

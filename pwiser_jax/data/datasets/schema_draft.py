@@ -24,6 +24,7 @@ ID = re.compile(r"(^|_)(id|uid|code|key|hash)$|Id$", re.IGNORECASE)
 SHORT_LIVED = ("session", "search", "query", "request")
 """Group columns that are not features: the next group has another id."""
 GROUPS = (*SHORT_LIVED, "user", "visitor", "member")
+SEPARATORS = ("|", ";")
 WEIGHT = re.compile(r"^(sample_|row_)?weight$", re.IGNORECASE)
 SPLIT = re.compile(r"^(split|part|fold|subset)$", re.IGNORECASE)
 
@@ -38,6 +39,7 @@ class _Column:
     binary: bool
     fractions: bool
     examples: str
+    separator: str = ""
 
 
 def write_schema(source: Path, output: Path) -> None:
@@ -71,16 +73,16 @@ def _described(rows: pl.DataFrame, name: str) -> _Column:
         return _Column(name, "list", 0, False, False, examples)
     kinds = canonical.kinds_of(rows.lazy(), {name: pl.col(name)}).kinds
     kind = kinds.get(name, "other")
-    numbers = values
+    numbers, separator = values, ""
     if canonical.is_text(values.dtype):
         text = values.cast(pl.String).str.strip_chars()
         filled = text.filter(text != "")
         numbers = filled.cast(pl.Float64, strict=False)
         if len(filled) and not numbers.null_count() and kind == "text":
             kind = "number"
-        several = filled.str.contains(r"^[^|]+\|[^|]").mean()
-        if kind == "text" and isinstance(several, float) and several > 0.2:
-            kind = "separated"
+        if kind == "text":
+            separator = _separator(filled)
+            kind = "separated" if separator else kind
     fractions = False
     if kind == "number" or numbers.dtype.is_decimal():
         kind, exact = "number", numbers.cast(pl.Float64, strict=False).fill_nan(None)
@@ -88,7 +90,17 @@ def _described(rows: pl.DataFrame, name: str) -> _Column:
     labels = {"0", "1", "0.0", "1.0", "true", "false"}
     texts = {str(v).strip().lower() for v in values.drop_nulls().unique()[:9]} - {""}
     distinct = values.n_unique()
-    return _Column(name, kind, distinct, texts == texts & labels, fractions, examples)
+    binary = texts == texts & labels
+    return _Column(name, kind, distinct, binary, fractions, examples, separator)
+
+
+def _separator(texts: pl.Series) -> str:
+    """What separates several values in a fifth of the texts or more, or ""."""
+    for mark in SEPARATORS:
+        several = texts.str.contains(rf"^[^{mark}]+[{mark}][^{mark}]").mean()
+        if isinstance(several, float) and several > 0.2:
+            return mark
+    return ""
 
 
 def _draft(name: str, rows: int, columns: list[_Column]) -> str:
@@ -142,7 +154,8 @@ def _draft(name: str, rows: int, columns: list[_Column]) -> str:
     if lists:
         lines.append("multi_valued:")
         for column in lists:
-            options = '{separator: "|"}' if column.kind == "separated" else "{}"
+            mark = column.separator
+            options = f'{{separator: "{mark}"}}' if mark else "{}"
             lines.append(f"  {_text(column.name)}: {options}")
     if len(labels) < 2:
         lines.append("# Lowest rung first; name the columns of 0 and 1:")

@@ -29,6 +29,7 @@ def log() -> pl.DataFrame:
             "price": rng.normal(size=ROWS).round(2),
             "views": rng.integers(100_000, size=ROWS),
             "tags": ["a|b" if k % 2 else "c" for k in range(ROWS)],
+            "looks": ["a; b" if k % 3 else "c" for k in range(ROWS)],
             "is_click": click,
             "purchased": click * (rng.random(ROWS) < 0.4),
             "day": [date(2022, 5, 1) + timedelta(k % 9) for k in range(ROWS)],
@@ -50,7 +51,7 @@ def test_a_draft_can_be_used_as_it_is(
     assert yaml.safe_load(text) == {
         "categorical": ["item id", "no"],
         "numerical": ["price", "views"],
-        "multi_valued": {"tags": {"separator": "|"}},
+        "multi_valued": {"tags": {"separator": "|"}, "looks": {"separator": ";"}},
         "labels": {"click": "is_click", "conversion": "purchased"},
         "group": "session_id",
         "time": "day",
