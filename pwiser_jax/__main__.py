@@ -22,6 +22,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:  # while modules are imported
+        print("pwiser: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

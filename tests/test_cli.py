@@ -321,6 +321,23 @@ def test_the_console_command_and_the_module_are_the_same() -> None:
     assert __version__ in out
 
 
+def test_an_interrupt_while_modules_are_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Importing:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "pwiser_jax.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "pwiser_jax.cli")
+    monkeypatch.delattr("pwiser_jax.cli")
+    monkeypatch.setattr(sys, "meta_path", [Importing(), *sys.meta_path])
+    from pwiser_jax.__main__ import main as command
+
+    assert command() == 130
+    assert capsys.readouterr().err == "pwiser: interrupted\n"
+
+
 def test_preparing_works_in_a_process_of_its_own(tmp_path: Path) -> None:
     """There the command sets up the interpreter as calls of `main` do not."""
     raw, options = tmp_path / "raw", ["--rows=12000", "--lines=300", "--test_rows=4000"]

@@ -1,6 +1,7 @@
 """Each example runs; those whose framework is absent are skipped."""
 
 import importlib.util
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +22,11 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_list_names_each_example_and_no_other():
+    listed = set(re.findall(r"`(\w+\.py)`", (EXAMPLES / "README.md").read_text()))
+    assert listed == {path.name for path in EXAMPLES.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", ["loss_flax_linen", "loss_flax_nnx"])
