@@ -110,6 +110,12 @@ class LossConfig:
         constraint: penalty between heads: none, or aitm (a later label must not be more
             probable than an earlier one).
         constraint_weight: weight of the constraint.
+        task_weights: weights of the tasks' losses L_t = pointwise + lambda * ranking.
+            equal: their mean. uncertainty: the sum of e^-s_t L_t + s_t / 2 with s_t
+            learned, without L2.
+        gradients: of shared parameters. sum: of all tasks. pcgrad: the same after each
+            task's gradient has lost its parts against those of other tasks. It takes
+            one backward pass a task.
         cvr_weight: of model.cvr_space escm2_ips and escm2_dr, whose loss is BCE(CTR) +
             cvr_weight * (loss of CVR on all rows) + ctcvr_weight * BCE(CTCVR).
         ctcvr_weight: see cvr_weight.
@@ -139,6 +145,8 @@ class LossConfig:
     pair_value: str | None = None
     constraint: str = "none"
     constraint_weight: float = 1.0
+    task_weights: Literal["equal", "uncertainty"] = "equal"
+    gradients: Literal["sum", "pcgrad"] = "sum"
     cvr_weight: float = 1.0
     ctcvr_weight: float = 1.0
     propensity_floor: float = 0.01

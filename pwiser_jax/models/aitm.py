@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from pwiser_jax.models.base import MultiTaskModel
@@ -45,6 +46,16 @@ class AITM(MultiTaskModel):
             received = info(outputs[-1], context)
             outputs.append(self._transfer(head, hidden, received, context))
         return jnp.stack(outputs)
+
+    def towers_reading(self, path, ndim):
+        # What a task knows is handed on to all later ones.
+        towers = super().towers_reading(path, ndim)
+        if path[0] == "bottoms":
+            count = len(self.heads)
+            return np.tri(count, dtype=bool).reshape(count, count, *(1,) * (ndim - 1))
+        if path[0].startswith(("info_", "transfer_")):
+            return np.logical_or.accumulate(towers)
+        return towers
 
     def _transfer(
         self, head: str, hidden: jax.Array, received: jax.Array, context: Context

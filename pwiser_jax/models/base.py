@@ -1,11 +1,12 @@
 """The base class of models: from a batch of inputs to logits by name."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from pwiser_jax.models.config import ModelConfig
@@ -27,12 +28,14 @@ class MultiTaskModel(nn.Module):
         schema: the fields and labels.
         axis_name: the mapped axis over whose devices a batch is split.
         blocks: what hidden layers are made of; a benchmark's subclass has others.
+        stacked: names of parameters with a first axis of towers.
     """
 
     config: ModelConfig
     schema: Schema
     axis_name: str | None = None
     blocks: ClassVar[type[Blocks]] = Blocks
+    stacked: ClassVar[tuple[str, ...]] = ("towers",)
 
     @nn.compact
     def __call__(
@@ -125,6 +128,45 @@ class MultiTaskModel(nn.Module):
         space = self.config.cvr_space
         names = tuple(task.name for task in heads(self.schema.labels, space))
         return (*names, IMPUTATION) if space == "escm2_dr" else names
+
+    def shared_by(self, params: Any, tasks: Sequence[Collection[str]]) -> Any:
+        """Which parameters two tasks or more depend on: bool, broadcast to each leaf.
+
+        Args:
+            params: the parameters, or a tree like them.
+            tasks: the towers that each task reads.
+        """
+        reads = np.array([[head in names for head in self.heads] for names in tasks])
+
+        def of_leaf(path: tuple[Any, ...], leaf: jax.Array) -> np.ndarray:
+            names = tuple(key.key for key in path)
+            towers = self.towers_reading(names, leaf.ndim)
+            readers = np.tensordot(reads.astype(int), towers.astype(int), 1) > 0
+            return readers.sum(axis=0) > 1
+
+        return jax.tree.map_with_path(of_leaf, params)
+
+    def towers_reading(self, path: tuple[str, ...], ndim: int) -> np.ndarray:
+        """Which towers depend on a parameter: bool[T, ...], ... broadcast to its shape.
+
+        By names: parameters in `stacked` are one for each tower, a name that ends in
+        _HEAD is that head's own, and all others are read by all. A model in which that
+        is not so has a method of its own.
+        """
+        count = len(self.heads)
+        own = np.eye(count, dtype=bool)
+        if path[0] in self.stacked:
+            return own.reshape(count, count, *(1,) * (ndim - 1))
+        if path[0] == "wide":
+            return own.reshape(count, *(1,) * (ndim - 1), count)
+        head = self.owner(path)
+        towers = np.ones(count, bool) if head is None else own[self.heads.index(head)]
+        return towers.reshape(count, *(1,) * ndim)
+
+    def owner(self, path: tuple[str, ...]) -> str | None:
+        """The head whose name ends one of a parameter's names, the longest one."""
+        ends = [h for h in self.heads if any(name.endswith(f"_{h}") for name in path)]
+        return max(ends, key=len, default=None)
 
     def _check(self, inputs, mask, rows) -> None:
         batch = inputs["categorical"].shape[0]

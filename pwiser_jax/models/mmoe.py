@@ -15,6 +15,8 @@ class MMoE(MultiTaskModel):
     Multi-gate Mixture-of-Experts, KDD 2018, equations 6 and 7.
     """
 
+    stacked = ("towers", "gates")
+
     def features(self, inputs, context):
         sizes = self.config
         z = self.embed("embedding", inputs, context)

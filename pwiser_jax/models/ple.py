@@ -51,6 +51,13 @@ class PLE(MultiTaskModel):
             tasks, shared = level(tasks, shared, context)
         return jnp.stack(list(tasks.values()))
 
+    def owner(self, path):
+        # Below the last level a shared gate mixes all experts.
+        last = f"level_{len(self.config.levels) - 1}"
+        if len(path) > 1 and path[1].startswith("experts_") and path[0] != last:
+            return None
+        return super().owner(path)
+
 
 class ExtractionLevel(nn.Module):
     """Computes a level's (g_k by task, g_s) from those of the level before.

@@ -10,6 +10,7 @@ from pwiser_jax.config import Config
 from pwiser_jax.data.batches.batches import sequential_batches
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.schema import Schema
+from pwiser_jax.training.balancing import model_parameters
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.devices.programs import (
     device_count,
@@ -54,9 +55,9 @@ def _logits(
     program: Any, config: Config, state: TrainState, rows: Rows
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """The logits of each batch of this process, and its number of valid rows."""
-    devices = device_count()
+    devices, params = device_count(), model_parameters(state.params)
     size = -(-config.data.eval_batch_size // processes.count())
     for batch in sequential_batches(rows, size, *processes.share(len(rows))):
         inputs = split_rows(batch.inputs, devices)
-        logits = program(state.params, state.batch_stats, inputs)
+        logits = program(params, state.batch_stats, inputs)
         yield jax.device_get(logits), int(np.sum(batch.mask))

@@ -14,7 +14,7 @@ changing one does not recompile.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ from pwiser_jax.tasks import (
     measured,
     trained,
 )
+from pwiser_jax.training.balancing import initial_task_weights, uncertainty_weighted
 
 __all__ = [
     "CONSTRAINTS",
@@ -111,6 +112,22 @@ class Weights(NamedTuple):
     escm2: Numbers | None = None
 
 
+class Terms(NamedTuple):
+    """The terms whose sum is the loss.
+
+    Attributes:
+        tasks: of each task, its weight included.
+        constraint: the rest; None if there is none.
+    """
+
+    tasks: dict[str, Array]
+    constraint: Array | None
+
+    def total(self) -> Array:
+        rest = jnp.zeros(()) if self.constraint is None else self.constraint
+        return sum(self.tasks.values(), jnp.zeros(())) + rest
+
+
 @dataclass(frozen=True)
 class Objective:
     """The static part of an objective.
@@ -130,6 +147,8 @@ class Objective:
         bank: earlier conversions that each ranked head keeps.
         segments: whether pairs are formed within groups.
         space: what the heads predict.
+        uncertainty: whether the weights of tasks are learned.
+        pcgrad: whether conflicting gradients of tasks are projected.
     """
 
     tasks: tuple[Task, ...]
@@ -146,6 +165,8 @@ class Objective:
     bank: int = 0
     segments: bool = False
     space: CvrSpace = "ctcvr"
+    uncertainty: bool = False
+    pcgrad: bool = False
 
     def __call__(
         self,
@@ -155,6 +176,7 @@ class Objective:
         *,
         banks: Banks | None = None,
         axis_name: str | None = None,
+        log_variances: Array | None = None,
     ) -> tuple[Array, tuple[Losses, Banks]]:
         """Computes the loss of a batch, its parts, and the banks for the next step.
 
@@ -164,11 +186,34 @@ class Objective:
             weights: the traced numbers.
             banks: scores of earlier conversions by head; see `empty_banks`.
             axis_name: mapped axis that the batch is sharded over, if any.
+            log_variances: f[tasks], s of `uncertainty_weighted`, if `uncertainty`.
 
         Returns:
-            The scalar loss; its parts by "LOSS/HEAD", before lambda, and "lambda/HEAD"
-            where lambda changes from step to step; the new banks.
+            The scalar loss; its parts by "LOSS/HEAD", before lambda, "lambda/HEAD"
+            where lambda changes from step to step, and "weight/HEAD" where weights are
+            learned; the new banks.
         """
+        terms, aux = self.terms_of(
+            logits,
+            batch,
+            weights,
+            banks=banks,
+            axis_name=axis_name,
+            log_variances=log_variances,
+        )
+        return terms.total(), aux
+
+    def terms_of(
+        self,
+        logits: dict[str, Array],
+        batch: Batch,
+        weights: Weights,
+        *,
+        banks: Banks | None = None,
+        axis_name: str | None = None,
+        log_variances: Array | None = None,
+    ) -> tuple[Terms, tuple[Losses, Banks]]:
+        """As the loss, by task. A ranked head without a pointwise loss is a task."""
         level = _level(batch.labels)
         banks = banks or {}
         tasks = {task.name: task for task in self.tasks}
@@ -207,9 +252,14 @@ class Objective:
             value = losses[f"{self.ranking}/{name}"] = self._ranking(head, z)
             rest = by_task.get(name, jnp.zeros(()))
             by_task[name] = rest + jnp.asarray(lambda_ * value)
-        total = sum(by_task.values(), jnp.zeros(()))
-        if weights.escm2 is None:
-            total = total / len(self.tasks)
+        if self.uncertainty:
+            assert log_variances is not None
+            for (name, loss), s in zip(by_task.items(), log_variances, strict=True):
+                by_task[name] = uncertainty_weighted(loss, s)
+                losses[f"weight/{name}"] = jnp.exp(-s)
+        elif weights.escm2 is None:
+            by_task = {name: loss / len(tasks) for name, loss in by_task.items()}
+        weighted = None
         constraint = CONSTRAINTS[self.constraint]
         if constraint is not None:
             joint = [logits[name] for name in self._joint]
@@ -221,8 +271,22 @@ class Objective:
             )
             losses[self.constraint] = penalty
             assert weights.constraint is not None
-            total += weights.constraint * penalty
-        return total, (losses, new_banks)
+            weighted = penalty * jnp.asarray(weights.constraint)
+        return Terms(by_task, weighted), (losses, new_banks)
+
+    def initial_parameters(self) -> dict[str, Any]:
+        """Parameters that are learned beside those of the model."""
+        return initial_task_weights(len(self.tasks)) if self.uncertainty else {}
+
+    def towers_of(self, task: str) -> set[str]:
+        """The towers that the term of a task depends on."""
+        names = [head.name for head in self.heads]
+        if self.space == "ctcvr" or task == names[0]:
+            return {task}
+        joint = self._joint[1:]
+        if task in joint:
+            return set(names[: len(self.rungs) - 1][: joint.index(task) + 2])
+        return {task, IMPUTATION} if self.space == "escm2_dr" else {task}
 
     def pair_counts(
         self,
@@ -459,6 +523,8 @@ def build(
         bce_rows=config.bce_rows,
         constraint=config.constraint,
         space=space,
+        uncertainty=config.task_weights == "uncertainty",
+        pcgrad=config.gradients == "pcgrad",
     )
     escm2 = {
         "cvr": config.cvr_weight,
@@ -488,6 +554,11 @@ def build(
         raise UserError(
             f"loss.normalize is balanced, and the head {min(pairs)!r} has no "
             "pointwise loss to be balanced with"
+        )
+    if config.task_weights == "uncertainty" and pairs:
+        raise UserError(
+            f"loss.task_weights is uncertainty, and the head {min(pairs)!r} has no "
+            "pointwise loss to be weighted with; leave it out of loss.lambdas"
         )
     one_logit = set(ranked) - {task.name for task in heads(labels, space)}
     if entry.two_logits and one_logit:
@@ -544,6 +615,11 @@ def _check_space(config: LossConfig, labels: tuple[str, ...], space: CvrSpace) -
         raise UserError(
             f"model.cvr_space {space} needs two labels, a click and a conversion; the "
             f"data have {len(labels)}: {', '.join(labels)}"
+        )
+    if config.task_weights == "uncertainty":
+        raise UserError(
+            f"model.cvr_space {space} has loss.cvr_weight and loss.ctcvr_weight; leave "
+            "loss.task_weights uncertainty out"
         )
     for option in ("pointwise", "conversion_weight", "bce_rows"):
         if option in changed:

@@ -9,6 +9,7 @@ import optax
 
 from pwiser_jax.config import EmbeddingOptimizer
 from pwiser_jax.models.layout import Layout
+from pwiser_jax.training.balancing import TASK_WEIGHTS
 from pwiser_jax.training.sparse_embedding import (
     Distinct,
     distinct,
@@ -56,8 +57,16 @@ class Rates(NamedTuple):
 
 
 def adam_directions(l2: Number) -> optax.GradientTransformation:
-    """Adam before the learning rate; L2 is added to the gradient, as in PyTorch."""
-    return optax.chain(optax.add_decayed_weights(l2), optax.scale_by_adam())
+    """Adam before the learning rate; L2 is added to the gradient, as in PyTorch.
+
+    Learned weights of tasks have no L2.
+    """
+
+    def decayed(grads: Any, params: Any) -> Any:
+        free = {name: grads[name] for name in grads if name == TASK_WEIGHTS}
+        return jax.tree.map(lambda g, p: g + l2 * p, grads, params) | free
+
+    return optax.chain(optax.stateless(decayed), optax.scale_by_adam())
 
 
 class TableState(NamedTuple):

@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as plain functions of arrays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.layout import layout
 from pwiser_jax.schema import Schema
 from pwiser_jax.training import observe
+from pwiser_jax.training.balancing import TASK_WEIGHTS, model_parameters, pcgrad
 from pwiser_jax.training.objective import (
     Banks,
     Losses,
     Objective,
+    Terms,
     Weights,
     ramped,
 )
@@ -162,6 +165,7 @@ def initial_state(spec: StepSpec, seed: jax.Array | int) -> TrainState:
     inputs = example_inputs(spec.schema)
     variables = spec.module().init(jax.random.key(seed), inputs, train=False)
     params: Any = variables["params"]
+    params = params | spec.objective.initial_parameters()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -208,7 +212,7 @@ def train_step(
         state.params, batch.inputs, batch.mask, axis_name
     )
 
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+    def terms_of(params: Any) -> tuple[Terms, Any]:
         logits, changed = module.apply(
             {"params": params, "batch_stats": state.batch_stats},
             inputs,
@@ -218,17 +222,33 @@ def train_step(
             rngs={"dropout": dropout},
             mutable=["batch_stats", "intermediates"],
         )
-        loss, (parts, banks) = spec.objective(
-            logits, batch, weights, banks=state.banks, axis_name=axis_name
+        terms, (parts, banks) = spec.objective.terms_of(
+            logits,
+            batch,
+            weights,
+            banks=state.banks,
+            axis_name=axis_name,
+            log_variances=params.get(TASK_WEIGHTS, {}).get("log_variances"),
         )
-        return loss, (parts, banks, logits, changed)
+        return terms, (parts, banks, logits, changed)
 
-    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    parts, banks, logits, changed = aux
-    if axis_name is not None:
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        terms, aux = terms_of(params)
+        return terms.total(), aux
+
+    def over_devices(grads: Any) -> Any:
         # Losses are global values: the mean over devices of their gradients is the
         # gradient of the whole batch (see losses).
-        grads = jax.lax.pmean(grads, axis_name)
+        return grads if axis_name is None else jax.lax.pmean(grads, axis_name)
+
+    if spec.objective.pcgrad:
+        terms, pull, aux = jax.vjp(terms_of, params, has_aux=True)
+        loss, key = terms.total(), jax.random.fold_in(dropout, 1)
+        grads = _projected(spec, terms, lambda c: over_devices(pull(c)[0]), key)
+    else:
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        grads = over_devices(grads)
+    parts, banks, logits, changed = aux
     rates = Rates(
         hyper.learning_rate,
         hyper.l2,
@@ -261,6 +281,34 @@ def train_step(
 
     due = new_state.step % hyper.log_every == 0
     return new_state, {"loss": loss, **parts}, observe.when(due, diagnostics)
+
+
+def _projected(
+    spec: StepSpec, terms: Terms, pull: Callable[[Terms], Any], key: jax.Array
+) -> Any:
+    """The gradient of the loss after PCGrad of the tasks' terms.
+
+    Args:
+        spec: of the step.
+        terms: the terms of the loss.
+        pull: the gradient of a combination of the terms, over all devices.
+        key: of the order of tasks.
+    """
+    nothing = jax.tree.map(jnp.zeros_like, terms)
+
+    def gradient(task: str) -> Any:
+        one = nothing.tasks | {task: jnp.ones(())}
+        return pull(nothing._replace(tasks=one))
+
+    gradients = [gradient(task) for task in terms.tasks]
+    towers = [spec.objective.towers_of(task) for task in terms.tasks]
+    shared = spec.module().shared_by(model_parameters(gradients[0]), towers)
+    learned = jax.tree.map(lambda _: False, spec.objective.initial_parameters())
+    grads = pcgrad(gradients, shared | learned, key)
+    if terms.constraint is None:
+        return grads
+    rest = pull(nothing._replace(constraint=jnp.ones(())))
+    return jax.tree.map(jnp.add, grads, rest)
 
 
 def eval_step(

@@ -49,6 +49,11 @@ def check_warm_start(config: Config) -> None:
             raise UserError(
                 f"warm_start: {run} has model.{name} {theirs[name]}, not {ours[name]}"
             )
+    if config.loss.task_weights != before.loss.task_weights:
+        raise UserError(
+            f"warm_start: {run} has loss.task_weights {before.loss.task_weights}, not "
+            f"{config.loss.task_weights}"
+        )
     if config.optimizer.embedding != before.optimizer.embedding:
         raise UserError(
             f"warm_start: {run} has optimizer.embedding {before.optimizer.embedding}, "
