@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -43,7 +44,7 @@ def prepare_shift(output: Path, rows: int, seed: int = 0) -> None:
     Exposures, users and items do not change; clicks fall from 20% to 12% of
     exposures, conversions rise from 10% to 20% of clicks.
     """
-    options = {
+    options: dict[str, Any] = {
         "seed": seed,
         "users": max(rows // 60, 50),
         "items": max(rows // 200, 50),

@@ -8,7 +8,7 @@ Interactions dominate, which a linear model on the same columns cannot express.
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -38,6 +38,16 @@ LADDERS = {
 }
 
 
+class Disturbances(NamedTuple):
+    """What stands between intent and log; see `prepare_synthetic`. 0: nothing."""
+
+    accidents: float = 0.0
+    bots: float = 0.0
+    position_bias: float = 0.0
+    delayed: float = 0.0
+    conversion_noise: float = 0.0
+
+
 class Funnel(NamedTuple):
     """Logits before calibration, float64[N] each."""
 
@@ -55,12 +65,14 @@ def funnel(
     users: int = 4_000,
     items: int = 1_000,
     labels: int = 2,
+    disturbances: Disturbances = Disturbances(),  # noqa: B008  # immutable
 ) -> pl.DataFrame:
     """The rows of the funnel, in time order; arguments as in `prepare_synthetic`.
 
     `true_ctr` is the probability of a genuine click and `true_cvr` of a conversion
     given a click (with more labels: true_cart_given_click and so on); labels are drawn
     from these probabilities. `noise_click` is 1 where the click is not genuine.
+    Disturbances change labels, never these probabilities.
 
     Between click and the last label, the logit of a label changes gradually from that
     of a click to that of a conversion.
@@ -68,6 +80,7 @@ def funnel(
     if seed < 0:
         raise UserError(f"--seed is {seed}; expected 0 or more")
     _check(rows, users, items, labels, click_rate, conversion_rate, click_noise)
+    _check_disturbances(disturbances)
     rng = np.random.default_rng(seed)
     columns, logits = _exposures(rng, rows, users, items)
     ctr = _calibrated(logits.click, click_rate, np.ones(rows), CLICK_SPREAD)
@@ -82,7 +95,25 @@ def funnel(
         reached[label] = reached[before] & (rng.random(rows) < rung)
         joint = joint * rung
         truth[true_name(label, before, labels)] = rung
+    # A generator of its own, so that the rest of the log is the same with them.
+    more = np.random.default_rng([seed, 1])
+    last = LADDERS[labels][-1]
+    if disturbances.position_bias:
+        chance = (1.0 + columns["position"]) ** -disturbances.position_bias
+        seen = more.random(rows) < chance
+        reached = {label: reached[label] & seen for label in reached}
+    if disturbances.delayed:
+        late = _late(more, columns["second"], reached[last], disturbances.delayed)
+        reached[last] = reached[last] & ~late
     noise = _noise(rng, columns["session_id"], reached[click], click_noise)
+    noise |= _bots(more, columns["user_id"], users, disturbances.bots)
+    noise |= _some(
+        more, reached[click] & ~noise, ~reached[click] & ~noise, disturbances.accidents
+    )
+    genuine = reached[last] & ~noise
+    idle = reached[click] & ~noise & ~genuine
+    bought = _some(more, genuine, idle, disturbances.conversion_noise)
+    reached = {label: reached[label] | bought for label in reached}
     return pl.DataFrame(
         {
             **columns,
@@ -126,6 +157,58 @@ def _check(
         raise UserError(
             f"--click-noise is {click_noise}; expected 0 or more, and less than 1"
         )
+
+
+def _check_disturbances(disturbances: Disturbances) -> None:
+    for name, value in disturbances._asdict().items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "position_bias":
+            if not 0 <= value <= 10:
+                raise UserError(f"{option} is {value}; expected 0 to 10")
+        elif not 0 <= value < 1:
+            raise UserError(f"{option} is {value}; expected 0 or more, and less than 1")
+
+
+def _some(
+    rng: np.random.Generator, of: np.ndarray, among: np.ndarray, share: float
+) -> np.ndarray:
+    """bool[N]: rows `among`, as many as make the share of `of` and themselves."""
+    rows = np.zeros(len(of), bool)
+    if share:
+        wanted = min(round(share / (1 - share) * of.sum()), int(among.sum()))
+        rows[rng.choice(np.flatnonzero(among), wanted, replace=False)] = True
+    return rows
+
+
+def _bots(
+    rng: np.random.Generator, user: np.ndarray, users: int, share: float
+) -> np.ndarray:
+    """bool[N]: all rows of a share of the users."""
+    bots = rng.permutation(users)[: round(share * users)]
+    return np.isin(user, bots)
+
+
+def _late(
+    rng: np.random.Generator, second: np.ndarray, bought: np.ndarray, share: float
+) -> np.ndarray:
+    """bool[N]: conversions whose exponential delay ends after the log.
+
+    The mean delay is such that the share of conversions is expected to be late.
+    """
+    from scipy.optimize import brentq
+
+    left = (second[-1] - second).astype(float)
+    if not bought.any():
+        return bought
+
+    def excess(log_mean: float) -> float:
+        return float(np.exp(-left[bought] / np.exp(log_mean)).mean()) - share
+
+    if excess(-20) >= 0:  # fewer conversions than the share stands for
+        return bought & (left == 0)
+    log_mean: Any = brentq(excess, -20, 40)
+    mean = np.exp(log_mean)
+    return bought & (rng.exponential(mean, len(left)) > left)
 
 
 def _exposures(

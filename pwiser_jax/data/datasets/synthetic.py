@@ -3,7 +3,9 @@
 from itertools import pairwise
 from pathlib import Path
 
-from pwiser_jax.data.datasets.funnel import LADDERS, funnel, true_name
+import polars as pl
+
+from pwiser_jax.data.datasets.funnel import LADDERS, Disturbances, funnel, true_name
 from pwiser_jax.data.prepared.folder import check_output, write
 from pwiser_jax.data.prepared.manifest import Manifest
 from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
@@ -32,7 +34,7 @@ NUMERICAL = (
 )
 
 
-def _spec(labels: int) -> FlatSpec:
+def _spec(labels: int, *more: str) -> FlatSpec:
     names = LADDERS[labels]
     above = (true_name(label, before, labels) for before, label in pairwise(names))
     return FlatSpec(
@@ -41,7 +43,7 @@ def _spec(labels: int) -> FlatSpec:
         labels={name: name for name in names},
         group="session_id",
         time="second",
-        extra=("true_ctr", *above, "noise_click"),
+        extra=("true_ctr", *above, "noise_click", *more),
         min_count=2,
     )
 
@@ -57,6 +59,12 @@ def prepare_synthetic(
     users: int = 4_000,
     items: int = 1_000,
     labels: int = 2,
+    accidents: float = 0.0,
+    bots: float = 0.0,
+    position_bias: float = 0.0,
+    delayed: float = 0.0,
+    conversion_noise: float = 0.0,
+    order_values: bool = False,
     valid: float = 0.1,
     test: float = 0.1,
     extend: Path | None = None,
@@ -76,6 +84,18 @@ def prepare_synthetic(
         items: number of items.
         labels: 2: click, conversion; 3: click, cart, order; 4: click, favourite, cart,
             order; 5: a review beyond the order.
+        accidents: share of the clicks of users other than bots that are accidents, on
+            any row; they never convert.
+        bots: share of the users that are bots, which click everything and buy nothing.
+        position_bias: exponent b. A row is looked at with probability (1 + position)^-b
+            and else neither clicked nor bought; the true probabilities are those of a
+            row that is looked at.
+        delayed: share of the conversions that come after the end of the log and are
+            labelled 0, the more the later the click.
+        conversion_noise: share of the conversions that are not genuine: other clicked
+            rows.
+        order_values: adds the column order_value, the item's price, for
+            loss.pair_value and revenue.
         valid: share of the sessions held out for validation.
         test: share of the sessions held out for testing.
         extend: a run's folder: rows get the ids and the scales of its data, and values
@@ -95,6 +115,12 @@ def prepare_synthetic(
         "valid": valid,
         "test": test,
     }
+    disturbances = Disturbances(
+        accidents, bots, position_bias, delayed, conversion_noise
+    )
+    # Options of their own defaults are left out: manifests stay as they were.
+    options |= {name: x for name, x in disturbances._asdict().items() if x}
+    options |= {"order_values": True} if order_values else {}
     frame = funnel(
         rows,
         seed=seed,
@@ -104,8 +130,11 @@ def prepare_synthetic(
         users=users,
         items=items,
         labels=labels,
+        disturbances=disturbances,
     )
+    more = ("order_value",) if order_values else ()
+    frame = frame.with_columns(pl.col("price").alias(name) for name in more)
     fractions = {"valid": valid, "test": test}
     splits = split_by_group(frame.lazy(), "session_id", fractions=fractions, seed=seed)
-    flat = FlatTable("synthetic", _spec(labels), splits, options=options)
+    flat = FlatTable("synthetic", _spec(labels, *more), splits, options=options)
     return write(flat, output, overwrite=overwrite, extend=extend)

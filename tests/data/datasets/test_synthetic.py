@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from scipy.stats import chi2, rankdata
 
-from pwiser_jax.data.datasets.funnel import LADDERS, funnel
+from pwiser_jax.data.datasets.funnel import LADDERS, Disturbances, funnel
 from pwiser_jax.data.datasets.synthetic import CATEGORICAL, NUMERICAL, prepare_synthetic
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
@@ -202,3 +202,83 @@ def test_more_labels_make_a_ladder(labels: int):
         assert abs(reached[label].sum() - truth.sum()) < 4 * spread
     rate = genuine[names[-1]].sum() / genuine["click"].sum()
     assert rate == pytest.approx(0.2, rel=0.1)
+
+
+def disturbed(**options: float) -> pl.DataFrame:
+    return funnel(ROWS, seed=5, disturbances=Disturbances(**options))
+
+
+FEATURES = ("session_id", "user_id", "item_id", "price", "true_ctr", "true_cvr")
+
+
+@pytest.mark.parametrize("name", Disturbances._fields)
+def test_disturbances_change_labels_alone(name: str):
+    clean, log = disturbed(), disturbed(**{name: 0.3})
+    assert log.select(FEATURES).equals(clean.select(FEATURES))
+    assert not log.equals(clean)
+    assert (log["conversion"] <= log["click"]).all()
+    with pytest.raises(UserError, match=name.replace("_", "-")):
+        disturbed(**{name: -0.1})
+
+
+def test_accidents_are_their_share_of_the_clicks():
+    log, quiet = disturbed(accidents=0.5), disturbed().filter(click=0)
+    assert log["noise_click"].sum() / log["click"].sum() == pytest.approx(0.5, abs=1e-3)
+    assert log.filter(noise_click=1)["conversion"].sum() == 0
+    # On any row without a click: as likely one as others.
+    accident = log.filter(noise_click=1)["true_ctr"].mean()
+    assert accident == pytest.approx(quiet["true_ctr"].mean(), rel=0.05)
+
+
+def test_bots_click_everything_and_buy_nothing():
+    clean, log = disturbed(), disturbed(bots=0.1)
+    bots = log.filter(noise_click=1)["user_id"].unique()
+    rows = log.filter(pl.col("user_id").is_in(bots.implode()))
+    assert rows["click"].mean() == 1
+    assert rows["conversion"].sum() == 0
+    assert len(bots) == pytest.approx(0.1 * log["user_id"].n_unique(), rel=0.2)
+    others = ~pl.col("user_id").is_in(bots.implode())
+    assert log.filter(others).equals(clean.filter(others))
+
+
+def test_a_row_is_looked_at_by_its_position():
+    clean, log = disturbed(), disturbed(position_bias=1.0)
+    for position in (0, 1, 3):
+        at = pl.col("position") == position
+        kept = log.filter(at)["click"].sum() / clean.filter(at)["click"].sum()
+        assert kept == pytest.approx(1 / (1 + position), abs=0.06)
+
+
+def test_late_conversions_are_their_share_and_of_the_last_days():
+    clean, log = disturbed(), disturbed(delayed=0.3)
+    lost = clean.with_columns(
+        pl.Series("lost", clean["conversion"] - log["conversion"])
+    ).filter(conversion=1)
+    assert lost["lost"].min() == 0
+    assert lost["lost"].mean() == pytest.approx(0.3, abs=0.05)
+    half = lost["second"].median()
+    early, late = (
+        lost.filter(x)["lost"].mean()
+        for x in (pl.col("second") < half, pl.col("second") >= half)
+    )
+    assert late > 2 * early
+    assert log["click"].equals(clean["click"])
+
+
+def test_noise_of_conversions_is_its_share():
+    clean, log = disturbed(), disturbed(conversion_noise=0.4)
+    share = 1 - clean["conversion"].sum() / log["conversion"].sum()
+    assert share == pytest.approx(0.4, abs=1e-2)
+    assert (log["conversion"] >= clean["conversion"]).all()
+    assert log["click"].equals(clean["click"])
+
+
+def test_order_values_are_an_extra_column(tmp_path: Path):
+    manifest = prepare_synthetic(
+        tmp_path / "a", rows=20_000, order_values=True, delayed=0.2
+    )
+    assert manifest.schema.extra[-1] == "order_value"
+    assert manifest.options["order_values"]
+    assert manifest.options["delayed"] == 0.2
+    assert "accidents" not in manifest.options
+    assert Prepared(tmp_path / "a").load("test").extra["order_value"].min() > 0
