@@ -30,7 +30,12 @@ from pwiser_jax.metrics.expected import (
     true_calibration_error,
 )
 from pwiser_jax.metrics.harmony import Discordance, discordance, order_agreement
-from pwiser_jax.metrics.sessions import session_ndcg, session_revenue
+from pwiser_jax.metrics.sessions import (
+    gauc_interval,
+    session_auc,
+    session_ndcg,
+    session_revenue,
+)
 from pwiser_jax.metrics.significance import (
     Interval,
     holm,
@@ -55,6 +60,7 @@ __all__ = [
     "expected_auc",
     "expected_calibration_error",
     "expected_log_loss",
+    "gauc_interval",
     "group_codes",
     "grouped_auc",
     "holm",
@@ -69,6 +75,7 @@ __all__ = [
     "refit",
     "reliability",
     "seeds_needed",
+    "session_auc",
     "session_ndcg",
     "session_revenue",
     "true_calibration_error",

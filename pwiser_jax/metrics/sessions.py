@@ -1,4 +1,4 @@
-"""Measures of each session's ranking: NDCG and revenue at k.
+"""Measures of each session's ranking: AUC, NDCG and revenue at k.
 
 Each function returns one number per session, for `mean_interval` or, for two models,
 `paired_interval`. For equal scores the result is the mean over all orders of the tied
@@ -7,8 +7,10 @@ rows.
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from pwiser_jax.metrics.checks import group_codes
+from pwiser_jax.metrics.significance import UNDEFINED, Interval
 
 Floats = NDArray[np.float64]
 
@@ -60,6 +62,66 @@ def session_revenue(
     """
     values, scores, codes = _checked(values, scores, groups, k)
     return _sums_by_place(values, scores, codes, lambda places: (places < k) * 1.0)
+
+
+def session_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Floats:
+    """AUC of each session; weighted by rows, their mean is `grouped_auc`.
+
+    Args:
+        labels: 0 or 1, [rows].
+        scores, groups: as in `session_ndcg`.
+
+    Returns:
+        f64[sessions], sessions in sorted order; NaN for a session without both labels.
+
+    Raises:
+        ValueError: as `session_ndcg`, or a label is not 0 or 1.
+    """
+    positive, scores, codes = _checked(labels, scores, groups, None)
+    if ((positive != 0) & (positive != 1)).any():
+        raise ValueError("labels must be 0 or 1")
+    ones, zeros = np.bincount(codes, positive), np.bincount(codes, 1 - positive)
+    # The lowest score has rank 1.
+    ranks = _sums_by_place(positive, -scores, codes, lambda places: places + 1.0)
+    pairs, wins = ones * zeros, ranks - ones * (ones + 1) / 2
+    return np.divide(wins, pairs, out=np.full_like(wins, np.nan), where=pairs > 0)
+
+
+def gauc_interval(
+    labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, level: float = 0.95
+) -> Interval:
+    """GAUC with an interval over sessions.
+
+        G = Σ n_s AUC_s / Σ n_s,   se² = S / (S - 1) Σ n_s² (AUC_s - G)² / (Σ n_s)²
+
+    of the S sessions with both labels, n_s their rows: a ratio of means, linearised,
+    with Student's t of S - 1 degrees of freedom.
+
+    Args:
+        labels, scores, groups: as in `session_auc`.
+        level: coverage of the interval, between 0 and 1.
+
+    Returns:
+        One session has a value and no interval (NaN); none has neither.
+
+    Raises:
+        ValueError: as `session_auc`.
+    """
+    each = session_auc(labels, scores, groups)
+    rows = np.bincount(np.unique(np.asarray(groups), return_inverse=True)[1])
+    defined = ~np.isnan(each)
+    each, rows = each[defined], rows[defined]
+    sessions = len(each)
+    if not sessions:
+        return UNDEFINED
+    share = rows / rows.sum()
+    value = float(share @ each)
+    if sessions == 1:
+        return Interval(value, np.nan, np.nan, np.nan)
+    variance = sessions / (sessions - 1) * np.sum((share * (each - value)) ** 2)
+    error = float(np.sqrt(variance))
+    half = error * float(stats.t.ppf((1 + level) / 2, sessions - 1))
+    return Interval(value, value - half, value + half, error)
 
 
 def _sums_by_place(gains: Floats, scores: Floats, codes: NDArray, discount) -> Floats:

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from pwiser_jax.metrics import mean_interval, session_ndcg, session_revenue
+from pwiser_jax.metrics import (
+    auc,
+    gauc_interval,
+    grouped_auc,
+    mean_interval,
+    session_auc,
+    session_ndcg,
+    session_revenue,
+)
 
 ROW = st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 2))
 ROWS = st.lists(ROW, min_size=1, max_size=7)
@@ -77,3 +85,41 @@ def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match="one length"):
         session_ndcg([1], [1, 2], [0])
     assert len(session_ndcg([], [], [])) == 0
+
+
+def test_auc_of_each_session_and_gauc():
+    rng = np.random.default_rng(4)
+    groups, scores = rng.integers(0, 40, 300), rng.integers(0, 5, 300) / 4
+    labels = rng.random(300) < 0.2 + 0.3 * scores
+    each = session_auc(labels, scores, groups)
+    rows = [groups == group for group in np.unique(groups)]
+    expected = [auc(labels[at], scores[at]) for at in rows]
+    assert np.isnan(each).any()
+    np.testing.assert_allclose(each, expected)
+    interval = gauc_interval(labels, scores, groups)
+    assert interval.value == pytest.approx(grouped_auc(labels, scores, groups).value)
+    assert np.isnan(gauc_interval([1, 1], [0.5, 0.2], [0, 0]).value)
+    one = gauc_interval([1, 0], [0.5, 0.2], [0, 0])
+    assert (one.value, np.isnan(one.low)) == (1.0, True)
+
+
+def test_gauc_interval_of_equal_sessions_is_that_of_the_mean():
+    rng = np.random.default_rng(5)
+    groups, scores = np.repeat(np.arange(50), 6), rng.normal(size=300)
+    labels = np.tile([0, 0, 1, 0, 1, 0], 50)
+    expected = mean_interval(session_auc(labels, scores, groups))
+    got = gauc_interval(labels, scores, groups)
+    for name in ("value", "low", "high", "standard_error"):
+        assert getattr(got, name) == pytest.approx(getattr(expected, name))
+
+
+def test_gauc_interval_covers():
+    """95% intervals of sessions of unequal sizes hold the truth about as often."""
+    rng, hits = np.random.default_rng(6), 0
+    for _ in range(300):
+        sizes = rng.integers(3, 12, 60)
+        groups = np.repeat(np.arange(60), sizes)
+        labels = rng.random(len(groups)) < 0.4
+        interval = gauc_interval(labels, rng.normal(size=len(groups)), groups)
+        hits += interval.low <= 0.5 <= interval.high
+    assert 0.91 <= hits / 300 <= 0.98
