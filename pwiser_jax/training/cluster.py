@@ -380,7 +380,8 @@ def _gather(
             for answer in ready:
                 number = pending.pop(answer)
                 failures |= _result(ray, answer, parts[number])
-            line.show(pending.values(), progress, len(failures))
+            if not stopping:  # a part that stops is not done
+                line.show(pending.values(), progress, len(failures))
             if signals.received and not stopping:
                 stopping = True
                 for answer, number in pending.items():
