@@ -6,7 +6,7 @@ These mean the same everywhere:
 - where, bool[B]: mask of valid rows; all by default. Masked rows, and rows
   of weight 0, may hold anything, NaN included: they change neither value nor gradient.
 - weights, f[B]: weights of the rows, 1 by default, at least 0; no gradient flows
-through them. A pair's weight is the product of its rows' weights.
+  through them. A pair's weight is the product of its rows' weights.
 - segments, int[B]: pairs are formed only between rows of equal segments; numerators
   and denominators are sums over the segments.
 - axis_name: the name of a mapped axis (or several), under `jax.pmap` or
