@@ -80,10 +80,9 @@ class Mlflow:
     """
 
     def __init__(self, run: Path, start: int) -> None:
-        from mlflow.entities import Metric, Param
-        from mlflow.tracking import MlflowClient
-
-        self._metric, self._client = Metric, MlflowClient()
+        entities: Any = import_module("mlflow.entities")
+        self._metric = entities.Metric
+        self._client: Any = import_module("mlflow.tracking").MlflowClient()
         path = run / "mlflow.txt"
         if path.exists():
             self._id = path.read_text().strip()
@@ -91,7 +90,9 @@ class Mlflow:
             return
         created = self._client.create_run(self._experiment(), run_name=run.name)
         self._id = created.info.run_id
-        params = [Param(name, str(value)) for name, value in options(run).items()]
+        params = [
+            entities.Param(name, str(value)) for name, value in options(run).items()
+        ]
         self._client.log_batch(self._id, params=params)
         path.write_text(self._id + "\n")
 
@@ -120,8 +121,7 @@ class WandB:
     """
 
     def __init__(self, run: Path, start: int) -> None:
-        import wandb
-
+        wandb: Any = import_module("wandb")
         path = run / "wandb.txt"
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
