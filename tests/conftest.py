@@ -4,6 +4,7 @@ Programs are compiled without optimisation: tests spend their time compiling. Wi
 JAX_PLATFORMS set, tests of losses and models run on another device.
 """
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
@@ -13,6 +14,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
 
+from collections.abc import Iterator
 from pathlib import Path
 
 # Programs are compiled once for all workers, processes and runs of the tests.
@@ -37,7 +39,21 @@ settings.register_profile(
 settings.register_profile("explore", max_examples=500, **EXAMPLES)
 settings.load_profile("tests")
 
+# Each compiled program takes memory maps. Linux gives a process 65,530; after them the
+# compiler crashes.
+MOST_MAPS = 20_000
+MAPS = Path("/proc/self/maps")
+
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_freed() -> Iterator[None]:
+    """After a file of tests, if the process holds many compiled programs."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
