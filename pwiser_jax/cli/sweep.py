@@ -193,17 +193,24 @@ def _train(
 
 
 def _aucs(run: Path, split: str) -> dict[str, float | None]:
-    """AUC by task's title; measured if it was not yet."""
+    """AUC by task's title; measured if it was not yet, or where its file is damaged."""
     from pwiser_jax.data.prepared.folder import Prepared
     from pwiser_jax.inference.evaluate import evaluate_run
     from pwiser_jax.tasks import measured, title
 
     path = run / f"evaluation_{split}.json"
-    if not path.exists():
-        evaluate_run(run, split)
-    tree = json.loads(path.read_text(encoding="utf-8"))
     labels = Prepared(run / "data").schema.labels
-    return {title(t, labels): tree[t.name]["auc"]["value"] for t in measured(labels)}
+
+    def read() -> dict[str, float | None]:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        values = {t: tree[t.name]["auc"]["value"] for t in measured(labels)}
+        return {title(task, labels): value for task, value in values.items()}
+
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, TypeError):
+        evaluate_run(run, split)
+        return read()
 
 
 def comparison(aucs: dict[Cell, list[dict[str, float | None]]]) -> str:

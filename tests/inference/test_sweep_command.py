@@ -33,7 +33,10 @@ def test_runs_are_made_and_compared(
     assert lines[0].split()[:4] == ["loss.lambdas", "CTR", "CTCVR", "CVR"]
     assert lines[1].split()[0] == "0"
     assert re.search(r"^0\.3 .*[+-]0\.\d{4} \[[+-]\d\.\d{4}, ", lines[2])
-    # The same command again trains nothing and prints the same.
+    # The same command again trains nothing and prints the same; a damaged evaluation is
+    # made again.
+    damaged = tmp_path / "runs" / "loss.lambdas=0.3,seed=1" / "evaluation_valid.json"
+    damaged.write_text(damaged.read_text()[:40])
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == lines
 
