@@ -47,6 +47,8 @@ HERE = "PWiseR, arXiv 2406.02163"
 JRC = "Sheng et al., KDD 2023"
 AITM = "Xi et al., KDD 2021"
 ESCM2 = "Wang et al., SIGIR 2022"
+UNCERTAINTY = "Kendall et al., CVPR 2018"
+PCGRAD = "Yu et al., NeurIPS 2020"
 RANKNET = "Burges et al., ICML 2005; with BCE: Lin et al., KDD 2024"
 # In the order in which arms are run; where time is short the last are left out first.
 ARMS: Mapping[str, Arm] = {
@@ -126,6 +128,16 @@ ARMS: Mapping[str, Arm] = {
                 },
             )
             for name, space in (("escm2 ips", "escm2_ips"), ("escm2 dr", "escm2_dr"))
+        ),
+        Arm(
+            "uncertainty",
+            f"{UNCERTAINTY}, weights of the tasks' cross-entropies",
+            ("--loss.task_weights=uncertainty",),
+        ),
+        Arm(
+            "pcgrad",
+            f"{PCGRAD}, gradients of the tasks' cross-entropies",
+            ("--loss.gradients=pcgrad",),
         ),
     )
 }
