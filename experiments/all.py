@@ -35,6 +35,7 @@ from experiments.lib.commands import run_command
 from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.lib.measure import machine
 from experiments.lib.study import SCALES, Experiment, Finding, Scale, Study
+from experiments.nightly import NIGHTLY
 from experiments.noise import NOISE
 from experiments.paper_table import PAPER_TABLE
 from experiments.significance import SIGNIFICANCE
@@ -61,6 +62,7 @@ EXPERIMENTS = {
         SIGNIFICANCE,
         LADDER_LEVELS,
         DRIFT,
+        NIGHTLY,
         CALIBRATION,
     )
 }

@@ -60,7 +60,7 @@ def _finding(results: pl.DataFrame, latency: pl.DataFrame | None) -> Finding:
         TableBlock(_gaps(results), "CTCVR AUC on the next day, mean over days")
     ]
     for (name,), part in results.group_by("dataset", maintain_order=True):
-        blocks += _blocks(part, str(name))
+        blocks += day_pictures(part, str(name))
     if latency is not None:
         blocks.append(TableBlock(latency, "A call of the compiled model"))
     return Finding(_answer(results), blocks)
@@ -118,7 +118,7 @@ def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
                 train(config, run, Silent())
                 before = run
                 tags = {"day": index + 1, "mode": mode}
-                rows += _measures(replace(first, config=config, tags=tags), run, name)
+                rows += measures(replace(first, config=config, tags=tags), run, name)
     types = {"value": pl.Float64, "reason": pl.String}
     table = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
     table = table.with_columns(pl.lit(dataset.name).alias("dataset"))
@@ -126,14 +126,15 @@ def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
     return with_tags(table), run
 
 
-def _measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
+def measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a run in the result table, measured on its test rows."""
     labels = read_manifest(Path(planned.config.data.path)).schema.labels
     rows = []
-    for task, measures in evaluation(folder, "test", labels).tasks.items():
+    for task, values in evaluation(folder, "test", labels).tasks.items():
         numbers = {
-            "auc": measures.auc.value,
-            "log_loss": measures.log_loss,
-            "predicted_over_observed": measures.calibration.predicted_over_observed,
+            "auc": values.auc.value,
+            "log_loss": values.log_loss,
+            "predicted_over_observed": values.calibration.predicted_over_observed,
         }
         rows += [
             {
@@ -145,7 +146,7 @@ def _measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
                 "task": task,
                 "metric": metric,
                 "value": value,
-                "reason": measures.auc.reason if metric == "auc" else None,
+                "reason": values.auc.reason if metric == "auc" else None,
                 "run": name,
                 "config_hash": config_hash(planned.config),
             }
@@ -154,7 +155,8 @@ def _measures(planned: Run, folder: Path, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _blocks(results: pl.DataFrame, name: str) -> list[TableBlock | Picture]:
+def day_pictures(results: pl.DataFrame, name: str) -> list[TableBlock | Picture]:
+    """AUC and calibration by day, a line for each loss and mode."""
     texts = {
         "auc": "AUC on the next day",
         "predicted_over_observed": "predicted / observed (calibrated: 1)",
@@ -200,11 +202,16 @@ def latencies(run: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
-def _gap(results: pl.DataFrame, a: tuple[str, str], b: tuple[str, str]) -> Interval:
+def auc_gap(
+    results: pl.DataFrame,
+    a: tuple[str, str],
+    b: tuple[str, str],
+    task: str = "ctcvr",
+) -> Interval:
     """Mean over days of (loss, mode) a minus b, with its interval over seeds."""
     part = results.filter(
         (pl.col("metric") == "auc")
-        & (pl.col("task") == "ctcvr")
+        & (pl.col("task") == task)
         & pl.col("value").is_finite()
     )
     parts = [
@@ -231,7 +238,7 @@ def _gaps(results: pl.DataFrame) -> pl.DataFrame:
             {
                 "Dataset": dataset,
                 "Comparison": name,
-                "Difference": text_of(_gap(part, *pair)),
+                "Difference": text_of(auc_gap(part, *pair)),
             }
             for (dataset,), part in results.group_by("dataset", maintain_order=True)
             for name, pair in COMPARISONS.items()
@@ -241,7 +248,7 @@ def _gaps(results: pl.DataFrame) -> pl.DataFrame:
 
 def _answer(results: pl.DataFrame) -> str:
     warm, on_warm, on_retrained = (
-        _gap(results, *pair) for pair in COMPARISONS.values()
+        auc_gap(results, *pair) for pair in COMPARISONS.values()
     )
     return (
         f"On the next day a warm start {change('CTCVR AUC', warm)} against retraining "

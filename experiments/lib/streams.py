@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pwiser_jax.data.datasets.funnel import funnel
+from pwiser_jax.data.datasets.funnel import DAYS, funnel
 from pwiser_jax.data.datasets.kuairand import prepare_kuairand
 from pwiser_jax.data.datasets.table import prepare_table
 from pwiser_jax.data.prepared.folder import (
@@ -36,6 +36,53 @@ time: day
 split: {by: time, train_until: 2, valid_until: 3}
 min_count: 2
 """
+
+# Of the growing stream: each night's table says which rows are which.
+GROWING = """\
+categorical: [user_id, segment, city, device, item_id, category, brand, hour, position]
+numerical: [activity, budget, price, picture, reviews, affinity, visits, discount]
+labels: {click: click, conversion: conversion}
+group: session_id
+split: {by: column, column: part}
+"""
+
+
+def growing(rows: int, seed: int = 0) -> pl.DataFrame:
+    """The funnel's 14 days, where half of users and items come on later days.
+
+    `rows` are drawn; a row whose user or item has not come yet is left out.
+    """
+    users, items = max(rows // 60, 50), max(rows // 200, 50)
+    stream = funnel(
+        rows,
+        click_rate=0.2,
+        conversion_rate=0.1,
+        seed=seed,
+        users=users,
+        items=items,
+    ).with_columns((pl.col("second") // SECONDS).alias("day"))
+    for name in ("user_id", "item_id"):
+        number = pl.col(name).cast(pl.Int64)
+        come = pl.when(number % 2 == 0).then(0).otherwise(number // 2 % DAYS)
+        stream = stream.filter(pl.col("day") >= come)
+    return stream
+
+
+def night(stream: pl.DataFrame, first: int, day: int) -> pl.DataFrame:
+    """Days `first` to `day` as train and valid, and the day after as test: `part`.
+
+    A part of the last day's sessions is validation, as in `deal`.
+    """
+    groups = fraction(hash_integers(stream["session_id"].to_numpy(), day))
+    at, valid = pl.col("day"), pl.Series(groups < VALID)
+    part = (
+        pl.when(at == day + 1)
+        .then(pl.lit("test"))
+        .when((at == day) & valid)
+        .then(pl.lit("valid"))
+        .otherwise(pl.lit("train"))
+    )
+    return stream.with_columns(part.alias("part")).filter(at.is_between(first, day + 1))
 
 
 def prepare_shift(output: Path, rows: int, seed: int = 0) -> None:
