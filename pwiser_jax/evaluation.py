@@ -41,6 +41,21 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class RankedRows:
+    """Rows, lowest score first, so that measures of ranking need not sort them.
+
+    Args:
+        positive: bool[N], the labels.
+        scores: f[N], ascending.
+        groups: int[N], codes of the groups.
+    """
+
+    positive: NDArray[np.bool_]
+    scores: NDArray[np.floating]
+    groups: NDArray[np.integer]
+
+
+@dataclass(frozen=True)
 class TaskRows:
     """The rows on which one task is defined: the argument of every measure.
 
@@ -50,6 +65,7 @@ class TaskRows:
         probabilities: f64[N].
         groups: int[N], codes of the groups, which are the sampling units.
         scores_are_logits: as in `Prediction`.
+        ranked: the same rows in the order of their scores.
     """
 
     positive: NDArray[np.bool_]
@@ -57,6 +73,7 @@ class TaskRows:
     probabilities: NDArray[np.float64]
     groups: NDArray[np.integer]
     scores_are_logits: bool
+    ranked: RankedRows
 
     @property
     def missing(self) -> str | None:
@@ -236,14 +253,18 @@ def evaluate(
             nested.
     """
     labels = _checked_labels(labels, label_names)
-    level = labels.sum(axis=1, dtype=np.int64)
+    level = labels.sum(axis=1, dtype=np.int8)
     codes = metrics.group_codes(groups, len(level))
     group_count = int(np.count_nonzero(np.bincount(codes))) if len(codes) else 0
     tasks, pairs = {}, {}
     for task in measured(label_names):
         prediction = predict_task(task, logits, label_names, space, len(level))
-        tasks[task.name] = _measures(task, prediction, level, codes)
-        pairs[task.name] = _pairs(prediction.scores, level, codes, label_names)
+        order = metrics.score_order(prediction.scores)  # one sort for all measures
+        by_score = level[order], prediction.scores[order], codes[order]
+        del order
+        tasks[task.name] = _measures(task, prediction, level, codes, by_score)
+        del prediction  # frees a double a row
+        pairs[task.name] = _pairs(by_score, label_names)
     return Evaluation(split, len(level), group_count, label_names, tasks, pairs, note)
 
 
@@ -347,9 +368,17 @@ def _checked_labels(labels: np.ndarray, label_names: tuple[str, ...]) -> np.ndar
 
 
 def _measures(
-    task: Task, prediction: Prediction, level: NDArray, codes: NDArray
+    task: Task,
+    prediction: Prediction,
+    level: NDArray,
+    codes: NDArray,
+    by_score: tuple[NDArray, NDArray, NDArray],
 ) -> TaskMeasures:
-    """Measures of one task on the rows where it is defined."""
+    """Measures of one task on the rows where it is defined.
+
+    Args:
+        by_score: levels, scores and groups of all rows, lowest score first.
+    """
     rows = slice(None) if task.given == 0 else np.flatnonzero(level >= task.given)
     at = TaskRows(
         positive=level[rows] >= task.rung,
@@ -357,6 +386,7 @@ def _measures(
         probabilities=prediction.probabilities[rows],
         groups=codes[rows],
         scores_are_logits=prediction.scores_are_logits,
+        ranked=_ranked(by_score, by_score[0] >= task.given, task.rung),
     )
     values = {name: measure(at) for name, measure in MEASURES.items()}
     values = {k: _number(v) if isinstance(v, float) else v for k, v in values.items()}
@@ -366,7 +396,7 @@ def _measures(
 
 def auc_measure(at: TaskRows) -> Auc:
     """AUC with its interval."""
-    return Auc(**_interval(at.positive, at.scores, at.groups, at.missing))
+    return Auc(**_interval(at.ranked, at.missing))
 
 
 def log_loss_measure(at: TaskRows) -> float:
@@ -386,7 +416,8 @@ def calibration_measure(at: TaskRows) -> Calibration:
 
 def gauc_measure(at: TaskRows) -> Gauc:
     """GAUC."""
-    mean = metrics.grouped_auc(at.positive, at.scores, at.groups)
+    rows = at.ranked
+    mean = metrics.grouped_auc(rows.positive, rows.scores, rows.groups)
     value = _number(mean.value)
     reason = at.missing or "no group has both positive and negative rows"
     return Gauc(value, mean.groups, mean.rows, reason if value is None else None)
@@ -407,32 +438,37 @@ def register_measure(name: str, measure: Callable[[TaskRows], Any]) -> None:
 
 
 def _pairs(
-    scores: NDArray, level: NDArray, codes: NDArray, label_names: tuple[str, ...]
+    by_score: tuple[NDArray, NDArray, NDArray], label_names: tuple[str, ...]
 ) -> dict[str, PairAuc]:
     """AUC of the rows of each level against those of each lower level."""
     result = {}
     for upper in range(len(label_names), 0, -1):
         for lower in range(upper - 1, -1, -1):
             above, below = (level_name(k, label_names) for k in (upper, lower))
-            rows = np.flatnonzero((level == upper) | (level == lower))
-            positive = level[rows] == upper
-            positives = int(positive.sum())
+            level = by_score[0]
+            rows = _ranked(by_score, (level == upper) | (level == lower), upper)
+            positives = int(rows.positive.sum())
+            negatives = len(rows.positive) - positives
             reason = _missing_class(
-                positives, len(rows) - positives, f"{above} rows", f"{below} rows"
+                positives, negatives, f"{above} rows", f"{below} rows"
             )
             result[f"{above}_over_{below}"] = PairAuc(
-                **_interval(positive, scores[rows], codes[rows], reason),
-                positives=positives,
-                negatives=len(rows) - positives,
+                **_interval(rows, reason), positives=positives, negatives=negatives
             )
     return result
 
 
-def _interval(
-    positive: NDArray, scores: NDArray, codes: NDArray, reason: str | None
-) -> Tree:
+def _ranked(
+    by_score: tuple[NDArray, NDArray, NDArray], rows: NDArray[np.bool_], rung: int
+) -> RankedRows:
+    """Some of the rows; those that reached the rung are positive."""
+    level, scores, groups = by_score if rows.all() else (x[rows] for x in by_score)
+    return RankedRows(level >= rung, scores, groups)
+
+
+def _interval(rows: RankedRows, reason: str | None) -> Tree:
     """The fields of `Auc`."""
-    interval = metrics.auc_interval(positive, scores, codes)
+    interval = metrics.auc_interval(rows.positive, rows.scores, rows.groups)
     ends = {k: _number(getattr(interval, k)) for k in ("value", "low", "high")}
     missing = None in ends.values()
     return ends | {"reason": (reason or SPREADLESS) if missing else None}

@@ -30,6 +30,7 @@ from pwiser_jax.metrics.expected import (
     true_calibration_error,
 )
 from pwiser_jax.metrics.harmony import Discordance, discordance, order_agreement
+from pwiser_jax.metrics.order import score_order
 from pwiser_jax.metrics.sessions import (
     gauc_interval,
     session_auc,
@@ -74,6 +75,7 @@ __all__ = [
     "predicted_over_true",
     "refit",
     "reliability",
+    "score_order",
     "seeds_needed",
     "session_auc",
     "session_ndcg",

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from pwiser_jax.metrics.checks import binary_rows, group_codes
+from pwiser_jax.metrics.order import score_order
 from pwiser_jax.metrics.significance import UNDEFINED, Interval
 
 
@@ -82,8 +83,8 @@ def auc_interval(
     positive, scores = binary_rows(labels, scores, "scores")
     if positive.all() or not positive.any():
         return UNDEFINED
-    value, deviation = _deviations(positive, scores)
-    error = _standard_error(deviation, positive, groups)
+    value, wins = _wins(positive, scores)
+    error = _standard_error(value, wins, positive, groups)
     if np.isnan(error):
         return Interval(value, np.nan, np.nan, np.nan)
     centre = special.logit(value)
@@ -121,12 +122,12 @@ def auc_difference(
     _, scores_b = binary_rows(labels, scores_b, "scores_b")
     if positive.all() or not positive.any():
         return UNDEFINED
-    value_a, deviation = _deviations(positive, scores_a)
-    value_b, deviation_b = _deviations(positive, scores_b)
-    deviation -= deviation_b
-    error = _standard_error(deviation, positive, groups)
-    half = float(special.ndtri((1 + level) / 2)) * error
+    value_a, wins = _wins(positive, scores_a)
+    value_b, wins_b = _wins(positive, scores_b)
+    wins -= wins_b
     value = value_a - value_b
+    error = _standard_error(value, wins, positive, groups)
+    half = float(special.ndtri((1 + level) / 2)) * error
     return Interval(value, value - half, value + half, error)
 
 
@@ -166,10 +167,19 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
     sizes, positives = sizes[both], positives[both]
     kept = both[codes]
     codes, scores, positive = codes[kept], scores[kept], positive[kept]
-    order = np.lexsort((scores, codes))
-    codes, scores = codes[order], scores[order]
-    seen = _cumulated(~positive[order])
-    runs = _run_starts((codes[1:] != codes[:-1]) | (scores[1:] != scores[:-1]))
+    order = score_order(scores)
+    scores = scores[order]
+    # Rows by group and score, as integers whose last bit is the label.
+    run = np.zeros(len(scores), np.int64)
+    np.cumsum(scores[1:] != scores[:-1], out=run[1:])
+    rows = codes[order] * (run[-1] + 1)
+    rows += run
+    rows <<= 1
+    rows |= positive[order]
+    rows.sort()
+    seen = _cumulated((rows & 1) == 0)
+    rows >>= 1
+    runs = _run_starts(rows[1:] != rows[:-1])
     # A run is rows of one group and one score. Twice the negatives that its positives
     # beat: all before it in the group twice, and those in it once.
     group_ends = np.cumsum(sizes)
@@ -183,54 +193,76 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
     return GroupedAuc(value, len(sizes), int(sizes.sum()))
 
 
-def _deviations(
+def _wins(
     positive: NDArray[np.bool_], scores: NDArray[np.floating]
 ) -> tuple[float, NDArray[np.float64]]:
-    """Exact AUC, and each row's component minus AUC, f64[rows] in the order of rows."""
-    order = np.argsort(scores)
+    """Exact AUC, and the numerator of each row's component, f64[rows].
+
+    Twice the negatives below a positive, or the positives above a negative, a tie
+    counting half: integers, whose sums are exact in any order.
+    """
+    order = score_order(scores)
     ordered = scores[order]
-    runs = _run_starts(ordered[1:] != ordered[:-1])
+    changes = ordered[1:] != ordered[:-1]
     del ordered
-    seen = _cumulated(positive[order])
+    positive = positive[order]
+    # Half the memory where twice the number of rows fits.
+    integer = np.int32 if len(scores) < 2**30 else np.int64
+    seen = _cumulated(positive, integer)
     m = int(seen[-1])
     n = len(scores) - m
     # Of each run of equal scores: positives and negatives below it, and up to its end.
+    runs = _run_starts(changes).astype(integer, copy=False)
     p_below, p_upto = seen[runs[:-1]], seen[runs[1:]]
-    n_below, n_upto = runs[:-1] - p_below, runs[1:] - p_upto
     del seen
-    value = int(np.dot(p_upto - p_below, n_below + n_upto)) / (2 * m * n)
-    lengths = np.diff(runs)
-    of_positive = np.empty(len(scores))
-    of_positive[order] = np.repeat((n_below + n_upto) / (2 * n) - value, lengths)
-    of_negative = np.empty(len(scores))
-    of_negative[order] = np.repeat(1 - value - (p_below + p_upto) / (2 * m), lengths)
-    np.copyto(of_negative, of_positive, where=positive)
-    return value, of_negative
+    positives = p_upto - p_below
+    p_upto += p_below
+    below = runs[:-1] + runs[1:] - p_upto
+    value = int(np.dot(positives, below.astype(np.int64))) / (2 * m * n)
+    above = np.subtract(2 * m, p_upto, out=p_upto)
+    if len(runs) <= len(scores):
+        run = np.zeros(len(scores), integer)
+        np.cumsum(changes, out=run[1:])
+        below, above = below[run], above[run]
+    wins = np.empty(len(scores))
+    wins[order] = np.where(positive, below, above)
+    return value, wins
 
 
 def _standard_error(
-    deviation: NDArray[np.float64],
+    value: float,
+    wins: NDArray[np.float64],
     positive: NDArray[np.bool_],
     groups: ArrayLike | None,
 ) -> float:
-    """Square root of the variance in `auc_interval`; NaN where it has no estimate."""
+    """Square root of the variance in `auc_interval`; NaN where it has no estimate.
+
+    Args:
+        value: AUC, or the difference of two.
+        wins: as `_wins`, or the difference of two.
+        positive, groups: as in `auc_interval`.
+    """
     rows, m = len(positive), int(positive.sum())
     n = rows - m
     if groups is None:
         # Each row is a group: no products of a positive's and a negative's component.
-        sums_p, sums_n = deviation[positive], deviation[~positive]
+        sums_p, sums_n = (
+            wins[rows] / (2 * other) - value
+            for rows, other in ((positive, n), (~positive, m))
+        )
         with_p, with_n, both = m, n, 0.0
     else:
         codes = group_codes(groups, rows)
-        size = int(codes.max()) + 1
-        sums_p, sums_n = (
-            np.bincount(codes[rows], weights=deviation[rows], minlength=size)
-            for rows in (positive, ~positive)
+        counts = np.bincount(codes)
+        counts_p = np.bincount(codes[positive], minlength=len(counts))
+        counts_n = counts - counts_p
+        sums = np.bincount(codes, weights=wins)
+        sums_p = np.bincount(
+            codes[positive], weights=wins[positive], minlength=len(counts)
         )
-        has_p = np.bincount(codes[positive], minlength=size) > 0
-        has_n = np.bincount(codes[~positive], minlength=size) > 0
-        with_p, with_n = int(has_p.sum()), int(has_n.sum())
-        used = int((has_p | has_n).sum())
+        sums_n = (sums - sums_p) / (2 * m) - value * counts_n
+        sums_p = sums_p / (2 * n) - value * counts_p
+        with_p, with_n, used = map(np.count_nonzero, (counts_p, counts_n, counts))
         both = used / max(used - 1, 1) * float(np.dot(sums_p, sums_n)) / (m * n)
     if with_p < 2 or with_n < 2:
         return np.nan
@@ -240,9 +272,11 @@ def _standard_error(
     return float(np.sqrt(variance)) if variance > 0 else np.nan
 
 
-def _cumulated(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Flags set before each position, and in all at the end: int64[rows + 1]."""
-    counts = np.zeros(len(flags) + 1, np.int64)
+def _cumulated(
+    flags: NDArray[np.bool_], integer: type[np.integer] = np.int64
+) -> NDArray[np.integer]:
+    """Flags set before each position, and in all at the end: int[rows + 1]."""
+    counts = np.zeros(len(flags) + 1, integer)
     np.cumsum(flags, out=counts[1:])
     return counts
 
