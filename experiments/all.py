@@ -104,6 +104,7 @@ def _parser() -> Parser:
         help="a folder with configs for --data",
     )
     add("--kuairand", type=Path | None, help="KuaiRand-Pure's files, as further data")
+    add("--datasets", nargs="+", type=str, help="these of the datasets, by name")
     add("--seeds", type=int | None, help="seeds of each experiment; default: by size")
     add("--arms", nargs="+", type=str, help="arms of the comparison; see its plan")
     add("--models", nargs="+", choices=list(MODELS), help="models of the paper's table")
@@ -192,11 +193,19 @@ def _datasets(options: Namespace, scale: Scale) -> list[Dataset]:
     if source is not None:
         datasets += [
             replace(
-                kuairand(options.output / "data", source, conversion),
+                kuairand(
+                    options.output / "data", source, conversion, scale.kuairand_rows
+                ),
                 overrides=scale.kuairand,
             )
             for conversion in ("like", "long_view")
         ]
+    names = [dataset.name for dataset in datasets]
+    for name in options.datasets or ():
+        if name not in names:
+            raise UserError(f"--datasets: no {name!r}; there are {'; '.join(names)}")
+    if options.datasets:
+        datasets = [each for each in datasets if each.name in options.datasets]
     return datasets
 
 

@@ -95,8 +95,13 @@ def industrial(place: Path, rows: int) -> Dataset:
     )
 
 
-def kuairand(place: Path, source: Path, conversion: Conversion) -> Dataset:
-    """KuaiRand-Pure from its public files; a conversion is a like or a long view."""
+def kuairand(
+    place: Path, source: Path, conversion: Conversion, train_rows: int | None = None
+) -> Dataset:
+    """KuaiRand-Pure from its public files; a conversion is a like or a long view.
+
+    Its name and folder tell a sample of its train rows.
+    """
 
     def make(output: Path) -> object:
         return prepare_kuairand(
@@ -105,12 +110,14 @@ def kuairand(place: Path, source: Path, conversion: Conversion) -> Dataset:
             conversion=conversion,
             train_until=TRAIN_UNTIL,
             valid_until=VALID_UNTIL,
+            train_rows=train_rows,
         )
 
-    name = f"kuairand, {conversion.replace('_', ' ')}"
-    folder = place / f"kuairand_{conversion}"
+    name, folder = f"kuairand, {conversion.replace('_', ' ')}", f"kuairand_{conversion}"
+    if train_rows is not None:
+        name, folder = f"{name} ({train_rows:,} train rows)", f"{folder}_{train_rows}"
     core = conversion == "like"
-    return Dataset(name, folder, CONFIGS / "kuairand", make, core=core)
+    return Dataset(name, place / folder, CONFIGS / "kuairand", make, core=core)
 
 
 def given(folder: Path, configs: Path) -> Dataset:

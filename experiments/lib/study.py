@@ -53,6 +53,7 @@ class Scale:
         to_the_end: options of runs that end by early stopping.
         overrides: options of every run, such as "--train.epochs=1".
         kuairand: further options of runs on KuaiRand.
+        kuairand_rows: train rows of KuaiRand; None: all.
     """
 
     rows: int
@@ -77,6 +78,7 @@ class Scale:
     to_the_end: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     kuairand: tuple[str, ...] = ()
+    kuairand_rows: int | None = None
 
 
 TINY = (
@@ -113,6 +115,7 @@ STANDARD = Scale(
     batch_sizes=(256, 1024, 4096),
     to_the_end=("--train.epochs=60", "--train.patience=3", "--model.expert=[32]"),
     kuairand=("--train.epochs=4", "--train.patience=4"),
+    kuairand_rows=20_000,
 )
 SCALES = {
     "quick": Scale(
@@ -143,6 +146,7 @@ SCALES = {
         rows=120_000,
         seeds=6,
         worlds=4_000,
+        kuairand_rows=None,
         growth_rows=(10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000),
         batch_sizes=(256, 1024, 4096, 16_384, 65_536),
     ),

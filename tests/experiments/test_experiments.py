@@ -203,6 +203,7 @@ def exit_code(command: list[str]) -> object:
         (["--data=nowhere"], "nowhere"),
         (["--configs=nowhere"], "nowhere"),
         (["--kuairand=nowhere"], "nowhere"),
+        (["--datasets", "kuaishou"], "no 'kuaishou'; there are"),
         (["--seeds=0"], "seeds"),
         (["--models", "gpt"], "gpt"),
         (["--only", "everything"], "everything"),

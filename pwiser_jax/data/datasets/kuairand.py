@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from pwiser_jax.data.datasets.history import history
@@ -21,6 +22,7 @@ from pwiser_jax.data.prepared.manifest import Manifest, read_manifest
 from pwiser_jax.data.raw.archives import Files, Source, unpack
 from pwiser_jax.data.raw.columns import Reading, number, refuse_bad
 from pwiser_jax.data.raw.flat import FlatSpec, FlatTable
+from pwiser_jax.data.raw.hashing import hash_integers
 from pwiser_jax.data.raw.joins import (
     MAX_UNMATCHED,
     check_share,
@@ -102,6 +104,7 @@ def prepare_kuairand(
     train_until: str = "2022-05-03",
     valid_until: str = "2022-05-05",
     min_count: int = 20,
+    train_rows: int | None = None,
     allow_leaks: tuple[str, ...] | str = (),
     max_unmatched: float = MAX_UNMATCHED,
     extend: Path | None = None,
@@ -119,6 +122,9 @@ def prepare_kuairand(
         train_until: the last day of train, as YYYY-MM-DD.
         valid_until: the last day of validation; the days after it are test.
         min_count: categorical values with fewer train rows than this are rare.
+        train_rows: keep only so many rows of train, drawn at random, the same ones each
+            time; fewer rows are a part of more. Histories are counted before, from all
+            rows; validation and test are whole. Unset: all rows.
         allow_leaks: features that may predict a label alone, where others are refused:
             a name, names with commas between them, or a list.
         max_unmatched: largest share of the log's rows whose user or video may be
@@ -134,6 +140,13 @@ def prepare_kuairand(
     train_end = _day("--train-until", train_until)
     valid_end = _day("--valid-until", valid_until)
     raw = _read(source, max_unmatched)
+    splits = split_by_time(
+        raw.rows.lazy(), "day", train_until=train_end, valid_until=valid_end
+    )
+    sampled = {}
+    if train_rows is not None:
+        splits["train"] = _sampled(splits["train"], train_rows)
+        sampled["train_rows"] = train_rows
     spec = FlatSpec(
         CATEGORICAL,
         NUMERICAL,
@@ -145,9 +158,7 @@ def prepare_kuairand(
     flat = FlatTable(
         dataset="kuairand",
         spec=spec,
-        splits=split_by_time(
-            raw.rows.lazy(), "day", train_until=train_end, valid_until=valid_end
-        ),
+        splits=splits,
         sources=raw.sources,
         dropped={"conversion_without_click_nested": raw.nested[conversion]},
         options={
@@ -158,6 +169,7 @@ def prepare_kuairand(
             "max_unmatched": max_unmatched,
             "counted": raw.unmatched,
             "rows_that_repeat_user_video_and_time": _repeated(raw.rows),
+            **sampled,
         },
     )
     return write(
@@ -238,6 +250,18 @@ def _day(option: str, text: str) -> date:
         raise UserError(
             f"{option} is {text!r}; expected a day such as 2022-05-03"
         ) from None
+
+
+def _sampled(train: pl.LazyFrame, count: int) -> pl.LazyFrame:
+    """`count` rows in their order: those whose numbers have the smallest hashes."""
+    rows = train.collect()
+    if not 1 <= count <= rows.height:
+        raise UserError(
+            f"--train-rows is {count}; expected 1 to {rows.height}, the rows up to "
+            "--train-until"
+        )
+    kept = np.argsort(hash_integers(np.arange(rows.height)), kind="stable")[:count]
+    return rows[np.sort(kept)].lazy()
 
 
 def _repeated(rows: pl.DataFrame) -> int:

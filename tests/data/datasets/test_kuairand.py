@@ -410,6 +410,37 @@ def test_a_date_that_is_none_is_refused(tmp_path, text):
         prepare_kuairand(tmp_path, tmp_path / "out", valid_until=text)
 
 
+def test_a_sample_of_train_rows_leaves_their_histories_and_other_splits(
+    small, tmp_path
+):
+    files, whole = small
+    rows = {}
+    for count in (20, 50):
+        place = tmp_path / str(count)
+        place.mkdir()
+        part = prepare(files, place, train_rows=count)
+        assert part.manifest.options["train_rows"] == count
+        for split in ("valid", "test"):
+            labels = part.load(split).labels
+            np.testing.assert_array_equal(labels, whole.load(split).labels)
+        train = part.load("train")
+        assert len(train) == count
+        columns = raw_numericals(part, train).values()
+        rows[count] = [tuple(row) for row in np.stack([*columns], axis=1).round(3)]
+    columns = raw_numericals(whole, whole.load("train")).values()
+    every = [tuple(row) for row in np.stack([*columns], axis=1).round(3)]
+    # Both are in the order of the log, and the smaller one is a part of the larger.
+    for part, larger in ((rows[20], rows[50]), (rows[50], every)):
+        rest = iter(larger)
+        assert all(row in rest for row in part)
+
+
+@pytest.mark.parametrize("count", [0, 10_000])
+def test_a_sample_of_no_rows_or_of_too_many_is_refused(small, tmp_path, count):
+    with pytest.raises(UserError, match=f"--train-rows is {count}; expected 1 to"):
+        prepare(small[0], tmp_path, train_rows=count)
+
+
 @pytest.fixture(scope="module")
 def real(real_rows: Path, tmp_path_factory) -> Prepared:
     output = tmp_path_factory.mktemp("kuairand") / "out"
