@@ -214,6 +214,7 @@ class OptimizerConfig:
         warmup_steps: steps of linear warmup.
         clip_norm: rescale gradients whose global norm is larger. Unset: no clipping.
         l2: weight decay added to the gradient, as in PyTorch's Adam (not decoupled).
+        wide_l2: the same for the wide part of model.wide. Unset: l2.
         embedding: optimizer of embedding tables, small fields excepted. adam: the same
             Adam, which updates every row of a table at each step. lazy_adam and
             rowwise_adagrad: update only the rows in the batch, in a time that does not
@@ -227,6 +228,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     clip_norm: float | None = None
     l2: float = 1e-6
+    wide_l2: float | None = None
     embedding: EmbeddingOptimizer = "adam"
     shard_tables: bool = False
 
@@ -323,8 +325,14 @@ class Config:
         }
         if optimizer.clip_norm is not None:
             above_zero["optimizer.clip_norm"] = optimizer.clip_norm
+        of_wide = {}
+        if optimizer.wide_l2 is not None:
+            of_wide = {"optimizer.wide_l2": optimizer.wide_l2}
+            if not self.model.wide:
+                raise ValueError("optimizer.wide_l2 needs model.wide true")
         not_negative = {
             "optimizer.l2": optimizer.l2,
+            **of_wide,
             "optimizer.warmup_steps": optimizer.warmup_steps,
             "train.seed": train.seed,
             "train.steps_per_call": train.steps_per_call,

@@ -78,6 +78,7 @@ def test_one_option_adds_pwiser_to_a_config(path: Path) -> None:
         ("model: {name: mmeo}", "did you mean 'mmoe'"),
         ("train: {epochs: many}", "train.epochs"),
         ("train: {epochs: 0}", "train.epochs"),
+        ("optimizer: {wide_l2: 0.1}", "optimizer.wide_l2 needs model.wide"),
         ("loss: {ranking: pwiser, gate: literal, surrogate: hinge}", "loss.gate"),
         ("loss: {ranking: pwiser, pairs: sorted, surrogate: logistic}", "loss.pairs"),
         ("loss: {ranking: pwiser, bank: -1}", "loss.bank"),

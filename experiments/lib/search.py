@@ -15,7 +15,7 @@ Space = Mapping[str, tuple[float, float]]
 
 EDGE = 0.05  # of the range in logarithms, at either end
 MARGINS = {"m1": "conversion>click", "m2": "conversion>exposure"}
-OF_OPTIMIZER = ("learning_rate", "l2")
+OF_OPTIMIZER = ("learning_rate", "l2", "wide_l2")
 COUNTS = ("lambda_ramp_steps",)  # options that are integers
 
 
@@ -75,8 +75,8 @@ def at(config: Config, point: Point) -> Config:
     """The configuration of a point.
 
     lambda is that of all heads, or of the heads that the configuration names; m1 is the
-    margin over click-only rows and m2 over rows without a click; learning_rate and l2
-    are the optimizer's; others are options of `loss`.
+    margin over click-only rows and m2 over rows without a click; learning_rate, l2
+    and wide_l2 are the optimizer's; others are options of `loss`.
 
     Raises:
         ValueError: the configuration refuses a number.

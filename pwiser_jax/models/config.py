@@ -34,7 +34,7 @@ class ModelConfig:
         task_experts: of ple, experts of each task in a level.
         tower: hidden layers of a task's tower; its output layer is extra.
         wide: adds a linear part: to each head's logit a weight for each id and for each
-            numerical column, which start at 0.
+            numerical column, which start at 0. See optimizer.wide_l2.
         two_logits: whether each head has two logits f0 and f1 (of label 0 and of label
             1), as JRC needs them; the head's logit is then f1 - f0.
         dropout: rate of every dropout.

@@ -1,5 +1,6 @@
 """The optimizer: schedule, clipping, Adam, and sparse updates of large tables."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ Params = dict[str, Any]
 Number = jax.Array | float
 
 TABLE = "large"
+WIDE = "wide"
 
 
 class Rates(NamedTuple):
@@ -29,6 +31,7 @@ class Rates(NamedTuple):
     Attributes:
         learning_rate: the peak of the schedule.
         l2: weight decay that is added to the gradient.
+        wide_l2: that of the wide part; None for l2.
         warmup_steps: steps of linear warmup; None for no schedule.
         total_steps: the step at which cosine decay reaches 0; None for no decay.
         clip_norm: largest global norm of a gradient; None for no clipping.
@@ -36,9 +39,18 @@ class Rates(NamedTuple):
 
     learning_rate: Number
     l2: Number
+    wide_l2: Number | None = None
     warmup_steps: Number | None = None
     total_steps: Number | None = None
     clip_norm: Number | None = None
+
+    def l2_of(self, part: str) -> Number:
+        """The weight decay of a part of the model; learned weights have none."""
+        if part == TASK_WEIGHTS:
+            return 0.0
+        if part == WIDE and self.wide_l2 is not None:
+            return self.wide_l2
+        return self.l2
 
     def at(self, step: jax.Array) -> Number:
         """The learning rate at a step, from 0: warmup, then constant or cosine."""
@@ -56,15 +68,19 @@ class Rates(NamedTuple):
         return self.learning_rate * rate
 
 
-def adam_directions(l2: Number) -> optax.GradientTransformation:
+def adam_directions(l2_of: Callable[[str], Number]) -> optax.GradientTransformation:
     """Adam before the learning rate; L2 is added to the gradient, as in PyTorch.
 
-    Learned weights of tasks have no L2.
+    Args:
+        l2_of: the L2 of each part of the model, by its name.
     """
 
     def decayed(grads: Any, params: Any) -> Any:
-        free = {name: grads[name] for name in grads if name == TASK_WEIGHTS}
-        return jax.tree.map(lambda g, p: g + l2 * p, grads, params) | free
+        def of_part(name: str) -> Any:
+            l2 = l2_of(name)
+            return jax.tree.map(lambda g, p: g + l2 * p, grads[name], params[name])
+
+        return {name: of_part(name) for name in grads}
 
     return optax.chain(optax.stateless(decayed), optax.scale_by_adam())
 
@@ -105,11 +121,11 @@ class Optimizer:
     sharded: bool = False
 
     def init(self, params: Params) -> Any:
-        rows = of_rows(self.embedding)
+        rows, dense = of_rows(self.embedding), adam_directions(Rates(0.0, 0.0).l2_of)
         if rows is None:
-            return adam_directions(0.0).init(params)
+            return dense.init(params)
         tables = {name: rows.init(table) for name, table in tables_of(params).items()}
-        return TableState(adam_directions(0.0).init(others_of(params)), tables)
+        return TableState(dense.init(others_of(params)), tables)
 
     def narrow(
         self,
@@ -151,7 +167,7 @@ class Optimizer:
             clip: Any = optax.clip_by_global_norm(limit)
             grads, _ = clip.update(grads, clip.init(grads))
         learning_rate = rates.at(step)
-        dense, sparse = adam_directions(rates.l2), of_rows(self.embedding)
+        dense, sparse = adam_directions(rates.l2_of), of_rows(self.embedding)
 
         def descend(params: Params, directions: Any) -> Any:
             updates = jax.tree.map(lambda d: -learning_rate * d, directions)
@@ -178,7 +194,7 @@ class Optimizer:
                 state.tables[name],
                 count,
                 learning_rate,
-                rates.l2,
+                rates.l2_of(name),
             )
         return (
             with_tables(new, tables),

@@ -54,6 +54,7 @@ class Hyper(NamedTuple):
     l2: jax.Array | float
     weights: Weights
     log_every: jax.Array | int = 1
+    wide_l2: jax.Array | float | None = None
     warmup_steps: jax.Array | float | None = None
     total_steps: jax.Array | float | None = None
     clip_norm: jax.Array | float | None = None
@@ -76,6 +77,7 @@ def hyper(config: Config, weights: Weights, total_steps: int) -> Hyper:
         # Integers would be another type, and compile another program.
         weights=jax.tree.map(float, weights),
         log_every=config.train.log_every,
+        wide_l2=optimizer.wide_l2,
         warmup_steps=float(optimizer.warmup_steps) if scheduled else None,
         total_steps=float(total_steps) if optimizer.schedule == "cosine" else None,
         clip_norm=optimizer.clip_norm,
@@ -252,6 +254,7 @@ def train_step(
     rates = Rates(
         hyper.learning_rate,
         hyper.l2,
+        hyper.wide_l2,
         hyper.warmup_steps,
         hyper.total_steps,
         hyper.clip_norm,

@@ -99,17 +99,18 @@ def sweep_key(config: Config) -> str:
     """The options that runs of one sweep share; equal for configs of one sweep.
 
     Seed, learning rate, L2, lambdas, margins, terms left out and the options in TRACED
-    may differ; those in OPTIONAL among runs in which none is at its default. With a
-    bank margins may not differ.
+    may differ; wide_l2 among runs that set it; those in OPTIONAL among runs in which
+    none is at its default. With a bank margins may not differ.
     """
     loss = config.loss
     numbers = {name: getattr(LossConfig, name) for name in TRACED}
     numbers |= {name: OPTIONAL[name] for name in loss.changed() if name in OPTIONAL}
     margins = loss.margins if loss.bank else None
+    wide_l2 = None if config.optimizer.wide_l2 is None else 0.0
     common = replace(
         config,
         loss=replace(loss, lambdas=0.0, margins=margins, **numbers),
-        optimizer=replace(config.optimizer, learning_rate=1.0, l2=0.0),
+        optimizer=replace(config.optimizer, learning_rate=1.0, l2=0.0, wide_l2=wide_l2),
         train=replace(config.train, seed=0),
     )
     return f"{config_hash(common)} {config.data.path}"

@@ -173,6 +173,54 @@ def test_clipping_scales_the_gradient_of_all_parameters(embedding: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("embedding", ["adam", "lazy_adam"])
+def test_the_wide_part_has_an_l2_of_its_own(embedding: Any) -> None:
+    batch, read = tagged(40, padding=8)
+    model = replace(MODEL, name="shared_bottom", wide=True)
+    state = start(model, embedding)
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    wide = jax.tree.map(
+        lambda x: jax.random.normal(next(keys), x.shape), state.params["wide"]
+    )
+    state = state._replace(params=state.params | {"wide": wide})
+    step = jax.jit(step_of(model, embedding))
+    after = {
+        l2: jax.device_get(step(state, batch, HYPER._replace(wide_l2=l2))[0])
+        for l2 in (None, HYPER.l2, 0.0, 0.5)
+    }
+    jax.tree.map(np.testing.assert_array_equal, after[None], after[HYPER.l2])
+    # After one step Adam's first moment is 0.1 (g + l2 w). Lazy optimizers decay the
+    # rows that the batch reads.
+    added = jax.tree.map(np.zeros_like, jax.device_get(state.params))
+    added["wide"] = jax.tree.map(lambda w: 0.05 * np.asarray(w), wide)
+    if embedding == "lazy_adam":
+        unread = np.setdiff1d(np.arange(USERS + TAGS), list(read))
+        added["wide"]["large"][unread] = 0
+    plain, heavy = (merged(first_moments(after[l2].optimizer)) for l2 in (0.0, 0.5))
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a, b + c, atol=1e-6),
+        *(heavy, plain, added),
+    )
+    four = jax.pmap(
+        step_of(model, embedding, AXIS), AXIS, in_axes=(None, 0, None), out_axes=0
+    )
+    got, *_ = four(state, split_rows(batch, 4), HYPER._replace(wide_l2=0.5))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b[0], a, atol=1e-6),
+        heavy,
+        merged(first_moments(got.optimizer)),
+    )
+
+
+def merged(moments: Any) -> dict[str, Any]:
+    """Moments by part of the model, those of tables too."""
+    if not isinstance(moments, tuple):
+        return moments
+    others, tables = moments
+    large = {name: {"large": table} for name, table in tables.items()}
+    return {name: others.get(name, {}) | large.get(name, {}) for name in others}
+
+
 def test_clipping_of_sharded_tables_is_that_of_one_device() -> None:
     batch, _ = tagged(53, padding=3)
     model = replace(MODEL, name="shared_bottom")

@@ -36,7 +36,7 @@ from pwiser_jax.training.sweep import (
 from tests.training.helpers import SMALL, Lines, compilations, small_config
 from tests.training.steps import PWISER, SCHEMA, gradients, make_batch, step_of
 
-MODEL = replace(SMALL, name="shared_bottom")
+MODEL = replace(SMALL, name="shared_bottom", wide=True)
 DIAGNOSTICS = ("norm/", "pairs/", "active/", "gate/")
 LOSSES = (
     PWISER,
@@ -64,11 +64,16 @@ def test_a_step_of_a_stack_is_a_step_of_each_run(at_once: int, orders: int) -> N
     spec = StepSpec(model=MODEL, schema=SCHEMA, objective=whole)
     draw = jax.jit(lambda seed: initial_state(spec, seed))
     states = [jax.device_get(draw(run % 2)) for run in range(8)]
+    for state in states:  # wide weights start at 0, which L2 leaves there
+        state.params["wide"] = jax.tree.map(np.ones_like, state.params["wide"])
     rates = [1e-3 * (1 + run) for run in range(8)]
     which = np.array([run % orders for run in range(8)], np.int32)
     active = np.arange(8) != 6
     hypers = stack_hypers(
-        [Hyper(run % 2, rates[run], 1e-6, weights[run]) for run in range(8)]
+        [
+            Hyper(run % 2, rates[run], 1e-6, weights[run], wide_l2=0.1 * run)
+            for run in range(8)
+        ]
     )
     program = sweep_program(spec, at_once)
     calls = filled(stack([stack(batches)]), 3)
@@ -84,7 +89,7 @@ def test_a_step_of_a_stack_is_a_step_of_each_run(at_once: int, orders: int) -> N
         arguments = (
             states[run],
             batches[which[run]],
-            Hyper(run % 2, rates[run], 1e-6, own),
+            Hyper(run % 2, rates[run], 1e-6, own, wide_l2=0.1 * run),
         )
         expected, parts = gradients(_alone(objective), *arguments)
         for name, value in parts.items():
@@ -334,6 +339,15 @@ def test_what_cannot_be_traced_is_another_sweep(data: Path) -> None:
     ramped = replace(base, loss=replace(base.loss, lambda_ramp_steps=5))
     longer = replace(base, loss=replace(base.loss, lambda_ramp_steps=9))
     assert sweep_key(ramped) == sweep_key(longer)
+    wide = [
+        replace(
+            base,
+            model=replace(base.model, wide=True),
+            optimizer=replace(base.optimizer, wide_l2=l2),
+        )
+        for l2 in (None, 0.1, 0.2)
+    ]
+    assert sweep_key(wide[1]) == sweep_key(wide[2]) != sweep_key(wide[0])
     for other in (
         ramped,
         replace(base, loss=replace(base.loss, scores="logit")),

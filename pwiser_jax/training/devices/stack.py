@@ -16,7 +16,7 @@ from pwiser_jax.training.devices.several import Step, several_steps
 from pwiser_jax.training.step import Hyper, TrainState
 
 # Traced numbers that may differ between the runs; the others are shared.
-VARIED = ("seed", "learning_rate", "l2", "weights")
+VARIED = ("seed", "learning_rate", "l2", "wide_l2", "weights")
 
 
 def stack(trees: list[Any]) -> Any:

@@ -54,8 +54,11 @@ def config_hash(config: Config) -> str:
     tree = config_tree(config)
     for section, name in FREE:
         tree[section].pop(name)
-    if config.warm_start is None:  # as in versions without the option
+    # Unset, as in versions without the option.
+    if config.warm_start is None:
         tree.pop("warm_start")
+    if config.optimizer.wide_l2 is None:
+        tree["optimizer"].pop("wide_l2")
     text = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
