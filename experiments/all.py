@@ -16,8 +16,10 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from jsonargparse import Namespace
@@ -110,6 +112,13 @@ def _parser() -> Parser:
     add("--models", nargs="+", choices=list(MODELS), help="models of the paper's table")
     add("--split", choices=["valid", "test"], default="test", help="to measure on")
     add("--protocol", type=Protocol, default="default", help="see pwiser train --help")
+    add(
+        "--cluster",
+        type=str | None,
+        help="train grids of runs on a Ray cluster: local (this machine), auto (the one"
+        " that this machine belongs to) or HOST:PORT of its head; streams and measures"
+        " of rows stay in this process, on its CPU",
+    )
     add("--set", type=str, nargs="+", help="options of every run: train.epochs=3 ...")
     return parser
 
@@ -128,10 +137,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.tables is not None and not options.only:
             chosen = [each for each in chosen if study.table(each.name).frame.height]
         study.output.mkdir(parents=True, exist_ok=True)
-        with locked(study.output, "writing a report"):
+        with locked(study.output, "writing a report"), _joined(study.cluster):
             report(study, chosen, _command(arguments))
 
     return run_command(parser.prog, work)
+
+
+def _joined(cluster: str | None) -> AbstractContextManager[Any]:
+    """The cluster, joined once for all experiments."""
+    if cluster is None:
+        return nullcontext()
+    from pwiser_jax.training.cluster.connect import connected
+
+    return connected(cluster)
 
 
 def _study(options: Namespace) -> Study:
@@ -151,6 +169,8 @@ def _study(options: Namespace) -> Study:
         raise UserError("protocol mtreclib trains on valid; measure --split test")
     if (options.data is None) != (options.configs is None):
         raise UserError("--data and --configs belong together; give both or none")
+    if options.tables is not None and options.cluster is not None:
+        raise UserError("--tables trains nothing: leave out --cluster")
     datasets = _datasets(options, scale)
     if options.tables is not None:
         datasets = _recorded(options.tables, datasets)
@@ -165,6 +185,7 @@ def _study(options: Namespace) -> Study:
         overrides=tuple(f"--{item}" for item in options.set or ()),
         arms=tuple(options.arms or ()),
         tables=options.tables,
+        cluster=options.cluster,
     )
 
 

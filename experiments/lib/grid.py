@@ -9,7 +9,7 @@ a dataset, so they do not train the same run.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -28,7 +28,7 @@ from rich.progress import (
     track,
 )
 
-from pwiser_jax.atomic import locked
+from pwiser_jax.atomic import InUse, locked
 from pwiser_jax.config import Config, load_config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import FILE
@@ -135,7 +135,11 @@ def _changed(config: Config, loss: str, seed: int) -> Config:
 
 
 def results_of(
-    planned: Sequence[Run], data: Path, runs: Path, split: str
+    planned: Sequence[Run],
+    data: Path,
+    runs: Path,
+    split: str,
+    cluster: str | None = None,
 ) -> pl.DataFrame:
     """Trains and evaluates the missing runs; returns all results in long form.
 
@@ -144,6 +148,7 @@ def results_of(
         data: the prepared folder.
         runs: the folder of run folders.
         split: the split that is measured: "valid" or "test".
+        cluster: a Ray cluster to train on, see `cluster.connect`; None: this process.
     Returns:
         One row per run and task, in order: dataset, model, loss, seed, the runs' tags
         (null where a run lacks one), split, protocol, task, auc, log_loss, reason (why
@@ -164,8 +169,13 @@ def results_of(
         )
         for run in planned
     }
-    with in_turn(runs / series):
-        _train(configs, prepared.schema)
+    if cluster is None:
+        with in_turn(runs / series):
+            _train(configs, prepared.schema)
+    elif not all((folder / RESULT).exists() for folder in configs):
+        from pwiser_jax.training.cluster.study import train_study
+
+        _when_free(lambda: train_study(configs, runs / series, cluster, split))
     rows: list[dict[str, Any]] = []
     for run in track(planned, "measuring", console=_console()):
         folder = f"{series}/{run.name}"
@@ -197,18 +207,22 @@ def results_of(
 def in_turn(folder: Path) -> Iterator[None]:
     """Locks a folder; waits while another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = False
     with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(folder, "running experiments"))
-                break
-            except UserError as error:
-                if not waiting:
-                    _console().print(f"waiting: {error}", markup=False)
-                waiting = True
-                time.sleep(WAIT)
+        _when_free(lambda: stack.enter_context(locked(folder, "running experiments")))
         yield
+
+
+def _when_free(work: Callable[[], None]) -> None:
+    """Calls `work` until no other process holds the lock that it takes."""
+    waiting = False
+    while True:
+        try:
+            return work()
+        except InUse as error:
+            if not waiting:
+                _console().print(f"waiting: {error}", markup=False)
+            waiting = True
+            time.sleep(WAIT)
 
 
 def _train(configs: Mapping[Path, Config], schema: Schema) -> None:

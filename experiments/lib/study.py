@@ -238,6 +238,7 @@ class Study:
         arms: names of the comparison's arms; none: as many as the scale has.
         tables: a folder of result tables. The report is made from them alone, without
             training; what needs predictions or a run's own files is left out.
+        cluster: a Ray cluster that grids of runs are trained on, see `results_of`.
     """
 
     output: Path
@@ -250,6 +251,7 @@ class Study:
     overrides: Sequence[str] = ()
     arms: Sequence[str] = ()
     tables: Path | None = None
+    cluster: str | None = None
     _tables: dict[str, ResultTable] = field(default_factory=dict)
 
     @property
@@ -316,7 +318,7 @@ class Study:
         folder = dataset.ready()
         if not read_manifest(folder).splits[split].rows:
             raise UserError(f"{folder} has no {split} rows to measure on")
-        results = results_of(planned, folder, self.runs, split)
+        results = results_of(planned, folder, self.runs, split, self.cluster)
         results = results.with_columns(pl.lit(dataset.name).alias("dataset"))
         self.table(experiment).add(long_rows(results))
         return results

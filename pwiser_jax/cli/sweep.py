@@ -106,7 +106,7 @@ def run(options: Namespace, given: Namespace) -> int:
                 raise UserError(
                     f"--logger {options.logger} is not for --cluster: leave one out"
                 )
-            from pwiser_jax.training.cluster import train_study
+            from pwiser_jax.training.cluster.study import train_study
 
             train_study(
                 runs,

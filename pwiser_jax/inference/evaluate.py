@@ -1,5 +1,6 @@
 """Measures a run's best checkpoint on a split of its data."""
 
+import json
 from pathlib import Path
 
 from pwiser_jax.config import Config
@@ -55,6 +56,12 @@ def evaluate_run(
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return evaluation
+
+
+def read_evaluation(run: Path, split: str) -> Evaluation:
+    """What `evaluate_run` has written into a run's folder."""
+    tree = json.loads((run / f"evaluation_{split}.json").read_text(encoding="utf-8"))
+    return Evaluation.from_dict(tree, Prepared(run / "data").schema.labels)
 
 
 def _run_data(run: Path, config: Config) -> Path:

@@ -118,9 +118,14 @@ def sweep_key(config: Config) -> str:
 
 def most_runs(config: Config, schema: Schema) -> int:
     """Recommended number of runs of a configuration in one sweep."""
-    leaves = jax.tree.leaves(state_template(config, schema))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    size = state_bytes(config, schema)
     return max(1, min(MOST_RUNS, STATE_BYTES // (STATE_COPIES * size)))
+
+
+def state_bytes(config: Config, schema: Schema) -> int:
+    """Size of a run's state."""
+    leaves = jax.tree.leaves(state_template(config, schema))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def sweeps_in_progress(parent: Path) -> dict[Path, list[Path]]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -208,6 +210,7 @@ def exit_code(command: list[str]) -> object:
         (["--models", "gpt"], "gpt"),
         (["--only", "everything"], "everything"),
         (["--quick", "--full"], "choose one"),
+        (["--cluster=head"], "expected auto, local or the HOST:PORT"),
         (["--protocol=mtreclib", "--split=valid"], "measure --split test"),
         (["--set", "train.epochz=2"], "epochz"),
         (["--set", "optimizer.learning_rate=-1"], "learning_rate"),
@@ -347,3 +350,20 @@ def test_two_reports_into_one_folder_are_refused(
         assert experiments.main(arguments(data, tmp_path, "paper_table")) == 2
     assert "is in use" in capsys.readouterr().err
     assert not runs_of(tmp_path)
+
+
+@pytest.mark.long
+def test_an_experiment_on_a_cluster_equals_itself_without(
+    data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[cluster]'")
+    results = []
+    for folder, options in (("on", ["--cluster=local"]), ("alone", [])):
+        words = arguments(data, tmp_path / folder, "paper_table")
+        at = words.index("--set")
+        # A process of its own: Ray's workers and devices are not the tests'.
+        command = ["-m", "experiments.all", *words[:at], *options, *words[at:]]
+        subprocess.run([sys.executable, *command], check=True)
+        (table,) = (tmp_path / folder).rglob("paper_table.parquet")
+        results.append(pl.read_parquet(table).drop("run"))
+    assert results[0].equals(results[1])

@@ -8,10 +8,8 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,16 @@ import pwiser_jax
 from pwiser_jax.atomic import locked
 from pwiser_jax.cli import main
 from pwiser_jax.errors import UserError
-from pwiser_jax.training.cluster import _compare, _slots
+from pwiser_jax.training.cluster.connect import compare
+from pwiser_jax.training.cluster.study import slots_of
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.study import PLAN
 from tests.inference.small import TINY, prepare, rows
+from tests.training.clusters import WAIT, add_node, run, start, started, wait_for
 
 # Ray's own warnings, in the process that starts the cluster.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-WAIT = 300  # seconds, for what takes a few
 OVER = ("--over", "loss.lambdas=0.1,0.3", "--seeds=2", "--part-size=2")
 LONG = ("--train.epochs=80", "--train.patience=80", "--train.checkpoint_every=5")
 
@@ -58,21 +57,21 @@ def test_a_number_out_of_range_is_one_sentence(
 
 def test_a_node_with_another_version_or_other_data_is_refused() -> None:
     ours = {"versions": {"pwiser-jax": "2.0"}, "data": {"/data": "abc"}}
-    _compare("node", ours, ours)
+    compare("node", ours, ours)
     with pytest.raises(UserError, match=r"node has pwiser-jax 1\.0.* has 2\.0: "):
-        _compare("node", ours, {**ours, "versions": {"pwiser-jax": "1.0"}})
+        compare("node", ours, {**ours, "versions": {"pwiser-jax": "1.0"}})
     with pytest.raises(UserError, match=r"other data \(def\) in /data.* has abc: "):
-        _compare("node", ours, {**ours, "data": {"/data": "def"}})
+        compare("node", ours, {**ours, "data": {"/data": "def"}})
     with pytest.raises(UserError, match="no data in /data"):
-        _compare("node", ours, {**ours, "data": {"/data": None}})
+        compare("node", ours, {**ours, "data": {"/data": None}})
 
 
 def test_parts_that_fit_no_node_are_refused() -> None:
     nodes = [{"Resources": {"CPU": 4.0, "GPU": 2.0}}, {"Resources": {"CPU": 7.0}}]
-    assert _slots(nodes, 2, 0) == 5
-    assert _slots(nodes, 1, 1) == 2
+    assert slots_of(nodes, 2, 0) == 5
+    assert slots_of(nodes, 1, 1) == 2
     with pytest.raises(UserError, match=r"needs 8 CPUs .* at most 7 CPUs and 2 GPUs"):
-        _slots(nodes, 8, 0)
+        slots_of(nodes, 8, 0)
 
 
 def test_no_cluster_at_the_address_is_one_sentence(
@@ -115,47 +114,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A head and a node with one CPU each."""
-    pytest.importorskip("ray", reason="needs Ray: pip install '.[cluster]'")
-    from ray.cluster_utils import Cluster
-
-    local = {"node_ip_address": "127.0.0.1", "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **local})
-    try:
+    with started() as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
-
-
-def add_node(cluster: Any, **options: Any) -> Any:
-    return cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", **options)
-
-
-def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    """A command of a user, with what it prints in a file."""
-    with (folder / "printed.txt").open("a") as printed:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pwiser_jax", *words],
-            cwd=folder,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-
-def run(words: list[str], folder: Path) -> tuple[int, str]:
-    (folder / "printed.txt").unlink(missing_ok=True)
-    code = start(words, folder).wait(WAIT)
-    return code, (folder / "printed.txt").read_text()
-
-
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + WAIT
-    while not (value := what()):
-        assert process.poll() is None, "the command ended too soon"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return value
 
 
 def training(output: Path) -> list[int]:

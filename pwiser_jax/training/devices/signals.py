@@ -22,7 +22,7 @@ class Interrupted(Exception):
             f"stopped at step {step} with a checkpoint; run the same command again "
             "to resume"
         )
-        self.signum = signum
+        self.step, self.signum = step, signum
 
     @property
     def exit_code(self) -> int:

@@ -1,0 +1,1 @@
+"""Training on a Ray cluster; nothing else of the package imports Ray."""
