@@ -7,9 +7,12 @@ import re
 import secrets
 import shutil
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import polars as pl
 
@@ -97,6 +100,10 @@ def _alone_in(parent: Path) -> Iterator[None]:
 
 
 LOCK = ".lock"
+# The holder touches its lock's file every BEAT seconds. A file that another host has
+# not touched for so long is left behind: after FREE seconds if the file system says
+# that the lock is free, after LOST if it does not.
+BEAT, FREE, LOST = 10.0, 30.0, 300.0
 
 
 class InUse(UserError):
@@ -107,9 +114,16 @@ class InUse(UserError):
 def locked(folder: Path, doing: str) -> Iterator[None]:
     """Locks `folder`, which exists, against other processes that lock it.
 
-    The lock (flock on the file `.lock`, which names its holder) ends with the process,
-    however that ends. It holds between processes of one host, and on file systems that
-    share flock between hosts (NFS 4, Lustre with `flock`, GPFS) between hosts as well.
+    The lock is flock on the file `.lock`, which names its holder, and a lease: a thread
+    touches the file every BEAT seconds. Between processes of one host flock alone
+    counts; it ends with the process, however that ends. Another host's lock counts as
+    long as its file is touched, so that it holds on file systems that do not share
+    flock between hosts (NFS 3 without lockd, Lustre with `localflock`), except between
+    commands that start within a second. It ends when its host is lost: at FREE where
+    flock is shared and ends with the host's lease (NFS 4, GPFS, CephFS, Lustre with
+    `flock`) or is not shared, at LOST where it stays (NFS 3 with lockd). Ages are
+    differences of the file system's own times. A process that was suspended for longer
+    than LOST, and whose lock another host took, ends with exit code 1.
 
     Args:
         folder: the folder.
@@ -129,13 +143,46 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(f"{folder} cannot be locked: {error.strerror}") from error
+    over = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(lock, path, over), daemon=True)
     try:
         os.truncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.fsync(lock)
+        renewal.start()
         yield
     finally:
-        path.unlink(missing_ok=True)
+        over.set()
+        if renewal.ident is not None:
+            renewal.join()
+        if _is_at(lock, path):
+            path.unlink(missing_ok=True)
         os.close(lock)
+
+
+def _renew(lock: int, path: Path, over: threading.Event) -> None:
+    """Touches the lock's file; ends the process if another host has taken the lock."""
+    while not over.wait(BEAT):
+        try:
+            if path.exists() and not _is_at(lock, path):
+                print(
+                    f"pwiser: error: {path.parent}: this process did not answer for "
+                    f"{LOST:.0f} s, and {_holder(path)} has taken the folder over",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
+            os.utime(lock)
+        except OSError:  # the file system is away for a while
+            continue
+
+
+def _is_at(lock: int, path: Path) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(path: Path) -> str:
@@ -150,16 +197,32 @@ def _open_locked(path: Path) -> int:
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before may have removed the file after it was opened here.
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                return lock
-        except FileNotFoundError:
-            pass
+            silent = _silence(lock, path)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if silent is None or silent < LOST or not _is_at(lock, path):
+                    raise
+                path.unlink(missing_ok=True)  # and lock a new file
+            else:
+                if silent is not None and silent < FREE:
+                    raise BlockingIOError
+                # The holder before may have removed the file after it was opened here.
+                if _is_at(lock, path):
+                    return lock
         except OSError:
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _silence(lock: int, path: Path) -> float | None:
+    """Seconds since another host touched its lock's file; None: it is not another's."""
+    host = os.pread(lock, 1000, 0).decode(errors="replace").rpartition(" on ")[2]
+    if host.strip() in ("", socket.gethostname()):
+        return None
+    with TemporaryFile(dir=path.parent, prefix=f"{LOCK}-") as now:  # the server's time
+        return os.fstat(now.fileno()).st_mtime - os.fstat(lock).st_mtime
 
 
 def check_replaceable(
