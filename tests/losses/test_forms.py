@@ -79,6 +79,28 @@ def test_forms_agree(form, surrogate, gate, segments):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("segments", [False, True])
+def test_the_search_of_a_gpu_finds_the_same(monkeypatch, segments):
+    both = sides("tenths", segments)
+    factors = jnp.ones(OTHERS)
+
+    def results():
+        run = sums_and_gradients("sorted", "squared_hinge", "margin")
+        return jax.tree.leaves(run(*both, factors)), run.trace(*both, factors)
+
+    expected, traced = results()
+    lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.while" not in lowered
+    assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+    def of_gpu(n, *, cuda, **_):
+        return cuda(n)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_gpu)
+    for a, b in zip(results()[0], expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("form", OTHER_FORMS)
 def test_forms_agree_without_positives(form):
     positives, others = sides("random", True)
