@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.calibration import CALIBRATION
+from experiments.classical import CLASSICAL
 from experiments.comparison import COMPARISON
 from experiments.drift import DRIFT
 from experiments.growth import GROWTH
@@ -66,6 +67,7 @@ EXPERIMENTS = {
         DRIFT,
         NIGHTLY,
         CALIBRATION,
+        CLASSICAL,
     )
 }
 

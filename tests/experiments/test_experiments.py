@@ -110,7 +110,10 @@ def test_the_papers_table_and_what_follows_from_its_runs(
         "comparison",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("terms", "ladders", "drift", "nightly", "interplay", "growth")
+            for name in (
+                *("terms", "ladders", "drift", "nightly", "interplay", "growth"),
+                "classical",
+            )
         ),
     ],
 )
