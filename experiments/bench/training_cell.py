@@ -137,16 +137,10 @@ class Compiled(NamedTuple):
     work: dict[str, float]
 
 
-def compiled(cell: Cell) -> Compiled:
-    """A cell of ours with its programs compiled."""
-    import jax
-
+def step_parts(cell: Cell) -> tuple[Any, Any]:
+    """The spec of a cell's training step, and its numbers."""
     from pwiser_jax.training import objective as objectives
-    from pwiser_jax.training.devices import programs as parallel
-    from pwiser_jax.training.devices import stacked
-    from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
-    from pwiser_jax.training.step import hyper as step_numbers
-    from pwiser_jax.training.step import step_spec
+    from pwiser_jax.training import step
 
     config = Config(
         DataConfig(batch_size=cell.batch),
@@ -156,11 +150,25 @@ def compiled(cell: Cell) -> Compiled:
     )
     schema = cell.schema()
     objective, weights = objectives.build(config.loss, schema.labels, "ctcvr")
-    hyper = step_numbers(config, weights, 1)
+    spec = step.step_spec(config, schema, objective)
+    return spec, step.hyper(config, weights, 1)
+
+
+def compiled(cell: Cell) -> Compiled:
+    """A cell of ours with its programs compiled."""
+    import jax
+
+    from pwiser_jax.training.devices import programs as parallel
+    from pwiser_jax.training.devices import stacked
+    from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
+
+    spec, hyper = step_parts(cell)
 
     several, k = batches(cell), cell.steps
-    calls = [several[at:][:k] for at in range(0, len(several), k)]
-    spec = step_spec(config, schema, objective)
+    calls = [
+        [several[i % len(several)] for i in range(at, at + k)]
+        for at in range(0, len(several), k)
+    ]
     draw, shapes = _drawing(spec)
     program: Any
     cut: list[Any]

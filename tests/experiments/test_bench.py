@@ -7,6 +7,9 @@ import pytest
 
 from experiments import demo
 from experiments.bench import (
+    accelerator as bench_accelerator,
+)
+from experiments.bench import (
     first_result as bench_first,
 )
 from experiments.bench import (
@@ -17,6 +20,9 @@ from experiments.bench import (
 )
 from experiments.bench import (
     prepare as bench_prepare,
+)
+from experiments.bench import (
+    programs as bench_programs,
 )
 from experiments.bench import (
     reading as bench_reading,
@@ -41,6 +47,9 @@ Main = Callable[[Sequence[str]], int]
         (bench_prepare.main, "--repeats=0", "repeats"),
         (bench_reading.main, "--rows=[0, 10]", "rows"),
         (bench_losses.main, "--sizes=[-1]", "sizes"),
+        (bench_programs.main, "--sizes=[0]", "sizes"),
+        (bench_accelerator.main, "--sizes=[0]", "sizes"),
+        (bench_accelerator.main, "--models=[mmo]", "mmo"),
         (demo.main, "--rows=9", "rows"),
     ],
 )
@@ -53,7 +62,9 @@ def test_a_wrong_option_is_one_sentence_and_writes_nothing(
     word: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    work = [] if main in (bench_losses.main, demo.main) else ["--work=work"]
+    modules = (bench_losses, bench_programs, bench_accelerator, demo)
+    without_work = [module.main for module in modules]
+    work = [] if main in without_work else ["--work=work"]
     with pytest.raises(SystemExit) as stopped:
         main([*work, wrong])
     assert stopped.value.code == 2
