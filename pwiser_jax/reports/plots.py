@@ -189,6 +189,7 @@ def interval_lines(
     zero: str | None = None,
     baseline: str = "bce",
     percent: bool = False,
+    log: bool = False,
 ) -> Figure:
     """A measure over a setting, with intervals: one panel per task, one line per loss.
 
@@ -198,10 +199,12 @@ def interval_lines(
         zero: label of the line at 0, such as "as BCE"; None: no line.
         baseline: the line drawn in grey.
         percent: show x, a share, in percent.
+        log: x is above 0 and drawn on a logarithmic axis.
     """
     panels, lines = _distinct(table, "panel"), _distinct(table, "line")
     looks = {name: a | b for name, (a, b) in _looks(lines, baseline).items()}
-    span = float(np.ptp(table["x"].to_numpy()))
+    xs = table["x"].to_numpy()
+    span = float(np.ptp(np.log10(xs) if log else xs))
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, name in zip(axes, panels, strict=True):
@@ -210,13 +213,17 @@ def interval_lines(
         for k, (line, look) in enumerate(looks.items()):
             rows = table.filter(panel=name, line=line).sort("x")
             # Shifted, so that the intervals of two lines do not overlap.
-            at = rows["x"].to_numpy() + (k - (len(lines) - 1) / 2) * 0.012 * span
+            shift, at = (k - (len(lines) - 1) / 2) * 0.012 * span, rows["x"].to_numpy()
+            at = at * 10**shift if log else at + shift
             panel.plot(at, rows["value"], markersize=5, **look)
             panel.vlines(at, rows["low"], rows["high"], color=look["color"], lw=1.5)
         panel.set_title(name.upper())
         panel.set_ylim(*_heights(table.filter(panel=name)))
         panel.locator_params(axis="y", nbins=6)
-        panel.locator_params(axis="x", nbins=6, integer=not percent)
+        if log:
+            panel.set_xscale("log")
+        else:
+            panel.locator_params(axis="x", nbins=6, integer=not percent)
         if percent:
             panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.supxlabel(x, fontsize=10)

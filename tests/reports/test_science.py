@@ -76,6 +76,18 @@ def test_interval_lines_are_drawn_where_they_are() -> None:
     plots.to_svg(figure)
 
 
+def test_interval_lines_on_a_logarithmic_axis_are_shifted_alike() -> None:
+    names = ["panel", "line", "x", "value", "low", "high"]
+    rows = [("ctr", line, x, 0.0, -1.0, 1.0) for line in "ab" for x in (10.0, 1000.0)]
+    table = pl.DataFrame(rows, schema=names, orient="row")
+    panel = plots.interval_lines(table, "rows", "AUC", log=True).axes[0]
+    assert panel.get_xscale() == "log"
+    first, second = (np.array(line.get_xdata(), float) for line in panel.get_lines())
+    ratios = second / first
+    assert ratios[0] == pytest.approx(ratios[1])
+    assert 1 < ratios[0] < 1.1
+
+
 def test_a_grid_is_drawn_as_cells_with_the_best_framed() -> None:
     rows = [
         (f"m1 = {m1}", x, y, -((x - 0.1) ** 2) - (y - 0.4) ** 2 - m1)
