@@ -48,7 +48,7 @@ from pwiser_jax.config import Protocol
 from pwiser_jax.errors import UserError
 from pwiser_jax.models import MODELS
 from pwiser_jax.options import Parser
-from pwiser_jax.reports.html import Picture, Report, Section, Verdict
+from pwiser_jax.reports.html import Picture, Report, Section, TableBlock, Verdict
 from pwiser_jax.reports.plots import differences, to_png
 from pwiser_jax.reports.tables import to_markdown, to_rich
 from pwiser_jax.training.run.protocol import CHOSEN, NAMES, TRAINED_ON, note
@@ -262,7 +262,7 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
             Section(
                 title=title,
                 asked=experiment.asked,
-                answer=finding.answer,
+                answer=f"{finding.answer} {finding.details}".strip(),
                 blocks=finding.blocks,
                 command=command,
                 configuration=_configuration(study),
@@ -270,11 +270,18 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
         )
         page.verdict = verdict(findings)
         page.write(study.output / "report.html")
-        lines = [f"- **{s.title.rstrip('?')}.** {s.answer}\n" for s in page.sections]
-        write_whole(study.output / "findings.md", "".join(lines))
+        write_whole(study.output / "findings.md", _markdown(page))
     for picture in verdict(findings).pictures:  # the layout of the page's is fixed
         (study.output / "effect.png").write_bytes(to_png(picture.figure))
     print(study.output / "report.html")
+
+
+def _markdown(page: Report) -> str:
+    """The answers, the first one with the table of what to do below it."""
+    answers = [f"- **{s.title.rstrip('?')}.** {s.answer}\n" for s in page.sections]
+    tables = page.verdict.tables if page.verdict else ()
+    texts = [f"\n{b.caption}:\n\n{to_markdown(b.table)}\n" for b in tables]
+    return "".join([*answers[:1], *texts, *answers[1:]])
 
 
 def verdict(findings: Mapping[str, Finding]) -> Verdict:
@@ -297,7 +304,22 @@ def verdict(findings: Mapping[str, Finding]) -> Verdict:
                 "seeds. Right of 0 PWiseR is better.",
             )
         )
-    return Verdict([findings[name].answer for name in first], pictures)
+    return Verdict(
+        [findings[name].answer for name in first], pictures, decision_blocks(findings)
+    )
+
+
+def decision_blocks(findings: Mapping[str, Finding]) -> list[TableBlock]:
+    """What to do for which data, over all experiments that say so."""
+    parts = [f.decisions for f in findings.values() if f.decisions is not None]
+    if not parts:
+        return []
+    caption = (
+        "If your data look like this, do that: the arm with the highest mean, minus "
+        "tuned BCE, with 95% intervals over paired seeds (p after Holm over the arms "
+        "of a row)"
+    )
+    return [TableBlock(pl.concat(parts), caption)]
 
 
 def _configuration(study: Study) -> str:

@@ -1,7 +1,7 @@
 """The fair comparison: PWiseR and its rivals, trained to the end and tuned equally.
 
-    python -m experiments.all --only comparison --output runs/comparison
-    python -m experiments.all --only comparison --arms pwiser jrc --output runs/two
+    python -m experiments.all --full --only comparison --output runs/comparison
+    python -m experiments.all --full --only comparison --arms jrc --output runs/two
 
 `plan.md`, written before the first final run, has the questions and the order of the
 arms. Each arm gets the same number of trials over learning rate, L2 and its own
@@ -12,15 +12,26 @@ fast), and the point with the best mean AUC of CTR and CTCVR on validation is ru
 the final seeds and measured on test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
+from experiments.lib import curves
 from experiments.lib.arms import ARMS, Arm, check_arm, chosen_arms
 from experiments.lib.datasets import Dataset
-from experiments.lib.grid import Run
+from experiments.lib.grid import Run, Tag
+from experiments.lib.paired import (
+    PairedTest,
+    decision,
+    decisions_table,
+    gap_text,
+    null_rates,
+    paired_gaps,
+    paired_tests,
+    test_text,
+)
 from experiments.lib.planner import half_width, pilot_deviation, seeds_for_width
 from experiments.lib.search import (
     Point,
@@ -30,6 +41,7 @@ from experiments.lib.search import (
     sobol_points,
     space_around,
 )
+from experiments.lib.step_time import cost, step_seconds
 from experiments.lib.study import (
     TUNING_SEED,
     Experiment,
@@ -41,9 +53,7 @@ from experiments.lib.study import (
 from experiments.lib.words import (
     average_difference,
     counted,
-    effect_rows,
     joined,
-    line_rows,
     text_of,
 )
 from pwiser_jax import metrics
@@ -52,10 +62,8 @@ from pwiser_jax.errors import UserError
 from pwiser_jax.metrics import Interval
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences, interval_lines
-from pwiser_jax.reports.tables import p_text
-from pwiser_jax.tasks import measured
+from pwiser_jax.tasks import heads, measured
 from pwiser_jax.training.run.folder import read_result
-from pwiser_jax.training.run.metrics import read_metrics
 
 NAME = "comparison"
 MODEL = "mmoe"
@@ -64,7 +72,6 @@ BATCHES = 2  # of trials that every arm gets
 MOST_BATCHES = 3  # with those of an arm whose choice is at an edge
 PILOT = 4  # seeds that plan the number of seeds
 ROW_SEEDS = 4  # runs whose rows are compared
-EPOCHS = 8  # of the curves
 # Half widths that the intervals should have, by whether true probabilities are known.
 WIDTHS = {
     True: {"ctr": 0.0005, "ctcvr": 0.0015},
@@ -76,8 +83,9 @@ TRUTH = (
     "predicted_over_true",
     "calibration_error",
 )
-CURVE = tuple(f"valid_auc_{epoch}" for epoch in range(1, EPOCHS + 1))
+COST = ("step_ms", "step_ratio")
 ROWS = ("rows_difference", "rows_error")
+POSITIVES = "train_positives"
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,9 @@ def arms_of(study: Study, dataset: Dataset) -> list[Arm]:
     arms = chosen_arms(names)
     if study.tables is not None:
         frame = study.table(NAME).frame.filter(
-            (pl.col("dataset") == dataset.name) & (pl.col("metric") == CURVE[-1])
+            (pl.col("dataset") == dataset.name)
+            & (pl.col("metric") == "at_cap")
+            & (pl.col("split") == "test")
         )
         finished = set(frame["loss"])
         arms = [a for a in arms if {a.name, a.baseline} <= finished]
@@ -172,22 +182,27 @@ def tune(study: Study, dataset: Dataset, arm: Arm) -> Tuned:
 
 def final_runs(
     study: Study, dataset: Dataset, tuned: Tuned, baseline: pl.DataFrame | None
-) -> pl.DataFrame:
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Runs the choice with the final seeds and measures test.
 
     Returns:
-        As `grid.results_of`, with a column for each further measure.
+        As `grid.results_of`, with a column for each further measure; and the rows of
+        the first seed as `Study.run` returns them.
     """
     config = arm_config(study, dataset, tuned.arm)
     planned = planned_runs(config, tuned.arm, [tuned.chosen], range(study.scale.finals))
     results = study.run(NAME, planned, dataset, "test")
-    names = (*(TRUTH if dataset.truth else ()), "at_cap", *CURVE)
-
-    def measure(outcome: Outcome) -> Measures:
-        truth = truth_measures(outcome) if dataset.truth else {}
-        return {**truth, **_at_cap(outcome), **_curve(outcome)}
-
-    parts = [study.measure(NAME, results, dataset, names, measure)]
+    further: list[tuple[tuple[str, ...], Callable[[Outcome], Measures]]] = [
+        (("at_cap",), _at_cap),
+        (curves.CURVE, curves.curve),
+        (curves.END, curves.end),
+    ]
+    if dataset.truth:
+        further.append((TRUTH, truth_measures))
+    parts = [
+        study.measure(NAME, results, dataset, names, measure)
+        for names, measure in further
+    ]
     if baseline is not None:
         few = results.filter(pl.col("seed") < ROW_SEEDS)
         folders = dict(baseline.select("seed", "run").unique().iter_rows())
@@ -207,24 +222,8 @@ def final_runs(
     )
     joined_rows = kept.join(wide, on=["run", "task"], how="left", maintain_order="left")
     missing = [name for name in (*TRUTH, *ROWS) if name not in joined_rows.columns]
-    return joined_rows.with_columns(pl.lit(None, pl.Float64).alias(n) for n in missing)
-
-
-def _at_cap(outcome: Outcome) -> Measures:
-    """1 where a run ended at the cap on epochs, for each trained head."""
-    result = read_result(outcome.folder)
-    return {("ctr", "at_cap"): float(result.stopped != "early")}
-
-
-def _curve(outcome: Outcome) -> Measures:
-    """Validation AUC after each of the first epochs; of a shorter run its last."""
-    lines = [line for line in read_metrics(outcome.folder) if "mean_auc" in line]
-    curve: dict[tuple[str, str], float] = {}
-    for k, name in enumerate(CURVE):
-        line = lines[min(k, len(lines) - 1)]
-        for task, auc in line["auc"].items():
-            curve[task, name] = np.nan if auc is None else auc
-    return curve
+    nulls = [pl.lit(None, pl.Float64).alias(name) for name in missing]
+    return joined_rows.with_columns(nulls), results.filter(pl.col("seed") == 0)
 
 
 def truth_measures(outcome: Outcome) -> Measures:
@@ -244,6 +243,123 @@ def truth_measures(outcome: Outcome) -> Measures:
         )
         measures |= {(task, n): v for n, v in zip(TRUTH, values, strict=True)}
     return measures
+
+
+CARRIED = ("bce", "pwiser ctcvr", "ranknet", "jrc")  # to other data, most wanted first
+
+
+def carried_arms(study: Study) -> list[Arm]:
+    """The arms of the experiments that carry the comparison's settings over."""
+    return [ARMS[name] for name in CARRIED[: study.scale.carried]]
+
+
+def chosen_settings(
+    study: Study, dataset: Dataset, arms: Sequence[Arm]
+) -> dict[str, Point]:
+    """The choice of each arm's search on a dataset, to be carried over to others."""
+    return {arm.name: tune(study, dataset, arm).chosen for arm in arms}
+
+
+def runs_of_choice(
+    study: Study,
+    experiment: str,
+    dataset: Dataset,
+    arms: Sequence[Arm],
+    points: Mapping[str, Point],
+    seeds: int,
+    tags: Mapping[str, Tag],
+    more: Sequence[str] = (),
+    names: tuple[str, ...] = TRUTH,
+    measures: Callable[[Outcome], Measures] = truth_measures,
+) -> pl.DataFrame:
+    """Runs arms with given settings on a dataset and measures test.
+
+    Args:
+        experiment: whose result table.
+        points: settings by arm.
+        tags: columns that tell these runs from others of the experiment.
+        more: options on top of an arm's.
+        names, measures: further measures, as `Study.measure` takes them.
+
+    Returns:
+        A row a run and task, with a column for each measure.
+    """
+    parts = []
+    for arm in arms:
+        options = (*study.scale.to_the_end, *arm.options, *more)
+        config = load_config(
+            dataset.configs / f"{MODEL}.yaml", study.options(dataset, options)
+        )
+        runs = planned_runs(config, arm, [points[arm.name]], range(seeds))
+        planned = [replace(run, tags=tags) for run in runs]
+        results = study.run(experiment, planned, dataset, "test")
+        columns = ["run", "task", "metric", "value"]
+        long = pl.concat(
+            [
+                study.measure(experiment, results, dataset, names, measures),
+                study.measure(experiment, results, dataset, (POSITIVES,), _positives),
+            ],
+            how="diagonal",
+        ).select(columns)
+        wide = long.pivot("metric", index=["run", "task"], values="value")
+        parts.append(
+            results.join(wide, on=["run", "task"], how="left", maintain_order="left")
+        )
+    return pl.concat(parts, how="diagonal")
+
+
+def _positives(outcome: Outcome) -> Measures:
+    """Rows with each label in train."""
+    counts = outcome.prepared.manifest.splits["train"].labels.values()
+    names = (task.name for task in heads(outcome.prepared.schema.labels, "ctcvr"))
+    return {(n, POSITIVES): float(k) for n, k in zip(names, counts, strict=True)}
+
+
+def step_costs(
+    study: Study,
+    dataset: Dataset,
+    searches: Sequence[Tuned],
+    firsts: Mapping[str, pl.DataFrame],
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds of a training step by arm, and their ratio to BCE's.
+
+    Arms whose cost the table lacks are measured with all others, in turns; the ratio is
+    that of one measurement, on the machine of that time.
+    """
+    measured_now: dict[str, tuple[float, float]] = {}
+
+    def measure_all() -> None:
+        configs = [
+            at(arm_config(study, dataset, search.arm), search.chosen)
+            for search in searches
+        ]
+        configs = [
+            replace(c, data=replace(c.data, path=str(dataset.ready()))) for c in configs
+        ]
+        times = step_seconds(configs)
+        for search, own in zip(searches, times, strict=True):
+            measured_now[search.arm.name] = cost(own, times[0])
+
+    costs: dict[str, tuple[float, float]] = {}
+    for search in searches:
+        name = search.arm.name
+
+        def measure(_: Outcome, name: str = name) -> Measures:
+            if not measured_now:
+                measure_all()
+            values = zip(COST, measured_now[name], strict=True)
+            return {("ctr", key): value for key, value in values}
+
+        rows = study.measure(NAME, firsts[name], dataset, COST, measure)
+        known = dict(rows.select("metric", "value").iter_rows())
+        costs[name] = (known[COST[0]], known[COST[1]])
+    return costs
+
+
+def _at_cap(outcome: Outcome) -> Measures:
+    """1 where a run ended at the cap on epochs, for each trained head."""
+    result = read_result(outcome.folder)
+    return {("ctr", "at_cap"): float(result.stopped != "early")}
 
 
 def _over_rows(outcome: Outcome, other: Outcome) -> Measures:
@@ -277,33 +393,51 @@ def find(study: Study) -> Finding:
     blocks: list[TableBlock | Picture] = []
     tuned: dict[str, list[Tuned]] = {}
     finals: dict[str, pl.DataFrame] = {}
+    costs: dict[str, dict[str, tuple[float, float]]] = {}
     for dataset in study.core:
         parts: dict[str, pl.DataFrame] = {}
+        firsts: dict[str, pl.DataFrame] = {}
         for arm in arms_of(study, dataset):
             search = tune(study, dataset, arm)
             tuned.setdefault(dataset.name, []).append(search)
             baseline = parts.get(arm.baseline)
-            parts[arm.name] = final_runs(study, dataset, search, baseline)
+            parts[arm.name], firsts[arm.name] = final_runs(
+                study, dataset, search, baseline
+            )
         if parts:
+            costs[dataset.name] = step_costs(
+                study, dataset, tuned[dataset.name], firsts
+            )
             finals[dataset.name] = pl.concat(parts.values(), how="diagonal")
     tests = question_tests(finals, tuned)
+    to_do: list[pl.DataFrame] = []
     for dataset in study.core:
         if dataset.name not in finals:
             continue
         part, searches = finals[dataset.name], tuned[dataset.name]
         metric = _metric(dataset)
         own = tests.filter(pl.col("dataset") == dataset.name)
-        blocks.append(
+        chosen = decisions(part, metric, dataset.name)
+        to_do.append(chosen)
+        blocks += [
             TableBlock(
-                rivals_table(part, searches, own, metric),
+                rivals_table(part, searches, own, metric, costs[dataset.name]),
                 f"{dataset.name}: each rival, tuned with equal trials; "
                 f"{_measure(dataset)} on test, mean of "
-                f"{counted(part['seed'].n_unique(), 'seed')}; "
-                "differences paired by seed, p after Holm over all questions",
-            )
-        )
-        caption = f"{dataset.name}: probabilities, mean over seeds"
-        blocks.append(TableBlock(calibration_table(part), caption))
+                f"{counted(part['seed'].n_unique(), 'seed')}; milliseconds of a step, "
+                "measured in turns; differences paired by seed, p after Holm over all "
+                "questions",
+            ),
+            TableBlock(
+                chosen,
+                f"{dataset.name}: what to do (p after Holm over all arms, as the arm "
+                "is the best of them)",
+            ),
+            TableBlock(
+                calibration_table(part),
+                f"{dataset.name}: probabilities, mean over seeds",
+            ),
+        ]
         if own.height and own["low"].is_not_null().any():
             blocks.append(
                 Picture(
@@ -313,16 +447,28 @@ def find(study: Study) -> Finding:
                     "batches, 95% intervals over seeds. Right of 0 the arm is better.",
                 )
             )
-        blocks.append(
-            TableBlock(
-                decisions(own, searches, part, metric),
-                f"{dataset.name}: what to do, with the number behind it",
-            )
-        )
-        blocks.append(
+        shown = [name for name in ("bce", *SHOWN) if name in set(part["loss"])]
+        few = [name for name in shown if name == "bce" or "pwiser" in name]
+        blocks += [
             Picture(
                 interval_lines(
-                    curve_rows(part),
+                    curves.curve_lines(part, HEADS, few),
+                    "training step",
+                    "validation AUC",
+                ),
+                "Validation AUC against training steps, BCE and forms of PWiseR.",
+                f"{dataset.name}: mean over seeds, 95% intervals, after each of the "
+                f"first {curves.EPOCHS} epochs; a run that stopped earlier keeps its "
+                "last AUC.",
+            ),
+            TableBlock(
+                curves.areas_table(part, HEADS, few),
+                f"{dataset.name}: area under these curves, and who is ahead when. Each "
+                "arm has the learning rate and L2 that were chosen for it",
+            ),
+            Picture(
+                interval_lines(
+                    curves.gap_lines(part, HEADS, shown[1:]),
                     "epoch",
                     "validation AUC minus BCE",
                     zero="as BCE",
@@ -330,8 +476,14 @@ def find(study: Study) -> Finding:
                 "Validation AUC minus that of BCE after each epoch, by arm.",
                 f"{dataset.name}: the difference in validation AUC by epoch; a gain of "
                 "the first epochs alone falls back to 0.",
-            )
-        )
+            ),
+            TableBlock(
+                curves.ends_table(part, HEADS),
+                f"{dataset.name}: the ends of the final runs. Slope: validation AUC "
+                "per epoch over the last ones, as many as stopping waits for; flat "
+                "where it does not rise significantly",
+            ),
+        ]
         blocks.append(
             TableBlock(planning(part, dataset, metric), f"{dataset.name}: seeds")
         )
@@ -360,7 +512,11 @@ def find(study: Study) -> Finding:
     effects = tests.filter(ours & ~pl.col("loss").str.contains(" minus "))
     names = ["dataset", "task", "loss", "difference", "low", "high"]
     return Finding(
-        _answer(study, tests, tuned, finals), blocks, effects=effects.select(names)
+        _answer(tests, tuned, finals),
+        blocks,
+        effects=effects.select(names),
+        details=" ".join(_early(name, part) for name, part in finals.items()),
+        decisions=pl.concat(to_do) if to_do else None,
     )
 
 
@@ -385,27 +541,23 @@ def question_tests(
     The last of each dataset: the best form of PWiseR minus the best rival, both chosen
     on validation.
     """
-    rows, p_values = [], []
+    comparisons: list[PairedTest] = []
     for dataset, part in finals.items():
-        metric = _of(part)
         arms = {search.arm.name: search for search in tuned[dataset]}
         pairs = [(name, s.arm.baseline) for name, s in arms.items() if name != "bce"]
         ours, rival = best_of(list(arms.values()))
         if ours and rival:
             pairs.append((ours, rival))
-        for name, baseline in pairs:
-            for task in HEADS:
-                gaps = paired_gaps(part, task, name, baseline, metric)
-                gap = metrics.mean_interval(gaps)
-                label = (
-                    name if baseline.startswith("bce") else f"{name} minus {baseline}"
-                )
-                rows.append((dataset, task, label, gap.value, gap.low, gap.high))
-                p_values.append(metrics.paired_test(gaps, np.zeros_like(gaps)))
-    table = effect_rows(["dataset", "task", "loss"], rows)
-    return table.with_columns(
-        pl.Series("p", p_values, pl.Float64),
-        pl.Series("p_holm", metrics.holm(p_values), pl.Float64),
+        comparisons += [
+            ({"dataset": dataset}, part, task, name, baseline)
+            for name, baseline in pairs
+            for task in HEADS
+        ]
+    tests = paired_tests(comparisons, _of)
+    to_other = ~pl.col("baseline").str.starts_with("bce")
+    named = pl.concat_str("loss", "baseline", separator=" minus ")
+    return tests.with_columns(
+        pl.when(to_other).then(named).otherwise("loss").alias("loss")
     )
 
 
@@ -418,53 +570,34 @@ def best_of(searches: Sequence[Tuned]) -> tuple[str | None, str | None]:
     return (ours[0] if ours else None, others[0] if others else None)
 
 
-def paired_gaps(
-    part: pl.DataFrame, task: str, loss: str, baseline: str, metric: str
-) -> np.ndarray:
-    """The differences of the seeds that both have, in the seeds' order."""
-    rows = part.filter((pl.col("task") == task) & pl.col(metric).is_finite())
-    a, b = (rows.filter(pl.col("loss") == name) for name in (loss, baseline))
-    pairs = a.join(b, on="seed", suffix="_baseline").sort("seed")
-    return (pairs[metric] - pairs[f"{metric}_baseline"]).to_numpy()
-
-
-def null_rates(
-    results: pl.DataFrame, metric: str, name: str, pairings: int = 2000
-) -> pl.DataFrame:
-    """How often tests of an arm's runs against its own of other seeds reject."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for (task,), part in results.group_by("task", maintain_order=True):
-        values = part.filter(pl.col(metric).is_finite())[metric].to_numpy()
-        half = len(values) // 2
-        if half < 2:
-            continue
-        p_values = []
-        for _ in range(pairings):
-            drawn = rng.permutation(values)
-            p_values.append(metrics.paired_test(drawn[:half], drawn[half : 2 * half]))
-        rate = float((np.array(p_values) < 0.05).mean())
-        rows.append((name, str(task), half, rate))
-    names = ["Arm", "Task", "Pairs", "t test [%]"]
-    types = {"Pairs": pl.Int64, "t test [%]": pl.Float64}
-    return pl.DataFrame(rows, schema=names, schema_overrides=types, orient="row")
-
-
 def rivals_table(
-    part: pl.DataFrame, searches: Sequence[Tuned], tests: pl.DataFrame, metric: str
+    part: pl.DataFrame,
+    searches: Sequence[Tuned],
+    tests: pl.DataFrame,
+    metric: str,
+    costs: Mapping[str, tuple[float, float]],
 ) -> pl.DataFrame:
-    """A row a rival: measures, and differences to its cross-entropy."""
+    """A row a rival: measures, cost, differences to BCE and to the best rival."""
+    _, rival = best_of(searches)
     rows = []
     for search in searches:
-        own = part.filter(pl.col("loss") == search.arm.name)
+        name = search.arm.name
+        own = part.filter(pl.col("loss") == name)
         means = dict(own.group_by("task").agg(pl.col(metric).mean()).iter_rows())
-        row: dict[str, str | float | None] = {"Arm": search.arm.name}
+        row: dict[str, str | float | None] = {"Arm": name}
         row |= {task.upper(): means.get(task) for task in (*HEADS, "cvr")}
+        if TRUTH[2] in own.columns:
+            ctcvr = own.filter(pl.col("task") == "ctcvr")
+            row["CTCVR predicted / true"] = _mean(ctcvr, TRUTH[2])
+        milliseconds, ratio = costs[name]
+        row["Step"] = f"{milliseconds:.1f} ms ({ratio:.2f} x BCE)"
         for task in HEADS:
-            question = tests.filter(
-                (pl.col("loss") == search.arm.name) & (pl.col("task") == task)
-            )
-            row[f"{task.upper()} difference (p)"] = _question_text(question)
+            question = tests.filter((pl.col("loss") == name) & (pl.col("task") == task))
+            row[f"{task.upper()} minus BCE (p)"] = _question_text(question)
+        for task in HEADS if rival else ():
+            gaps = paired_gaps(part, task, name, rival or "", metric)
+            text = text_of(metrics.mean_interval(gaps)) if name != rival else None
+            row[f"{task.upper()} minus {rival}, the best rival"] = text
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -491,60 +624,28 @@ def _question_text(question: pl.DataFrame) -> str | None:
     if question.is_empty():
         return None
     row = question.row(0, named=True)
-    return f"{text_of(_interval(row))} ({p_text(row['p_holm'])})"
+    return test_text(row)
 
 
-def _interval(row: dict) -> Interval:
-    ends = (row[name] for name in ("difference", "low", "high"))
-    value, low, high = (np.nan if x is None else x for x in ends)
-    return Interval(value, low, high, np.nan)
-
-
-def decisions(
-    tests: pl.DataFrame, searches: Sequence[Tuned], part: pl.DataFrame, metric: str
-) -> pl.DataFrame:
+def decisions(part: pl.DataFrame, metric: str, dataset: str) -> pl.DataFrame:
     """If you want this, do that: the arm with the best mean for each aim."""
-    rows = []
+    loss = _loss_of(part)
     aims = (
-        ("the best order of clicks", "ctr", metric, True),
-        ("the best order of conversions among all exposures", "ctcvr", metric, True),
-        ("the best order of conversions among clicks", "cvr", metric, True),
-        ("the best probabilities of conversion", "ctcvr", _loss_of(part), False),
+        ("clicks in the right order", "ctr", metric, True),
+        ("conversions above all other exposures", "ctcvr", metric, True),
+        ("conversions above other clicks", "cvr", metric, True),
+        ("good probabilities of conversion (log loss)", "ctcvr", loss, False),
     )
-    for aim, task, column, high in aims:
-        means = (
-            part.filter((pl.col("task") == task) & pl.col(column).is_finite())
-            .group_by("loss", maintain_order=True)
-            .agg(pl.col(column).mean())
-            .sort(column, descending=high)
-        )
-        if means.is_empty():
-            continue
-        best = means["loss"][0]
-        gap = metrics.mean_interval(paired_gaps(part, task, best, "bce", column))
-        sure = "yes" if gap.low > 0 or gap.high < 0 else "no"
-        by = "difference of log loss" if not high else "difference of AUC"
-        rows.append(
-            (aim, best, f"{text_of(gap)} ({by})", sure if best != "bce" else "-")
-        )
-    names = ["If you want", "Highest mean", "Minus BCE", "Interval excludes 0"]
-    return pl.DataFrame(rows, schema=names, orient="row")
+    return decisions_table(
+        [
+            decision(f"{dataset}, you want {aim}", part, task, column, highest)
+            for aim, task, column, highest in aims
+        ]
+    )
 
 
 def _loss_of(part: pl.DataFrame) -> str:
     return TRUTH[1] if part[TRUTH[1]].is_not_null().any() else "log_loss"
-
-
-def curve_rows(part: pl.DataFrame) -> pl.DataFrame:
-    """Validation AUC minus BCE by epoch, of a few arms: rows of `interval_lines`."""
-    shown = [name for name in SHOWN if name in set(part["loss"])]
-    rows = []
-    for task in HEADS:
-        for loss in shown:
-            for epoch, name in enumerate(CURVE, 1):
-                gap = average_difference(part, task, loss, "bce", name)
-                rows.append((task, loss, epoch, gap.value, gap.low, gap.high))
-    return line_rows(rows)
 
 
 SHOWN = ("pwiser ctcvr", "pwiser", "ranknet", "jrc")
@@ -612,7 +713,6 @@ def choices_table(searches: Sequence[Tuned]) -> pl.DataFrame:
 
 
 def _answer(
-    study: Study,
     tests: pl.DataFrame,
     tuned: dict[str, list[Tuned]],
     finals: dict[str, pl.DataFrame],
@@ -625,7 +725,7 @@ def _answer(
         for label in filter(None, (ours, rival, f"{ours} minus {rival}")):
             of_label = own.filter(pl.col("loss") == label)
             heads = [
-                f"{row['task'].upper()} {text_of(_interval(row))}"
+                f"{row['task'].upper()} {gap_text(row)}"
                 for row in of_label.iter_rows(named=True)
             ]
             if heads:
@@ -640,9 +740,38 @@ def _answer(
             f"{MODEL}, {counted(part['seed'].n_unique(), 'paired seed')}, Holm over "
             f"{counted(own.height, 'question')}). Best on validation, "
             f"{'; '.join(texts)}. {_precision(part, ours)}{share:.1%} of "
-            f"{len(capped):,} runs ended at the cap on epochs."
+            f"{len(capped):,} runs ended at the cap on epochs, and {_flat(part)}."
         )
     return " ".join(sentences)
+
+
+def _flat(part: pl.DataFrame) -> str:
+    """Whether the mean curves still rise at the end."""
+    ends = curves.ends_table(part, HEADS)
+    rising = ends.filter(pl.col("Flat") == "no")
+    if rising.is_empty():
+        return "no arm's mean curve still rises in the last epochs"
+    arms = rising.select(pl.format("{} ({})", "Arm", "Head")).to_series().to_list()
+    return f"the mean curves of {joined(arms)} still rise in the last epochs"
+
+
+def _early(dataset: str, part: pl.DataFrame) -> str:
+    """What the forms of PWiseR gain in the first epochs, on validation."""
+    forms = [name for name in SHOWN if "pwiser" in name and name in set(part["loss"])]
+    texts = []
+    for loss in forms:
+        for task in HEADS:
+            whole = average_difference(curves.area(part), task, loss, "bce", "area")
+            texts.append(
+                f"{loss} is {curves.early_gain(part, task, loss)} in {task.upper()} "
+                f"(area under the curve {text_of(whole)})"
+            )
+    if not texts:
+        return ""
+    return (
+        f"While training on {dataset}, each arm at the learning rate and L2 that were "
+        f"chosen for it, in validation AUC {joined(texts)}."
+    )
 
 
 def _precision(part: pl.DataFrame, ours: str | None) -> str:
@@ -667,7 +796,7 @@ def _verdict(sure: pl.DataFrame) -> str:
     """What is significant, for PWiseR and for its rivals alike."""
     parts = [
         f"{row['loss']} {'raises' if row['difference'] > 0 else 'lowers'} "
-        f"{row['task'].upper()} AUC significantly ({text_of(_interval(row))})"
+        f"{row['task'].upper()} AUC significantly ({gap_text(row)})"
         for row in sure.iter_rows(named=True)
     ]
     if not any(text.startswith("pwiser") for text in parts):

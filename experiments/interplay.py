@@ -1,6 +1,6 @@
 """L2 and lambda together: does the sign of PWiseR's effect follow the regularisation?
 
-    python -m experiments.all --only interplay --output runs/comparison
+    python -m experiments.all --full --only interplay --output runs/comparison
 
 PWiseR on the CTCVR head over a grid of L2 and lambda, 0 (BCE) included, trained to the
 end at one learning rate. Nothing is chosen here: the grid is described, on test.
@@ -13,12 +13,12 @@ from experiments.comparison import (
     MODEL,
     TRUTH,
     arm_config,
-    paired_gaps,
     planned_runs,
     truth_measures,
 )
 from experiments.lib.arms import ARMS
 from experiments.lib.datasets import Dataset
+from experiments.lib.paired import paired_gaps
 from experiments.lib.search import Point
 from experiments.lib.study import Experiment, Finding, Study
 from experiments.lib.words import counted, text_of

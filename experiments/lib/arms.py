@@ -162,7 +162,9 @@ def check_arm(arm: Arm, config: Config, folder: Path) -> None:
     try:
         objective.build(config.loss, prepared.schema.labels, config.model.cvr_space)
         if config.data.order == "groups" or config.loss.segments == "group":
-            prepared.load("train").with_pair_columns(groups=True, pair_value=None)
+            groups = prepared.load("train").group
+            if len(set(groups.tolist())) == len(groups):
+                raise UserError("no two train rows share a group")
         if config.loss.pair_value:
             prepared.load("train").with_pair_columns(
                 groups=False, pair_value=config.loss.pair_value

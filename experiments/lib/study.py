@@ -163,12 +163,16 @@ class Finding:
         table: the main table as texts, for the terminal and for Markdown.
         effects: the mean effect by dataset and task, for the report's first picture:
             see `words.effects`.
+        details: further sentences, for the section alone.
+        decisions: rows of `paired.decision`, for the report's table of what to do.
     """
 
     answer: str
     blocks: Sequence[TableBlock | Picture]
     table: pl.DataFrame | None = None
     effects: pl.DataFrame | None = None
+    details: str = ""
+    decisions: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The start of the page: the answer in three sentences, and its picture."""
+    """The start of the page: the answer in three sentences, its picture, and tables."""
 
     sentences: Sequence[str]
     pictures: Sequence[Picture] = ()
+    tables: Sequence[TableBlock] = ()
 
 
 @dataclass(frozen=True)
