@@ -1,5 +1,5 @@
 # make demo          the main comparison on a synthetic funnel, with a report
-# make experiments   all experiments on built-in data: half an hour on 2 cores
+# make experiments   all experiments on built-in data: 45 minutes on 2 cores
 #                    (KUAIRAND=folder: on KuaiRand-Pure's files too; QUICK=1: minutes)
 # make test          lint, type check and tests
 # make test-newest   the same on the newest Python here, with the newest packages

@@ -1,8 +1,8 @@
 """Runs the experiments and writes one report: questions, answers, commands.
 
-    python -m experiments.all --output runs/experiments            (half an hour)
-    python -m experiments.all --quick --output runs/quick          (minutes; to try it)
-    python -m experiments.all --full --kuairand DIR --output runs/full
+    python -m experiments.all --output runs/experiments      (at most 45 minutes)
+    python -m experiments.all --quick --output runs/quick    (minutes; to try it)
+    python -m experiments.all --full --only comparison --output runs/comparison
     python -m experiments.all --only noise terms --output runs/experiments
 
 The same command resumes after a stop: finished runs are not trained again. report.html
@@ -41,6 +41,7 @@ from experiments.lib.study import SCALES, Experiment, Finding, Scale, Study
 from experiments.nightly import NIGHTLY
 from experiments.noise import NOISE
 from experiments.paper_table import PAPER_TABLE
+from experiments.revenue import REVENUE
 from experiments.significance import SIGNIFICANCE
 from experiments.terms import TERMS
 from pwiser_jax.atomic import locked, write_whole
@@ -59,9 +60,10 @@ EXPERIMENTS = {
         COMPARISON,
         INTERPLAY,
         GROWTH,
+        NOISE,
+        REVENUE,
         PAPER_TABLE,
         TERMS,
-        NOISE,
         SIGNIFICANCE,
         LADDER_LEVELS,
         DRIFT,
@@ -95,7 +97,7 @@ def _parser() -> Parser:
         default=False,
         help="tiny runs, to check that everything works",
     )
-    add("--full", type=bool, default=False, help="more rows, seeds and datasets")
+    add("--full", type=bool, default=False, help="the size of the committed results")
     add(
         "--data",
         type=Path,
@@ -111,6 +113,8 @@ def _parser() -> Parser:
     add("--datasets", nargs="+", type=str, help="these of the datasets, by name")
     add("--seeds", type=int | None, help="seeds of each experiment; default: by size")
     add("--arms", nargs="+", type=str, help="arms of the comparison; see its plan")
+    add("--growth_rows", nargs="+", type=int, help="rows of the funnels of growth")
+    add("--batch_sizes", nargs="+", type=int, help="batch sizes of growth")
     add("--models", nargs="+", choices=list(MODELS), help="models of the paper's table")
     add("--split", choices=["valid", "test"], default="test", help="to measure on")
     add("--protocol", type=Protocol, default="default", help="see pwiser train --help")
@@ -166,6 +170,12 @@ def _study(options: Namespace) -> Study:
         scale = replace(scale, seeds=seeds, pairs=seeds, finals=seeds)
     if options.models:
         scale = replace(scale, models=tuple(options.models))
+    for name in ("growth_rows", "batch_sizes"):
+        sizes = getattr(options, name)
+        if sizes:
+            if min(sizes) < 1:
+                raise UserError(f"--{name} has {min(sizes)}; expected 1 or more")
+            scale = replace(scale, **{name: tuple(sizes)})
     chosen_arms(options.arms or [])
     if note(options.protocol, options.split) == TRAINED_ON:
         raise UserError("protocol mtreclib trains on valid; measure --split test")

@@ -1,155 +1,313 @@
 """How the effect grows: with the number of conversions, and with the batch size.
 
-    python -m experiments.all --only growth --output runs/comparison
     python -m experiments.all --full --only growth --output runs/comparison
+    python -m experiments.all --full --only growth --growth_rows 10000 100000 \\
+        --batch_sizes 256 4096 --output runs/comparison
 
 Four arms with the settings that the comparison chose, on synthetic funnels of other
-sizes and with other batch sizes at equal epochs. L2 and learning rate are not searched
-again at each size: what is shown is the choice carried over.
+sizes, trained to the end; and with other batch sizes at equal epochs and at equal
+steps, with a bank of conversions and with at least 8 conversions in each batch. The
+settings are carried over from one size, learning rate included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import polars as pl
 
 from experiments.comparison import (
     HEADS,
+    POSITIVES,
     TRUTH,
-    arm_config,
-    arms_of,
-    planned_runs,
-    truth_measures,
-    tune,
+    carried_arms,
+    chosen_settings,
+    runs_of_choice,
 )
-from experiments.lib.arms import Arm
+from experiments.lib.arms import ARMS
 from experiments.lib.datasets import Dataset, synthetic
-from experiments.lib.search import Point
+from experiments.lib.paired import (
+    decision,
+    decisions_table,
+    gap_text,
+    paired_tests,
+    tests_texts,
+)
 from experiments.lib.study import Experiment, Finding, Study
-from experiments.lib.words import average_difference, line_rows, text_of
+from experiments.lib.words import counted, joined, line_rows
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines
 
 NAME = "growth"
-ARMS = ("bce", "pwiser ctcvr", "ranknet", "jrc")
-BANK = Arm("pwiser ctcvr, bank", "", ("--loss.bank=256",))
-AWARE = Arm("pwiser ctcvr, 8 conversions", "", ("--data.min_conversions=8",))
+OURS = "pwiser ctcvr"
+BANK = replace(
+    ARMS[OURS],
+    name=f"{OURS}, bank",
+    options=(*ARMS[OURS].options, "--loss.bank=256"),
+)
+AWARE_OPTION = "--data.min_conversions=8"
+# Their batches differ from those of the other arms, so they have a BCE of their own.
+AWARE_BCE = replace(ARMS["bce"], name="bce, 8 conversions", options=(AWARE_OPTION,))
+AWARE = replace(
+    ARMS[OURS],
+    name=f"{OURS}, 8 conversions",
+    options=(*ARMS[OURS].options, AWARE_OPTION),
+    baseline=AWARE_BCE.name,
+)
+EPOCHS = 10  # at equal epochs
+STEPS = 300  # at equal steps, rounded up to whole epochs
+LENGTHS = ("epochs", "steps")
 
 
 def find(study: Study) -> Finding:
-    dataset = study.core[0]
-    arms = [arm for arm in arms_of(study, dataset) if arm.name in ARMS]
-    points = {arm.name: tune(study, dataset, arm).chosen for arm in arms}
-    by_rows = pl.concat(
-        _results(study, synthetic(study.place, rows), arms, points, {"rows": rows})
-        for rows in study.scale.growth_rows
-    )
-    variants = [
-        replace(arm, name=more.name, options=(*arm.options, *more.options))
-        for arm in arms
-        for more in (BANK, AWARE)
-        if arm.name == "pwiser ctcvr"
-    ]
-    points |= {arm.name: points["pwiser ctcvr"] for arm in variants}
+    arms = carried_arms(study)
+    others = [arm.name for arm in arms[1:]]
     funnel = synthetic(study.place, study.scale.rows)
-    by_batch = pl.concat(
-        _results(study, funnel, [*arms, *variants], points, {"batch": size})
-        for size in study.scale.batch_sizes
+    points = dict(chosen_settings(study, funnel, arms))
+    more = (BANK, AWARE_BCE, AWARE)
+    points |= {arm.name: points[arm.name.partition(",")[0]] for arm in more}
+    scale = study.scale
+    row_counts, batch_sizes = sizes(study)
+    by_rows = {
+        rows: runs_of_choice(
+            study,
+            NAME,
+            synthetic(study.place, rows),
+            arms,
+            points,
+            scale.seeds,
+            {"rows": rows},
+        )
+        for rows in row_counts
+    }
+    larger = synthetic(study.place, 2 * scale.rows)
+    by_batch = {
+        (length, size): runs_of_choice(
+            study,
+            NAME,
+            larger,
+            [*arms, *more],
+            points,
+            scale.seeds,
+            {"batch": size, "equal": length},
+            _length(larger, size, length),
+        )
+        for length in LENGTHS
+        for size in batch_sizes
+    }
+    baselines = {arm.name: arm.baseline for arm in (*arms, *more)}
+    of_rows = paired_tests(
+        [
+            (
+                {"Rows": f"{rows:,}", "Conversions": f"{_conversions(part):,}"},
+                part,
+                task,
+                name,
+                "bce",
+            )
+            for rows, part in by_rows.items()
+            for name in others
+            for task in HEADS
+        ],
+        TRUTH[0],
+    )
+    of_batch = paired_tests(
+        [
+            (
+                {"Equal": length, "Batch": f"{size:,}"},
+                part,
+                task,
+                name,
+                baselines[name],
+            )
+            for (length, size), part in by_batch.items()
+            for name in (*others, BANK.name, AWARE.name)
+            for task in HEADS
+        ],
+        TRUTH[0],
+    )
+    runs = (
+        f"MMoE, {counted(scale.seeds, 'paired seed')}, settings chosen at "
+        f"{scale.rows:,} rows"
     )
     blocks: list[TableBlock | Picture] = []
-    for frame, name, caption in (
-        (
-            by_rows,
-            "rows",
-            "rows of the funnel, 1.2% conversions to train on",
-        ),
-        (by_batch, "batch", "rows of a batch"),
-    ):
-        if frame[name].n_unique() < 2:
-            continue
-        gaps = _gaps(frame, name)
+    if len(by_rows) > 1:
         blocks.append(
-            Picture(
-                interval_lines(
-                    gaps.with_columns(pl.col("x").log10()),
-                    f"log10 of {name}",
-                    "expected AUC minus BCE",
-                    zero="as BCE",
-                ),
-                f"Difference of AUC to BCE by {name}, a line an arm.",
-                f"Over {caption}; settings chosen at {study.scale.rows:,} rows, 95% "
-                "intervals over seeds.",
+            _picture(
+                of_rows.with_columns(_number("Conversions")),
+                "conversions to train on",
+                f"Expected AUC minus BCE by the number of conversions; {runs}.",
             )
         )
-        texts = gaps.select(
-            pl.col("panel").str.to_uppercase().alias("Head"),
-            pl.col("line").alias("Arm"),
-            pl.Series(name.capitalize(), [f"{x:,.0f}" for x in gaps["x"]]),
-            pl.Series("Minus BCE", [_text(row) for row in gaps.iter_rows(named=True)]),
+    blocks.append(
+        TableBlock(
+            tests_texts(of_rows),
+            f"By rows, trained to the end: difference of the expected AUC ({runs}; p "
+            f"after Holm over all {of_rows.height})",
         )
-        blocks.append(TableBlock(texts, f"Minus BCE, over {caption}"))
-    return Finding(_answer(by_rows), blocks)
-
-
-def _results(
-    study: Study,
-    dataset: Dataset,
-    arms: Sequence[Arm],
-    points: dict[str, Point],
-    tags: dict[str, int],
-) -> pl.DataFrame:
-    """The runs of the arms at one size; every seed of the other experiments."""
-    parts = []
-    for arm in arms:
-        config = arm_config(study, dataset, arm)
-        if "batch" in tags:
-            data = replace(config.data, batch_size=tags["batch"])
-            config = replace(config, data=data)
-        planned = [
-            replace(run, tags=tags)
-            for run in planned_runs(
-                config, arm, [points[arm.name]], range(study.scale.seeds)
+    )
+    table = decisions_table(
+        [
+            decision(
+                f"{_conversions(part):,} conversions to train on (CTCVR AUC)",
+                part,
+                "ctcvr",
+                TRUTH[0],
             )
+            for part in by_rows.values()
         ]
-        results = study.run(NAME, planned, dataset, "test")
-        long = study.measure(NAME, results, dataset, TRUTH, truth_measures)
-        wide = long.pivot("metric", index=["run", "task"], values="value")
-        parts.append(
-            results.join(wide, on=["run", "task"], how="left", maintain_order="left")
+    )
+    blocks.append(TableBlock(table, "What to do (p after Holm over the arms of a row)"))
+    if by_batch:
+        blocks += _batch_blocks(by_batch, of_batch, runs, scale.rows)
+    return Finding(answer(of_rows, of_batch), blocks, decisions=table)
+
+
+def _batch_blocks(
+    by_batch: Mapping[tuple[str, int], pl.DataFrame],
+    tests: pl.DataFrame,
+    runs: str,
+    rows: int,
+) -> list[TableBlock | Picture]:
+    """Pictures and tables by batch size."""
+    blocks: list[TableBlock | Picture] = []
+    for length in LENGTHS if tests["Batch"].n_unique() > 1 else ():
+        part = tests.filter(pl.col("Equal") == length)
+        blocks.append(
+            _picture(
+                part.with_columns(_number("Batch")),
+                f"rows of a batch, at equal {length}",
+                f"Expected AUC minus BCE on the same batches, at equal {length} "
+                f"({_said(length)}); {runs}.",
+            )
         )
-    return pl.concat(parts)
-
-
-def _gaps(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """The rows of `interval_lines`: each arm minus BCE at each size."""
-    rows = []
-    losses = [x for x in frame["loss"].unique(maintain_order=True) if x != "bce"]
-    for task in HEADS:
-        for loss in losses:
-            for (size,), part in frame.group_by(name, maintain_order=True):
-                gap = average_difference(part, task, loss, "bce", TRUTH[0])
-                rows.append((task, loss, size, gap.value, gap.low, gap.high))
-    return line_rows(rows)
-
-
-def _text(row: dict) -> str:
-    low, high = row["low"], row["high"]
-    ends = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
-    return f"{row['value']:+.4f}{ends}"
-
-
-def _answer(by_rows: pl.DataFrame) -> str:
-    gaps = [
-        (rows, average_difference(part, "ctcvr", "pwiser ctcvr", "bce", TRUTH[0]))
-        for (rows,), part in by_rows.group_by("rows", maintain_order=True)
+    return [
+        *blocks,
+        TableBlock(
+            _means(by_batch),
+            f"By batch size, {2 * rows:,} rows: expected AUC (CTR / CTCVR; {runs})",
+        ),
+        TableBlock(
+            tests_texts(tests),
+            "By batch size: difference of the expected AUC to BCE on the same batches "
+            f"(p after Holm over all {tests.height})",
+        ),
     ]
-    each = "; ".join(f"{rows:,} rows: {text_of(gap)}" for rows, gap in gaps)
-    return f"PWiseR on the CTCVR head minus BCE, in CTCVR AUC: {each}."
+
+
+def sizes(study: Study) -> tuple[Sequence[int], Sequence[int]]:
+    """Numbers of rows and batch sizes; of a recorded table, its own."""
+    if study.tables is None:
+        return study.scale.growth_rows, study.scale.batch_sizes
+    recorded = study.recorded_tags(NAME)
+    by_name = {
+        name: sorted({tags[name] for tags in recorded if name in tags})
+        for name in ("rows", "batch")
+    }
+    return by_name["rows"], by_name["batch"]
+
+
+def _length(dataset: Dataset, size: int, length: str) -> tuple[str, ...]:
+    """The options of runs of a batch size at equal epochs or at equal steps."""
+    epochs = EPOCHS
+    if length == "steps":
+        rows = 0.6 * int(dataset.folder.name.split("_")[1])
+        epochs = max(1, round(STEPS * size / rows))
+    return (
+        f"--data.batch_size={size}",
+        f"--train.epochs={epochs}",
+        f"--train.patience={epochs}",
+    )
+
+
+def _said(length: str) -> str:
+    return (
+        f"{EPOCHS} epochs"
+        if length == "epochs"
+        else f"about {STEPS} steps, and at least an epoch"
+    )
+
+
+def _conversions(part: pl.DataFrame) -> int:
+    """Conversions to train on."""
+    return int(part.filter(pl.col("task") == "ctcvr")[POSITIVES][0])
+
+
+def _number(name: str) -> pl.Expr:
+    return pl.col(name).str.replace_all(",", "").cast(pl.Float64).alias("x")
+
+
+def _picture(tests: pl.DataFrame, x: str, caption: str) -> Picture:
+    rows = tests.select("task", "loss", "x", "difference", "low", "high").rows()
+    return Picture(
+        interval_lines(
+            line_rows(rows), x, "expected AUC minus BCE", zero="as BCE", log=True
+        ),
+        f"Difference of AUC to BCE by {x}, a line an arm.",
+        caption,
+    )
+
+
+def _means(parts: Mapping[tuple[str, int], pl.DataFrame]) -> pl.DataFrame:
+    rows = []
+    for (length, size), part in parts.items():
+        row = {"Equal": length, "Batch": f"{size:,}"}
+        for loss in part["loss"].unique(maintain_order=True):
+            means = [
+                part.filter((pl.col("loss") == loss) & (pl.col("task") == task))
+                for task in HEADS
+            ]
+            row[loss] = " / ".join(f"{mean[TRUTH[0]].mean():.4f}" for mean in means)
+        rows.append(row)
+    return pl.DataFrame(rows)
+
+
+def answer(of_rows: pl.DataFrame, of_batch: pl.DataFrame) -> str:
+    """PWiseR minus BCE at each size, and what is significant at any batch size."""
+    ours = of_rows.filter((pl.col("loss") == OURS) & (pl.col("task") == "ctcvr"))
+    each = "; ".join(
+        f"{row['Conversions']} conversions: {gap_text(row)}"
+        for row in ours.rows(named=True)
+    )
+    sentences = [f"PWiseR on the CTCVR head minus BCE, in CTCVR AUC: {each}."]
+    sure = [row for row in of_rows.rows(named=True) if row["p_holm"] < 0.05]
+    sentences.append(
+        "After Holm "
+        + (
+            joined(
+                [
+                    f"{row['loss']} differs from BCE in {row['task'].upper()} with "
+                    f"{row['Conversions']} conversions ({gap_text(row)})"
+                    for row in sure
+                ]
+            )
+            if sure
+            else f"none of the {of_rows.height} differences by size is significant"
+        )
+        + "."
+    )
+    for length in LENGTHS if of_batch.height else ():
+        part = of_batch.filter(pl.col("Equal") == length)
+        sure = [row for row in part.rows(named=True) if row["p_holm"] < 0.05]
+        named = [
+            f"{row['loss']} in {row['task'].upper()} at {row['Batch']} rows "
+            f"({gap_text(row)})"
+            for row in sure
+        ]
+        sentences.append(
+            f"By batch size at equal {length}, "
+            + (
+                f"these differ from BCE: {joined(named)}."
+                if named
+                else f"none of {part.height} differences to BCE is significant."
+            )
+        )
+    return " ".join(sentences)
 
 
 GROWTH = Experiment(
     NAME,
     "How it grows",
-    "How does the effect change with the number of conversions and the batch size?",
+    "How does the effect change with the number of conversions and the batch size, at "
+    "equal epochs and at equal steps?",
     find,
 )

@@ -1,173 +1,225 @@
-"""The effect of accidental clicks in train on PWiseR's gain.
+"""Noise: where does PWiseR gain most, and does it beat a rival there?
 
-    python -m experiments.all --only noise --output runs/experiments
+    python -m experiments.all --full --only noise --output runs/comparison
 
-Up to half of the clicks in train are accidental: random train rows without a click get
-one. Validation and test stay clean. On the synthetic funnel, scores are also compared
-with the true probabilities.
+The funnel with accidental clicks, bots, position bias or delayed conversions in its
+log, validation included; and noise of a fixed amount, from the paper's assumption, all
+of it in clicks, to its reverse. Runs end by early stopping on the noisy validation
+rows; they are measured against the true probabilities of the test rows. The arms have
+the settings that the comparison chose on the log without noise.
 """
 
-from functools import partial
+from collections.abc import Sequence
 
-import numpy as np
 import polars as pl
 
-from experiments.lib.datasets import Dataset
-from experiments.lib.relabel import accidental_clicks
-from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
+from experiments.comparison import (
+    HEADS,
+    POSITIVES,
+    TRUTH,
+    carried_arms,
+    chosen_settings,
+    runs_of_choice,
+)
+from experiments.lib.datasets import synthetic
+from experiments.lib.paired import (
+    decision,
+    decisions_table,
+    gap_text,
+    paired_tests,
+    tests_texts,
+)
+from experiments.lib.study import Experiment, Finding, Study
 from experiments.lib.words import (
     average_difference,
-    changes,
+    counted,
     joined,
     line_rows,
-    text_of,
 )
-from pwiser_jax.metrics import mean_interval, order_agreement
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import interval_lines
-from pwiser_jax.reports.tables import formatted, summary
 
 NAME = "noise"
-MODEL = "mmoe"
-LOSSES = ("bce", "pwiser")
-TRUTH = ("agreement", "rmse")
+OURS = "pwiser ctcvr"
+TOTAL = 0.5  # the shares of noise in clicks and in conversions sum to it
+# What a level of each kind is; 0 is the log without noise.
+KINDS = {
+    "accidents": "accidental clicks, share of the clicks",
+    "bots": "bots, share of the users",
+    "position_bias": "position bias, exponent",
+    "delayed": "delayed conversions, share of the conversions",
+    "moved": f"conversions' noise, of {TOTAL:.0%} in clicks and conversions",
+}
+CLEAN = ("none", 0.0)
+Case = tuple[str, float]
+
+
+def options(kind: str, level: float) -> dict[str, float]:
+    """The funnel's options for a case."""
+    if kind == "moved":
+        shares = {"accidents": TOTAL - level, "conversion_noise": level}
+        return {name: share for name, share in shares.items() if share}
+    return {kind: level} if level else {}
+
+
+def title(kind: str, level: float) -> str:
+    if kind == "moved":
+        return f"{TOTAL - level:.0%} of clicks, {level:.0%} of conversions"
+    if not level:
+        return "no noise"
+    amount = f"{level:g}" if kind == "position_bias" else f"{level:.0%}"
+    return f"{kind.replace('_', ' ')} {amount}"
+
+
+def cases_of(study: Study) -> list[Case]:
+    """The cases of the scale; those of a recorded table where there is one."""
+    if study.tables is not None:
+        return [(tags["noise"], tags["level"]) for tags in study.recorded_tags(NAME)]
+    levels = study.scale.noise.items()
+    return [CLEAN, *((kind, level) for kind, some in levels for level in some)]
 
 
 def find(study: Study) -> Finding:
-    runs, truths = [], []
-    for dataset in study.core:
-        for share in study.scale.shares:
-            noisy = _noisy(study, dataset, share)
-            planned = study.grid(
-                noisy, [MODEL], LOSSES, study.scale.seeds, tags={"noise": share}
-            )
-            results = study.run(NAME, planned, noisy)
-            runs.append(results)
-            if dataset.truth:
-                truths.append(study.measure(NAME, results, noisy, TRUTH, _truth))
-    results = pl.concat(runs)
-    blocks: list[TableBlock | Picture] = [
-        TableBlock(_shares_table(results), "AUC of PWiseR minus that of BCE")
+    rows, seeds = study.scale.rows, study.scale.finals
+    arms = carried_arms(study)
+    rivals = [arm.name for arm in arms if arm.name != OURS]
+    points = chosen_settings(study, synthetic(study.place, rows), arms)
+    parts: dict[Case, pl.DataFrame] = {}
+    for kind, level in cases_of(study):
+        data = synthetic(study.place, rows, options=options(kind, level))
+        tags = {"noise": kind, "level": level}
+        parts[kind, level] = runs_of_choice(
+            study, NAME, data, arms, points, seeds, tags
+        )
+    comparisons = [
+        ({"Noise": title(*case)}, part, task, OURS, rival)
+        for case, part in parts.items()
+        for rival in rivals
+        for task in HEADS
     ]
-    for dataset in study.core:
-        part = results.filter(pl.col("dataset") == dataset.name)
-        blocks += _blocks(part, dataset, study)
-    if truths:
-        blocks += _truth_blocks(pl.concat(truths))
-    return Finding(_answer(results, study), blocks)
-
-
-def _shares_table(results: pl.DataFrame) -> pl.DataFrame:
-    """One row per dataset and share of accidental clicks, one column per task."""
-    tasks = results["task"].unique(maintain_order=True)
-    groups = results.group_by("dataset", "noise", maintain_order=True)
-    return pl.DataFrame(
+    tests = paired_tests(comparisons, TRUTH[0])
+    runs = f"MMoE, mean of {counted(seeds, 'seed')}, settings chosen without noise"
+    blocks: list[TableBlock | Picture] = [
+        TableBlock(
+            _means(parts),
+            f"Expected AUC against the true probabilities ({runs}; CTR / CTCVR)",
+        ),
+        TableBlock(
+            tests_texts(tests),
+            f"{OURS} minus each rival, 95% intervals over paired seeds (p after Holm "
+            f"over all {tests.height})",
+        ),
+    ]
+    for kind, levels in study.scale.noise.items():
+        if len(levels) > 1:
+            blocks.append(_picture(parts, kind, levels, rivals))
+    table = decisions_table(
         [
-            {"Dataset": dataset, "Accidental clicks": f"{share:.0%}"}
-            | {task.upper(): text_of(average_difference(part, task)) for task in tasks}
-            for (dataset, share), part in groups
+            decision(
+                f"the log has {title(*case)}, you want conversions in order",
+                part,
+                "ctcvr",
+                TRUTH[0],
+            )
+            for case, part in parts.items()
         ]
     )
+    caption = "What to do (p after Holm over the arms of a row)"
+    blocks.insert(2, TableBlock(table, caption))
+    return Finding(answer(tests), blocks, decisions=table)
 
 
-def _noisy(study: Study, dataset: Dataset, share: float) -> Dataset:
-    if not share:
-        return dataset
-    change = partial(accidental_clicks, share=share)
-    return dataset.relabelled(study.place, f"accidental_{round(100 * share)}", change)
-
-
-def _truth(outcome: Outcome) -> Measures:
-    """Kendall's tau and RMS distance to the true probabilities."""
-    extra = outcome.rows("test").extra
-    ctr, cvr = extra["true_ctr"], extra["true_cvr"]
-    truth = {"ctr": ctr, "ctcvr": ctr * cvr, "cvr": cvr}
-    measures: dict[tuple[str, str], float] = {}
-    for task, prediction in outcome.predictions("test").items():
-        true = truth[task]
-        measures[task, "agreement"] = order_agreement(prediction.scores, true)
-        gaps = prediction.probabilities - true
-        measures[task, "rmse"] = float(np.sqrt(np.mean(gaps**2)))
-    return measures
-
-
-def _blocks(
-    part: pl.DataFrame, dataset: Dataset, study: Study
-) -> list[TableBlock | Picture]:
-    tasks = part["task"].unique(maintain_order=True).to_list()
+def _means(parts: dict[Case, pl.DataFrame]) -> pl.DataFrame:
     rows = []
-    for share in study.scale.shares:
-        at = part.filter(pl.col("noise") == share)
-        for task in tasks:
-            gap = average_difference(at, task)
-            rows.append((task, "pwiser", share, gap.value, gap.low, gap.high))
-    named = part.with_columns(
-        pl.format("{}% accidental", (100 * pl.col("noise")).round().cast(int)).alias(
-            "dataset"
-        )
-    )
-    return [
-        Picture(
-            interval_lines(
-                line_rows(rows),
-                "accidental clicks, share of the clicks in train",
-                "AUC of PWiseR minus that of BCE",
-                zero="as BCE",
-                percent=True,
-            ),
-            f"Difference of AUC by the share of accidental clicks, {dataset.name}.",
-            f"{dataset.name}, MMoE, clean {study.split} rows: paired by seed, with 95% "
-            "intervals.",
-        ),
-        TableBlock(formatted(summary(named)), f"AUC, {dataset.name}", folded=True),
-    ]
+    for case, part in parts.items():
+        counts = [part.filter(task=task)[POSITIVES][0] for task in HEADS]
+        row = {
+            "Noise": title(*case),
+            "Clicks / conversions to train on": " / ".join(f"{n:,.0f}" for n in counts),
+        }
+        for loss in part["loss"].unique(maintain_order=True):
+            means = [
+                part.filter((pl.col("loss") == loss) & (pl.col("task") == task))
+                for task in HEADS
+            ]
+            row[loss] = " / ".join(f"{mean[TRUTH[0]].mean():.4f}" for mean in means)
+        rows.append(row)
+    return pl.DataFrame(rows)
 
 
-def _truth_blocks(measures: pl.DataFrame) -> list[TableBlock | Picture]:
-    texts = {
-        "agreement": "Kendall's tau to the true probability",
-        "rmse": "RMS distance to the true probability",
-    }
-    blocks: list[TableBlock | Picture] = []
-    for metric, text in texts.items():
-        groups = measures.filter(pl.col("metric") == metric).group_by(
-            "task", "loss", "noise", maintain_order=True
-        )
-        rows = []
-        for (task, loss, share), part in groups:
-            mean = mean_interval(part["value"].to_numpy())
-            rows.append((task, loss, share, mean.value, mean.low, mean.high))
-        figure = interval_lines(
+def _picture(
+    parts: dict[Case, pl.DataFrame],
+    kind: str,
+    levels: Sequence[float],
+    rivals: Sequence[str],
+) -> Picture:
+    """PWiseR minus each rival over the levels of a kind of noise."""
+    first = [] if kind == "moved" else [(0.0, parts[CLEAN])]
+    at = [*first, *((level, parts[kind, level]) for level in levels)]
+    rows = []
+    for task in HEADS:
+        for rival in rivals:
+            for level, part in at:
+                gap = average_difference(part, task, OURS, rival, TRUTH[0])
+                line = (task, f"minus {rival}", level)
+                rows.append((*line, gap.value, gap.low, gap.high))
+    return Picture(
+        interval_lines(
             line_rows(rows),
-            "accidental clicks, share of the clicks in train",
-            text,
-            percent=True,
-        )
-        caption = (
-            "Synthetic funnel, test rows, means over seeds with 95% intervals; the "
-            "truth is that of genuine clicks."
-        )
-        blocks.append(
-            Picture(figure, f"{text} by the share of accidental clicks.", caption)
-        )
-    return blocks
-
-
-def _answer(results: pl.DataFrame, study: Study) -> str:
-    texts = []
-    for share in (study.scale.shares[0], study.scale.shares[-1]):
-        part = results.filter(pl.col("noise") == share)
-        texts.append(f"with {share:.0%} of them it {changes(part, ['ctcvr'])}")
-    return (
-        f"Accidental clicks in train: {joined(texts)}, against BCE on clean rows "
-        "(MMoE, mean over datasets)."
+            KINDS[kind],
+            f"expected AUC of {OURS}",
+            zero="as the rival",
+            percent=kind != "position_bias",
+        ),
+        f"{OURS} minus each rival by {kind.replace('_', ' ')}.",
+        f"Funnel with noise: {KINDS[kind]}; above 0 PWiseR is better.",
     )
+
+
+def answer(tests: pl.DataFrame) -> str:
+    """Where PWiseR gains most, and what it beats and loses to, after Holm."""
+    gaps = tests.filter(pl.col("low").is_not_null())
+    if gaps.is_empty():
+        return "Too few seeds for intervals."
+    sentences = []
+    to_bce = gaps.filter(pl.col("baseline") == "bce")
+    for task in HEADS:
+        of_task = to_bce.filter(pl.col("task") == task).sort("difference")
+        most = of_task.row(-1, named=True)
+        p = most["p_holm"]
+        sure = "significant" if p < 0.05 else "not significant"
+        sentences.append(
+            f"In {task.upper()} it gains most over BCE with {most['Noise']}: "
+            f"{gap_text(most)}, {sure} after Holm."
+        )
+    for is_bce, who in ((True, "BCE"), (False, "a tuned rival")):
+        of_rivals = gaps.filter((pl.col("baseline") == "bce") == is_bce)
+        if of_rivals.is_empty():
+            continue
+        sure = of_rivals.filter(pl.col("p_holm") < 0.05)
+        rows = sure.rows(named=True)
+        better = [_where(row) for row in rows if row["difference"] > 0]
+        worse = [_where(row) for row in rows if row["difference"] < 0]
+        sentences.append(
+            f"It beats {who} significantly "
+            f"{f'in {joined(better)}' if better else 'nowhere'} and loses to it "
+            f"{f'in {joined(worse)}' if worse else 'nowhere'} "
+            f"({of_rivals.height} comparisons)."
+        )
+    head = f"PWiseR on the CTCVR head, {gaps.height} comparisons."
+    return " ".join([head, *sentences])
+
+
+def _where(row: dict) -> str:
+    rival = "" if row["baseline"] == "bce" else f" against {row['baseline']}"
+    return f"{row['task'].upper()} with {row['Noise']}{rival} ({gap_text(row)})"
 
 
 NOISE = Experiment(
     NAME,
-    "Accidental clicks",
-    "When some of the clicks in train are accidental, does PWiseR gain over BCE, and "
-    "do its scores come closer to the true probabilities?",
+    "Noise",
+    "With accidental clicks, bots, position bias, delayed conversions or noisy "
+    "conversions in the log, where does PWiseR gain most, and does it ever beat a "
+    "tuned rival?",
     find,
 )

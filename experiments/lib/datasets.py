@@ -1,9 +1,9 @@
 """The datasets of the experiments: built in, KuaiRand, or any prepared folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.lib.industrial import prepare_industrial
 from pwiser_jax.data.datasets.kuairand import prepare_kuairand
@@ -61,9 +61,22 @@ class Dataset:
         )
 
 
-def synthetic(place: Path, rows: int, labels: int = 2) -> Dataset:
+def synthetic(
+    place: Path,
+    rows: int,
+    labels: int = 2,
+    options: Mapping[str, Any] | None = None,
+) -> Dataset:
     """The synthetic funnel with higher rates than a shop's: enough conversions in few
-    rows. A quarter of the sessions is test."""
+    rows. A quarter of the sessions is test.
+
+    Args:
+        place: the folder of prepared folders.
+        rows, labels: as in `prepare_synthetic`.
+        options: further arguments of it, such as `bots`.
+    """
+
+    more = options or {}
 
     def make(output: Path) -> object:
         return prepare_synthetic(
@@ -76,10 +89,12 @@ def synthetic(place: Path, rows: int, labels: int = 2) -> Dataset:
             labels=labels,
             valid=0.15,
             test=0.25,
+            **more,
         )
 
     name = "synthetic" if labels == 2 else f"synthetic, {labels} labels"
-    folder = place / f"synthetic_{rows}_{labels}"
+    kind = "".join(f"_{key}_{value:g}" for key, value in more.items())
+    folder = place / f"synthetic_{rows}_{labels}{kind}"
     return Dataset(name, folder, CONFIGS / "synthetic", make, truth=True)
 
 

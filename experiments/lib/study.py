@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -39,7 +40,9 @@ class Scale:
         seeds: seeds of most experiments.
         pairs: paired seeds of the experiment on significance.
         variants: number of variants of the loss.
-        shares: shares of accidental clicks.
+        carried: number of arms of the experiments that carry the comparison's settings
+            over: noise, growth and revenue.
+        noise: levels of each kind of noise; see `noise.KINDS`.
         worlds: simulated datasets for the coverage of the intervals.
         labels: number of labels of each ladder.
         days: number of days of a stream that are tested.
@@ -61,7 +64,8 @@ class Scale:
     seeds: int
     pairs: int
     variants: int
-    shares: tuple[float, ...]
+    carried: int
+    noise: Mapping[str, tuple[float, ...]]
     worlds: int
     labels: tuple[int, ...]
     days: int
@@ -93,14 +97,21 @@ TINY = (
     "--model.task_experts=1",
     "--model.tower=[8]",
 )
-STANDARD = Scale(
+FULL = Scale(
     rows=60_000,
     models=PAPER_MODELS,
-    seeds=5,
+    seeds=6,
     pairs=20,
     variants=99,
-    shares=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
-    worlds=1_000,
+    carried=4,
+    noise={
+        "accidents": (0.3, 0.5),
+        "bots": (0.2,),
+        "position_bias": (1.0,),
+        "delayed": (0.3,),
+        "moved": (0.0, 0.25, 0.5),
+    },
+    worlds=4_000,
     labels=(2, 3, 4, 5),
     days=8,
     arms=19,
@@ -111,8 +122,8 @@ STANDARD = Scale(
     interplay_l2=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     interplay_lambdas=(0.0, 0.1, 1.0, 10.0),
     interplay_seeds=4,
-    growth_rows=(10_000, 30_000, 60_000, 200_000),
-    batch_sizes=(256, 1024, 4096),
+    growth_rows=(10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000),
+    batch_sizes=(256, 1024, 4096, 16_384, 65_536),
     to_the_end=("--train.epochs=60", "--train.patience=3", "--model.expert=[32]"),
     kuairand=("--train.epochs=4", "--train.patience=4"),
     kuairand_rows=20_000,
@@ -124,7 +135,8 @@ SCALES = {
         seeds=2,
         pairs=4,
         variants=3,
-        shares=(0.0, 0.5),
+        carried=2,
+        noise={"accidents": (0.5,)},
         worlds=200,
         labels=(2, 3),
         days=2,
@@ -137,19 +149,29 @@ SCALES = {
         interplay_lambdas=(0.0, 1.0),
         interplay_seeds=2,
         growth_rows=(8_000,),
-        batch_sizes=(512,),
+        batch_sizes=(),
         overrides=TINY,
     ),
-    "standard": STANDARD,
-    "full": replace(
-        STANDARD,
-        rows=120_000,
-        seeds=6,
-        worlds=4_000,
-        kuairand_rows=None,
-        growth_rows=(10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000),
-        batch_sizes=(256, 1024, 4096, 16_384, 65_536),
+    "standard": replace(
+        FULL,
+        seeds=4,
+        pairs=12,
+        carried=3,
+        noise={"accidents": (0.5,), "moved": (0.5,)},
+        worlds=1_000,
+        days=4,
+        arms=4,
+        arms_elsewhere=2,
+        trials=8,
+        finalists=4,
+        finals=8,
+        interplay_l2=(1e-4, 1e-3, 1e-2),
+        interplay_lambdas=(0.0, 1.0, 10.0),
+        interplay_seeds=2,
+        growth_rows=(10_000, 30_000, 100_000),
+        batch_sizes=(256, 4096),
     ),
+    "full": FULL,
 }
 
 
@@ -274,6 +296,11 @@ class Study:
             path = folder / f"{experiment}.parquet"
             self._tables[experiment] = ResultTable(path, experiment)
         return self._tables[experiment]
+
+    def recorded_tags(self, experiment: str) -> list[dict[str, Any]]:
+        """The tags of the runs that a result table has, in its order."""
+        texts = self.table(experiment).frame["tags"].unique(maintain_order=True)
+        return [json.loads(text) for text in texts]
 
     def titled(self, text: str) -> str:
         """A title, with the note that every figure of the protocol needs."""
