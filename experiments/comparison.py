@@ -26,11 +26,11 @@ from experiments.lib.paired import (
     PairedTest,
     decision,
     decisions_table,
+    difference_and_p,
     gap_text,
     null_rates,
     paired_gaps,
     paired_tests,
-    test_text,
 )
 from experiments.lib.planner import half_width, pilot_deviation, seeds_for_width
 from experiments.lib.search import (
@@ -54,6 +54,7 @@ from experiments.lib.words import (
     average_difference,
     counted,
     joined,
+    short_text,
     text_of,
 )
 from pwiser_jax import metrics
@@ -417,8 +418,7 @@ def find(study: Study) -> Finding:
         part, searches = finals[dataset.name], tuned[dataset.name]
         metric = _metric(dataset)
         own = tests.filter(pl.col("dataset") == dataset.name)
-        chosen = decisions(part, metric, dataset.name)
-        to_do.append(chosen)
+        to_do.append(decisions(part, metric, dataset.name))
         blocks += [
             TableBlock(
                 rivals_table(part, searches, own, metric, costs[dataset.name]),
@@ -427,11 +427,6 @@ def find(study: Study) -> Finding:
                 f"{counted(part['seed'].n_unique(), 'seed')}; milliseconds of a step, "
                 "measured in turns; differences paired by seed, p after Holm over all "
                 "questions",
-            ),
-            TableBlock(
-                chosen,
-                f"{dataset.name}: what to do (p after Holm over all arms, as the arm "
-                "is the best of them)",
             ),
             TableBlock(
                 calibration_table(part),
@@ -590,13 +585,13 @@ def rivals_table(
             ctcvr = own.filter(pl.col("task") == "ctcvr")
             row["CTCVR predicted / true"] = _mean(ctcvr, TRUTH[2])
         milliseconds, ratio = costs[name]
-        row["Step"] = f"{milliseconds:.1f} ms ({ratio:.2f} x BCE)"
+        row["Step [ms] (x BCE)"] = f"{milliseconds:.1f} ({ratio:.2f})"
         for task in HEADS:
             question = tests.filter((pl.col("loss") == name) & (pl.col("task") == task))
             row[f"{task.upper()} minus BCE (p)"] = _question_text(question)
         for task in HEADS if rival else ():
             gaps = paired_gaps(part, task, name, rival or "", metric)
-            text = text_of(metrics.mean_interval(gaps)) if name != rival else None
+            text = short_text(metrics.mean_interval(gaps)) if name != rival else None
             row[f"{task.upper()} minus {rival}, the best rival"] = text
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
@@ -624,7 +619,7 @@ def _question_text(question: pl.DataFrame) -> str | None:
     if question.is_empty():
         return None
     row = question.row(0, named=True)
-    return test_text(row)
+    return difference_and_p(row, short=True)
 
 
 def decisions(part: pl.DataFrame, metric: str, dataset: str) -> pl.DataFrame:
@@ -763,14 +758,14 @@ def _early(dataset: str, part: pl.DataFrame) -> str:
         for task in HEADS:
             whole = average_difference(curves.area(part), task, loss, "bce", "area")
             texts.append(
-                f"{loss} is {curves.early_gain(part, task, loss)} in {task.upper()} "
+                f"{loss} in {task.upper()}: {curves.early_gain(part, task, loss)} "
                 f"(area under the curve {text_of(whole)})"
             )
     if not texts:
         return ""
     return (
-        f"While training on {dataset}, each arm at the learning rate and L2 that were "
-        f"chosen for it, in validation AUC {joined(texts)}."
+        f"While training on {dataset}, in validation AUC, each arm with its own "
+        f"learning rate and L2: {'; '.join(texts)}."
     )
 
 

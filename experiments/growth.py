@@ -156,7 +156,6 @@ def find(study: Study) -> Finding:
             for part in by_rows.values()
         ]
     )
-    blocks.append(TableBlock(table, "What to do (p after Holm over the arms of a row)"))
     if by_batch:
         blocks += _batch_blocks(by_batch, of_batch, runs, scale.rows)
     return Finding(answer(of_rows, of_batch), blocks, decisions=table)

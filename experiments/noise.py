@@ -124,8 +124,6 @@ def find(study: Study) -> Finding:
             for case, part in parts.items()
         ]
     )
-    caption = "What to do (p after Holm over the arms of a row)"
-    blocks.insert(2, TableBlock(table, caption))
     return Finding(answer(tests), blocks, decisions=table)
 
 

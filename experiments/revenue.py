@@ -131,8 +131,6 @@ def find(study: Study) -> Finding:
             if name not in TRUTH
         ]
     )
-    caption = "What to do (p after Holm over the arms of a row)"
-    blocks.insert(2, TableBlock(to_do, caption))
     return Finding(answer(results, table), blocks, decisions=to_do)
 
 

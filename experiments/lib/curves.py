@@ -139,8 +139,8 @@ def early_gain(part: pl.DataFrame, task: str, loss: str) -> str:
     if ahead == len(gaps):
         return "ahead of BCE from the first epoch to the last"
     if not ahead:
-        at_end = "ahead at the end" if gaps[-1].low > 0 else "nor at the end"
-        return f"not ahead of BCE in the first epoch, {at_end}"
+        at_end = "but at the end" if gaps[-1].low > 0 else "nor at the end"
+        return f"not ahead of BCE in the first epoch {at_end}"
     epochs = "the first epoch" if ahead == 1 else f"the first {ahead} epochs"
     if gaps[-1].low > 0:
         return f"ahead of BCE in {epochs} and at the end"

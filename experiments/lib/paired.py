@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from experiments.lib.words import effect_rows, text_of
+from experiments.lib.words import effect_rows, short_text, text_of
 from pwiser_jax import metrics
 from pwiser_jax.metrics import Interval
 from pwiser_jax.reports.tables import p_text
@@ -45,7 +45,9 @@ def tests_texts(tests: pl.DataFrame) -> pl.DataFrame:
     """`paired_tests` as texts: a row a case and rival, a column a head."""
     texts = tests.with_columns(
         pl.col("task").str.to_uppercase(),
-        pl.Series("text", [test_text(row) for row in tests.iter_rows(named=True)]),
+        pl.Series(
+            "text", [difference_and_p(row) for row in tests.iter_rows(named=True)]
+        ),
     )
     known = ("task", "difference", "low", "high", "p", "p_holm", "text")
     index = [name for name in tests.columns if name not in known]
@@ -53,9 +55,10 @@ def tests_texts(tests: pl.DataFrame) -> pl.DataFrame:
     return wide.rename({"loss": "Arm", "baseline": "Minus"})
 
 
-def test_text(row: Mapping[str, Any]) -> str:
-    p = row["p_holm"]
-    return gap_text(row) + (f" ({p_text(p)})" if np.isfinite(p) else "")
+def difference_and_p(row: Mapping[str, Any], short: bool = False) -> str:
+    """A row of `paired_tests` as a difference with its interval and p after Holm."""
+    text, p = short_text(interval_of(row)) if short else gap_text(row), row["p_holm"]
+    return f"{text} ({p_text(p)})" if np.isfinite(p) else text
 
 
 def paired_gaps(
@@ -126,7 +129,7 @@ def decision(
     row = tests.filter(pl.col("loss") == best).row(0, named=True)
     sure = row["p_holm"] < 0.05
     so = f"use {best}" if sure else "use BCE: the difference is not significant"
-    return situation, best, test_text(row), so
+    return situation, best, difference_and_p(row), so
 
 
 def decisions_table(rows: Sequence[tuple[str, ...] | None]) -> pl.DataFrame:

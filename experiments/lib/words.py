@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import polars as pl
 
 from pwiser_jax.metrics import Interval, mean_interval
@@ -14,6 +15,13 @@ Comparison = tuple[str, str]  # a loss and its baseline
 def text_of(interval: Interval, number: str = ".4f") -> str:
     """+0.0021 [−0.0003, +0.0045]."""
     return difference_text(interval.value, interval.low, interval.high, number)
+
+
+def short_text(interval: Interval) -> str:
+    """+0.0021 ±0.0024, for an interval that is symmetric."""
+    number = f"{interval.value:+.4f}".replace("-", "\N{MINUS SIGN}")
+    half = (interval.high - interval.low) / 2
+    return number if np.isnan(half) else f"{number} \N{PLUS-MINUS SIGN}{half:.4f}"
 
 
 def average_difference(

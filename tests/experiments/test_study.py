@@ -61,8 +61,8 @@ def with_curves(part: pl.DataFrame, gaps: list[float]) -> pl.DataFrame:
         ([0.05, -0.05], "ahead of BCE in the first epoch alone"),
         ([0.05], "ahead of BCE from the first epoch to the last"),
         ([0.05, 0.0, 0.05], "ahead of BCE in the first epoch and at the end"),
-        ([-0.05, 0.05], "not ahead of BCE in the first epoch, ahead at the end"),
-        ([-0.05], "not ahead of BCE in the first epoch, nor at the end"),
+        ([-0.05, 0.05], "not ahead of BCE in the first epoch but at the end"),
+        ([-0.05], "not ahead of BCE in the first epoch nor at the end"),
     ],
 )
 def test_a_gain_of_the_first_epochs_is_called_one(gaps: list[float], words: str):
