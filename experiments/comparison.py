@@ -743,6 +743,8 @@ def _answer(
 def _flat(part: pl.DataFrame) -> str:
     """Whether the mean curves still rise at the end."""
     ends = curves.ends_table(part, HEADS)
+    if (ends["Flat"] == "unknown").all():
+        return "the runs are too short to say whether their curves are flat"
     rising = ends.filter(pl.col("Flat") == "no")
     if rising.is_empty():
         return "no arm's mean curve still rises in the last epochs"

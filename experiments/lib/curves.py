@@ -29,8 +29,8 @@ def end(outcome: Outcome) -> Measures:
     """The end of a run, by head.
 
     `last_slope`: least-squares slope of validation AUC per epoch over the last
-    `train.patience` epochs. `last_gain`: AUC of the kept epoch less that of as many
-    epochs before it.
+    `train.patience` epochs; NaN for a shorter run. `last_gain`: AUC of the kept epoch
+    less that of as many epochs before it.
     """
     lines, patience = _lines(outcome), run_config(outcome.folder).train.patience
     means = [line["mean_auc"] or -np.inf for line in lines]
@@ -39,7 +39,8 @@ def end(outcome: Outcome) -> Measures:
     for task in lines[-1]["auc"]:
         aucs = [np.nan if x["auc"][task] is None else x["auc"][task] for x in lines]
         last = np.array(aucs[-1 - patience :])
-        slope = np.polyfit(np.arange(len(last)), last, 1)[0] if len(last) > 1 else 0.0
+        long = len(last) > patience > 0
+        slope = np.polyfit(np.arange(len(last)), last, 1)[0] if long else np.nan
         measures[task, END[0]] = float(slope)
         measures[task, END[1]] = float(aucs[best] - aucs[max(best - patience, 0)])
         measures[task, END[2]] = float(len(lines))
@@ -100,13 +101,19 @@ def ends_table(part: pl.DataFrame, tasks: tuple[str, ...]) -> pl.DataFrame:
                     "Epochs": of_task["epochs"].mean(),
                     "At the cap [%]": own["at_cap"].mean(),
                     "Slope of the last epochs": text_of(slope),
-                    "Flat": "no" if slope.low > 0 else "yes",
+                    "Flat": _flat(slope),
                     "Gain of the epochs before the kept one": text_of(
                         metrics.mean_interval(_finite(of_task, END[1]))
                     ),
                 }
             )
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _flat(slope: metrics.Interval) -> str:
+    if np.isnan(slope.low):
+        return "unknown"
+    return "no" if slope.low > 0 else "yes"
 
 
 def areas_table(

@@ -101,6 +101,8 @@ def test_the_end_of_a_curve(tmp_path: Path):
     curve = curves.curve(run_with(tmp_path / "c", [0.5, 0.6]))
     assert curve["ctr", curves.CURVE[0]] == 0.5
     assert curve["ctr", curves.CURVE[-1]] == 0.6
+    short = curves.end(run_with(tmp_path / "d", [0.5]))
+    assert np.isnan(short["ctr", "last_slope"])
 
 
 def test_a_mean_curve_that_rises_is_not_flat():
