@@ -186,8 +186,9 @@ def answer(tests: pl.DataFrame) -> str:
         most = of_task.row(-1, named=True)
         p = most["p_holm"]
         sure = "significant" if p < 0.05 else "not significant"
+        gains = "gains most over" if most["difference"] > 0 else "loses least to"
         sentences.append(
-            f"In {task.upper()} it gains most over BCE with {most['Noise']}: "
+            f"In {task.upper()} it {gains} BCE with {most['Noise']}: "
             f"{gap_text(most)}, {sure} after Holm."
         )
     for is_bce, who in ((True, "BCE"), (False, "a tuned rival")):
