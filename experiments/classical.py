@@ -1,6 +1,6 @@
 """Deep models against logistic regression and boosted trees, on the same columns.
 
-    python -m experiments.all --only classical --kuairand DIR --output runs/classical
+    python -m experiments.all --full --only classical --kuairand DIR --output runs/deep
 
 `plan.md` has the spaces and rules. A classical model has one fit a head and is chosen
 by that head's AUC on validation; a deep model, trained with cross-entropy, has both
