@@ -42,7 +42,7 @@ def find(study: Study) -> Finding:
     results = results.with_columns(pl.col("day").cast(pl.Int64))
     gap = auc_gap(results, *PAIR)
     rows = {
-        mode: results.filter(pl.col("mode") == mode)["rows"].mean()
+        mode: float(results.filter(pl.col("mode") == mode)["rows"].to_numpy().mean())
         for mode in ("warm", "retrained")
     }
     share = rows["warm"] / rows["retrained"]
