@@ -1,5 +1,6 @@
 """Clusters of 127.0.0.1, and commands as a user starts them."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
-WAIT = 300  # seconds, for what takes a few
+WAIT = 900  # seconds, for what takes a few on an idle machine
+# Ray's workers give way to all other processes of the machine, by default.
+os.environ.setdefault("RAY_worker_niceness", "0")
 NODE = {"node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
 
 
@@ -28,9 +31,8 @@ def started() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def add_node(cluster: Any, **options: Any) -> Any:
-    """A node with one CPU."""
-    return cluster.add_node(num_cpus=1, **NODE, **options)
+def add_node(cluster: Any, cpus: int = 1, **options: Any) -> Any:
+    return cluster.add_node(num_cpus=cpus, **NODE, **options)
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen[str]:

@@ -131,6 +131,12 @@ def training(output: Path) -> list[int]:
     return sorted(processes)
 
 
+def results(output: Path) -> dict[str, int]:
+    """When each finished run was finished: once only."""
+    files = output.glob("*/result.json")
+    return {file.parent.name: file.stat().st_mtime_ns for file in files}
+
+
 def assert_equal_without_ray(data: Path, output: Path, *options: str) -> None:
     """The runs are those of the same plan, trained one part after the other."""
     alone = output.with_name("alone")
@@ -144,6 +150,17 @@ def assert_equal_without_ray(data: Path, output: Path, *options: str) -> None:
             ours, theirs = (folder / name / file for folder in (output, alone))
             assert ours.read_bytes() == theirs.read_bytes(), (name, file)
         assert read_metrics(output / name) == read_metrics(alone / name)
+
+
+def test_a_study_on_this_machine_equals_itself_without_ray(
+    data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[cluster]'")
+    words = command(data, tmp_path / "runs", "local", "--part-size=4")
+    code, printed = run(words, tmp_path)
+    assert code == 0, printed
+    assert "4 of 4 runs done, 0 running, 0 failed" in printed
+    assert_equal_without_ray(data, tmp_path / "runs")
 
 
 @pytest.mark.long
@@ -179,6 +196,68 @@ def test_a_lost_process_or_node_loses_no_run(
     assert_equal_without_ray(data, output, *LONG)
 
 
+SITE = """
+import os, resource, sys, time
+if any("default_worker" in word for word in sys.orig_argv):
+    if os.environ["SHARED"] == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    else:
+        at_once = os.rename
+        os.rename = lambda *names, **more: time.sleep(0.3) or at_once(*names, **more)
+"""
+
+
+@pytest.mark.long
+def test_a_full_and_a_slow_folder_lose_no_run(
+    data: Path, cluster: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    path = f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}"
+    output, options = tmp_path / "runs", [*LONG, "--model.expert=[512]"]
+    words = command(data, output, cluster.address, *options)
+    # One part's node cannot write its checkpoint: that part fails.
+    node = add_node(cluster, env_vars={"PYTHONPATH": path, "SHARED": "full"})
+    code, printed = run(words, tmp_path)
+    assert code == 2, printed
+    assert "2 of 4 runs failed, the others are finished" in printed
+    assert "cannot be written: File too large" in printed
+    finished = results(output)
+    assert len(finished) == 2
+    cluster.remove_node(node)
+    # The part that failed trains on the slow node: the head has one CPU.
+    add_node(cluster, cpus=2, env_vars={"PYTHONPATH": path, "SHARED": "slow"})
+    code, printed = run([*words, "--cpus-per-part=2"], tmp_path)
+    assert code == 0, printed
+    assert results(output).items() >= finished.items()
+    assert_equal_without_ray(data, output, *options)
+
+
+@pytest.mark.long
+def test_a_lost_head_is_a_sentence_and_a_new_cluster_goes_on(
+    data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "runs"
+    options = [*LONG, "--part-size=1"]
+    with started() as cluster:
+        add_node(cluster)
+        words = command(data, output, cluster.address, *options)
+        driver = start(words, tmp_path)
+        wait_for(lambda: results(output), driver)
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        assert driver.wait(WAIT) == 1
+        printed = (tmp_path / "printed.txt").read_text()
+        assert f"the head of the cluster, {cluster.address}, was lost" in printed
+    finished = results(output)
+    assert 1 <= len(finished) < 4
+    with started() as cluster:
+        add_node(cluster)
+        code, printed = run(command(data, output, cluster.address, *options), tmp_path)
+    assert code == 0, printed
+    assert results(output).items() >= finished.items()
+    assert_equal_without_ray(data, output, *options)
+
+
 @pytest.mark.long
 def test_ctrl_c_stops_all_with_checkpoints_and_the_command_goes_on(
     data: Path, cluster: Any, tmp_path: Path
@@ -188,6 +267,11 @@ def test_ctrl_c_stops_all_with_checkpoints_and_the_command_goes_on(
     words = command(data, output, cluster.address, *LONG)
     driver = start(words, tmp_path)
     wait_for(lambda: training(output), driver)
+    # Another command with the same output is refused.
+    (tmp_path / "second").mkdir()
+    code, printed = run(words, tmp_path / "second")
+    assert code == 2
+    assert f"{output} is in use: process {driver.pid} on" in printed
     driver.send_signal(signal.SIGINT)
     assert driver.wait(WAIT) == 130
     printed = (tmp_path / "printed.txt").read_text()

@@ -19,7 +19,7 @@ from tests.training.clusters import WAIT, add_node, run, start, started, wait_fo
 # Ray's own warnings, in the process that starts the cluster.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LONG = ("--train.epochs=60", "--train.patience=60", "--train.checkpoint_every=5")
+LONG = ("--train.epochs=20", "--train.patience=20", "--train.checkpoint_every=5")
 
 
 def command(data: Path, output: Path, *options: str) -> list[str]:
@@ -88,7 +88,7 @@ def assert_equal_to_one_process(data: Path, output: Path) -> None:
     losses = [
         [x["loss"] for x in run if x["kind"] == "train"] for run in (ours, theirs)
     ]
-    assert len(losses[0]) == len(losses[1]) == 180
+    assert len(losses[0]) == len(losses[1]) == 60
     np.testing.assert_allclose(losses[0][:20], losses[1][:20], rtol=1e-4)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-2)
     aucs = [[x["auc"] for x in run if x["kind"] == "valid"] for run in (ours, theirs)]

@@ -240,7 +240,8 @@ class _Processes:
             failed = [each for each in ended if each.error or each.fault]
             if failed:
                 # All of them may fail, and process 0 still writes its last lines.
-                ray.wait(pending, num_returns=len(pending), timeout=FAIL)
+                if pending:
+                    ray.wait(pending, num_returns=len(pending), timeout=FAIL)
                 if failed[0].error:
                     raise UserError(failed[0].error)
                 return failed[0].fault
