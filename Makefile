@@ -48,7 +48,7 @@ lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade pip
-	build/lock/bin/python -m pip install --quiet '.[train,docs,test]'
+	build/lock/bin/python -m pip install --quiet '.[train,cluster,docs,test]'
 	(echo "# Made by make lock with Python $(TAG): what make test and make demo install."; \
 	 build/lock/bin/python -m pip freeze --exclude pwiser-jax) > requirements.lock
 
@@ -71,7 +71,7 @@ $(VENV)/.runtime: requirements.txt requirements.lock
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[train,test]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[train,cluster,test]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.runtime pyproject.toml

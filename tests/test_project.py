@@ -27,6 +27,7 @@ def test_the_lock_holds_each_package_that_is_asked_for():
     }
     extras = project()["optional-dependencies"]
     asked = [*project()["dependencies"], *extras["train"], *extras["test"]]
+    asked += extras["cluster"]
     names = {re.split(r"[\[>=<]", line)[0].lower() for line in asked}
     assert names <= locked
 
