@@ -1,4 +1,4 @@
-"""Copies of prepared data with added clicks or shuffled conversions."""
+"""Copies of prepared data with shuffled conversions or other labels."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,43 +15,9 @@ from pwiser_jax.data.prepared.manifest import (
     read_manifest,
     write_manifest,
 )
-from pwiser_jax.errors import UserError
 
 # int[N, L] -> int[N, L]; the rows of a split, in their order.
 Change = Callable[[np.ndarray], np.ndarray]
-
-
-def accidental_clicks(folder: Path, output: Path, share: float, seed: int = 0) -> None:
-    """Adds clicks at random, in train only, to rows without a click.
-
-    Such rows are equally likely, and none converts. Features do not change,
-    those counted from clicks included; valid and test stay clean.
-
-    Args:
-        folder: a prepared folder.
-        output: the new folder; an existing one is not changed.
-        share: share of accidental clicks in train, 0 or more and below 1.
-        seed: seed of the choice. A larger share keeps the clicks of a smaller one.
-
-    Raises:
-        UserError: there are too few rows without a click.
-    """
-
-    def change(labels: np.ndarray) -> np.ndarray:
-        quiet = np.flatnonzero(labels[:, 0] == 0)
-        count = round(share / (1 - share) * (len(labels) - len(quiet)))
-        if count > len(quiet):
-            raise UserError(
-                f"{folder} has {len(quiet)} train rows without a click; accidental "
-                f"clicks of {share:.0%} would need {count}"
-            )
-        chosen = np.random.default_rng(seed).permutation(quiet)[:count]
-        changed = labels.copy()
-        changed[chosen, 0] = 1
-        return changed
-
-    note = {"accidental_clicks": share, "accidental_clicks_seed": seed}
-    relabelled(folder, output, ("train",), change, note)
 
 
 def shuffled_conversions(folder: Path, output: Path, seed: int = 0) -> None:

@@ -11,7 +11,7 @@ from experiments.grid_search import main as grid_search
 from experiments.ladders import every_margin
 from experiments.lib.datasets import given, industrial, synthetic
 from experiments.lib.industrial import prepare_industrial
-from experiments.lib.relabel import accidental_clicks, shuffled_conversions
+from experiments.lib.relabel import shuffled_conversions
 from experiments.lib.result_table import ResultTable, long_rows
 from experiments.lib.streams import days_of, deal, prepare_shift
 from experiments.lib.words import average_difference
@@ -26,35 +26,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "prepared"
     prepare_synthetic(folder, rows=6_000, seed=1, users=300, items=100)
     return folder
-
-
-def test_accidental_clicks_are_a_share_of_trains_clicks_and_never_convert(
-    data: Path, tmp_path: Path
-) -> None:
-    clean = Prepared(data)
-    before = clean.load("train").labels
-    clicked = {}
-    for share in (0.2, 0.5):
-        accidental_clicks(data, tmp_path / f"{share}", share)
-        noisy = Prepared(tmp_path / f"{share}")
-        after = noisy.load("train").labels
-        accidents = (after[:, 0] == 1) & (before[:, 0] == 0)
-        assert accidents.sum() / after[:, 0].sum() == pytest.approx(share, abs=0.001)
-        assert np.array_equal(after[:, 1], before[:, 1])
-        assert (after[:, 0] >= before[:, 0]).all()
-        assert noisy.manifest.splits["train"].labels["click"] == after[:, 0].sum()
-        clicked[share] = accidents
-        for split in ("valid", "test"):
-            rows, old = noisy.load(split), clean.load(split)
-            assert np.array_equal(rows.labels, old.labels)
-            assert np.array_equal(rows.categorical, old.categorical)
-        assert np.array_equal(
-            noisy.load("train").numerical, clean.load("train").numerical
-        )
-    assert (clicked[0.5] >= clicked[0.2]).all()
-    with pytest.raises(UserError, match="would need"):
-        accidental_clicks(data, tmp_path / "most", 0.99)
-    assert not (tmp_path / "most").exists()
 
 
 def test_shuffled_conversions_keep_clicks_and_counts(
