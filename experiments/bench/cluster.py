@@ -405,6 +405,8 @@ def note(options: Options) -> str:
     about = " ".join((__doc__ or "").split("\n\n")[2].split())
     every = options.parts == get_args(PartName)
     command = "" if every else f" --parts [{','.join(options.parts)}]"
+    if options.models != tuple(MODELS):
+        command += f" --models [{','.join(options.models)}]"
     links = "; ".join(
         f"{speed / 1e9:.0f} GB/s and {1e6 * latency:.0f} us a collective on {count}"
         for count, (speed, latency) in LINKS.items()
