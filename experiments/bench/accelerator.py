@@ -2,8 +2,8 @@
 
     python -m experiments.bench.accelerator
 
-Writes accelerator_DEVICE.csv and .md, which set each figure beside its goal. It takes
-less than 8 minutes on an H100 with 16 CPU cores, most of them to compile.
+Writes accelerator_DEVICE.csv and .md, which set each figure beside its goal. Sized for
+8 minutes on an H100 with 16 CPU cores, most of them to compile.
 """
 
 import os
