@@ -9,11 +9,14 @@ of the night before; "retrained" runs `prepare` on the rows of all days so far a
 `train`. Both begin with one run on the first days. Runs of one seed are a pair.
 """
 
+import gc
 import io
 from contextlib import redirect_stdout
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import jax
 import polars as pl
 
 from experiments.drift import auc_gap, day_pictures, measures
@@ -70,27 +73,25 @@ def _stream(study: Study) -> None:
     dataset = Dataset("growing stream", place, CONFIGS / "synthetic")
     results = []
     with in_turn(study.runs / place.name):
-        for planned in study.grid(dataset, [MODEL], [LOSS], study.scale.seeds):
-            runs = study.runs / place.name / planned.name
-            before = _night(planned, stream, schema, runs / "first", 0, BEGIN - 1, None)
-            last = {"warm": before, "retrained": before}
-            for day in days:
-                for mode in last:
-                    warm = mode == "warm"
-                    run = runs / f"{mode}-day{day}"
-                    last[mode] = _night(
-                        planned,
-                        stream,
-                        schema,
-                        run,
-                        day if warm else 0,
-                        day,
-                        last[mode] if warm else None,
-                    )
-                    made = _tagged(planned, run, day, mode)
-                    results += measures(
-                        made, run, run.relative_to(study.runs).as_posix()
-                    )
+        planned = study.grid(dataset, [MODEL], [LOSS], study.scale.seeds)
+        last = {}
+        for each in planned:
+            first = study.runs / place.name / each.name / "first"
+            last[each.name] = _night(each, stream, schema, first, 0, BEGIN - 1, None)
+        for day in days:
+            for each, mode in product(planned, ("warm", "retrained")):
+                warm = mode == "warm"
+                begin, before = (day, last[each.name]) if warm else (0, None)
+                run = study.runs / place.name / each.name / f"{mode}-day{day}"
+                _night(each, stream, schema, run, begin, day, before)
+                made, name = _tagged(each, run, day, mode), run.relative_to(study.runs)
+                results += measures(made, run, name.as_posix())
+                if warm:
+                    last[each.name] = run
+            # Tables have grown: the programs of this day are of no more use, and a
+            # process that holds too many of them crashes.
+            jax.clear_caches()
+            gc.collect()
     types = {"value": pl.Float64, "reason": pl.String}
     table = pl.DataFrame(results, schema_overrides=types, infer_schema_length=None)
     study.table(NAME).add(table.with_columns(pl.lit(dataset.name).alias("dataset")))

@@ -67,6 +67,38 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def resumable_folder(output: Path, plan: str) -> Iterator[Path]:
+    """Yields a hidden folder beside `output` that a killed process leaves to the next.
+
+    It holds what the next process with an equal `plan` need not do again; one with
+    another plan begins with an empty folder. At the end, also after an exception, it is
+    removed: only a kill leaves it.
+
+    Raises:
+        UserError: it cannot be made, or another process uses it.
+    """
+    output = Path(os.path.realpath(output))
+    folder = output.parent / f".{output.name}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be made: {error.strerror}") from error
+    with locked(folder, f"preparing {output}"):
+        noted = folder / "plan.json"
+        if not noted.is_file() or noted.read_text(encoding="utf-8") != plan:
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+            write_whole(noted, plan)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def _hidden(output: Path, kind: str, clean: Callable[[Path], None]) -> Iterator[Path]:
     """A new locked folder beside `output`, named for its process."""
     host = re.sub(r"[^\w.]", "", socket.gethostname())[:32]

@@ -34,4 +34,20 @@ def run(options: Namespace) -> int:
         print(f"{reason.replace('_', ' ')}: {count:,} rows")
     for what, count in manifest.options.get("counted", {}).items():
         print(f"{what.replace('_', ' ')}: {count:,}")
+    for name, sizes in manifest.options.get("hashed", {}).items():
+        from pwiser_jax.data.prepared.vocabulary import Hashed
+
+        hashed = Hashed(**sizes)
+        print(
+            f"{name}: about {hashed.values:,} values are hashed into {hashed.ids:,} "
+            f"ids, as the vocabularies exceed --vocabulary-mib; about "
+            f"{hashed.shared:,} values share their id with another"
+        )
+    if moved := manifest.options.get("moved"):
+        largest = sorted(moved, key=lambda name: -abs(moved[name]))[:3]
+        shown = ", ".join(f"{name} {moved[name]:+.2f}" for name in largest)
+        print(
+            "numericals keep the run's scaling; the means of the new train rows differ "
+            f"from its by at most, in its standard deviations: {shown}"
+        )
     return 0

@@ -8,21 +8,19 @@ import csv
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import polars as pl
 
-from pwiser_jax.data.datasets.table_schema import TableSchema, read_table_schema
-from pwiser_jax.data.prepared.encoder import (
-    features,
-    find_kinds,
-    list_features,
-    side_columns,
-)
+from pwiser_jax.atomic import resumable_folder
+from pwiser_jax.data.datasets.table_parts import PLACE, Staging
+from pwiser_jax.data.datasets.table_schema import read_table_schema
+from pwiser_jax.data.prepared.encoder import find_kinds
 from pwiser_jax.data.prepared.folder import (
     DataWarning,
     check_output,
@@ -34,16 +32,15 @@ from pwiser_jax.data.raw import canonical, columns
 from pwiser_jax.data.raw.archives import Source as File
 from pwiser_jax.data.raw.archives import unpack
 from pwiser_jax.data.raw.columns import Reading
-from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec, FlatTable
+from pwiser_jax.data.raw.flat import BadLabel, FlatSpec, FlatTable
 from pwiser_jax.data.raw.frames import scan_parquet
-from pwiser_jax.data.raw.labels import check_labels
 from pwiser_jax.data.raw.leaks import refuse_names
 from pwiser_jax.data.raw.remote import local_copy
 from pwiser_jax.data.raw.sources import scan_csv, separator_of
-from pwiser_jax.data.raw.split import split_by_group, split_by_time
 from pwiser_jax.errors import UserError, first_line
+from pwiser_jax.options import PositiveInt
+from pwiser_jax.version import __version__
 
-PLACE = "\0place"  # no column of a file can have this name
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FORMATS = "a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file, or a folder of .parquet"
@@ -59,6 +56,7 @@ class RawTable:
         path: the plain CSV file, where it is one.
         separator: of the CSV file; None: Parquet.
         parts: the files of a folder, with their rows.
+        frames: the rows of each part.
     """
 
     name: str
@@ -66,6 +64,7 @@ class RawTable:
     path: Path
     separator: str | None = None
     parts: tuple[tuple[Path, int], ...] = ()
+    frames: tuple[pl.LazyFrame, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -156,7 +155,8 @@ def _open_folder(folder: Path) -> RawTable:
     if not parts:
         raise UserError(f"{folder} is a folder without .parquet files")
     parts.sort(key=natural_order)
-    frames, counts = [], []
+    frames: list[pl.LazyFrame] = []
+    counts: list[tuple[Path, int]] = []
     schema: dict[str, pl.DataType] = {}
     for part in parts:
         path = folder / part
@@ -176,9 +176,15 @@ def _open_folder(folder: Path) -> RawTable:
                     f"{path}: column {name!r} is {here}, but {first} in "
                     f"{folder / parts[0]}"
                 )
-        frames.append(frame.select(list(schema)))
+        frames.append(_exact(frame.select(list(schema))))
         counts.append((path, int(frame.select(pl.len()).collect().item())))
-    return RawTable(str(folder), _exact(pl.concat(frames)), folder, parts=tuple(counts))
+    return RawTable(
+        str(folder),
+        pl.concat(frames),
+        folder,
+        parts=tuple(counts),
+        frames=tuple(frames),
+    )
 
 
 def natural_order(path: Path) -> list[list[str | int]]:
@@ -226,6 +232,7 @@ def prepare_table(
     on_bad_label: BadLabel = "error",
     allow_leaks: tuple[str, ...] | str = (),
     extend: Path | None = None,
+    vocabulary_mib: PositiveInt = 2048,
     overwrite: bool = False,
 ) -> Manifest:
     """Your own table: CSV, TSV or Parquet, with a schema file.
@@ -243,6 +250,8 @@ def prepare_table(
             a name, names with commas between them, or a list.
         extend: a run's folder: rows get the ids and the scales of its data, and values
             that are new to it further ids; for `train --warm-start`.
+        vocabulary_mib: memory for vocabularies in MiB. Beyond it the column with the
+            most values is hashed into ids, without a vocabulary; not with --extend.
         overwrite: replace a prepared folder.
     """
     check_output(output, overwrite=overwrite)
@@ -262,46 +271,65 @@ def prepare_table(
     )
     refuse_names(spec)
     if extend is not None:  # values are read as the run read them
-        spec = replace(spec, kinds=manifest_of_run(extend).spec.kinds)
+        before = manifest_of_run(extend)
+        hashed = {name: before.spec.buckets[name] for name in _hashed(before)}
+        buckets = {**hashed, **spec.buckets}
+        spec = replace(spec, kinds=before.spec.kinds, buckets=buckets)
     with (
         local_copy(source, output) as local,
         open_table(local, time=spec.time) as table,
     ):
         column = meaning.split.options.get("column")
         named = (*spec.features, *spec.labels.values(), spec.group, spec.time)
-        types = columns.require(table.frame, (*named, spec.weight, column), table)
+        columns.require(table.frame, (*named, spec.weight, column), table)
         kinds, mixed = find_kinds(table.frame, spec, table)
         spec = replace(spec, kinds={**kinds, **spec.kinds})
         for name in mixed:
             _warn_of_mixed(table, name, kinds.get(name) == "number")
-        lists = list_features(table.frame, spec, table)
-        readings = features(table.frame, spec, table) | lists
-        checked = (*readings.values(), *side_columns(spec, types).values())
-        columns.refuse_bad(table.frame, checked, table)
-        # Polars numbers the rows only where an error asks for their numbers.
-        numbered = table.frame.with_row_index(PLACE, 1)
-        frame, dropped = check_labels(numbered, spec.labels, on_bad_label, table)
-        splits = _split(frame, meaning, spec, table)
-        flat = FlatTable(
-            dataset="table",
-            spec=spec,
-            splits={name: rows.drop(PLACE) for name, rows in splits.items()},
-            places={n: SplitRows(n, rows, table) for n, rows in splits.items()},
-            sources=(*([part for part, _ in table.parts] or [local]), schema),
-            dropped=dropped,
-            options={
-                "on_bad_label": on_bad_label,
-                "schema": meaning.raw,
-                "counted": _too_long(table.frame, spec, lists),
-            },
-        )
-        return write(
-            flat,
-            output,
-            overwrite=overwrite,
-            allow_leaks=allow_leaks,
-            extend=extend,
-        )
+        files = [part for part, _ in table.parts] or [local]
+        plan = _plan(files, source, spec, meaning, on_bad_label, extend, vocabulary_mib)
+        with resumable_folder(output, plan) as folder:
+            staging = Staging(spec, meaning, on_bad_label, folder)
+            first, parts = 0, table.frames or (table.frame,)
+            for at, part in enumerate(parts):
+                staging.stage(part, at, table, first)
+                first += table.parts[at][1] if table.parts else 0
+            splits = staging.splits()
+            flat = FlatTable(
+                dataset="table",
+                spec=spec,
+                splits={name: rows.drop(PLACE) for name, rows in splits.items()},
+                places={n: SplitRows(n, rows, table) for n, rows in splits.items()},
+                sources=(*files, schema),
+                dropped=staging.counts("dropped", len(parts)),
+                options={
+                    "on_bad_label": on_bad_label,
+                    "schema": meaning.raw,
+                    "counted": staging.counts("counted", len(parts)),
+                },
+            )
+            return write(
+                flat,
+                output,
+                overwrite=overwrite,
+                allow_leaks=allow_leaks,
+                extend=extend,
+                budget=vocabulary_mib << 20,
+                kept=folder,
+            )
+
+
+def _hashed(manifest: Manifest) -> Mapping[str, Any]:
+    """The columns that were hashed as their vocabularies exceeded the budget."""
+    return manifest.options.get("hashed", {})
+
+
+def _plan(files: Sequence[Path], *options: object) -> str:
+    """What must be equal for a killed command's finished work to be used."""
+    facts = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]
+    return repr((__version__, pl.__version__, facts, options))
 
 
 def _warn_of_mixed(table: RawTable, column: str, are_numbers: bool) -> None:
@@ -316,43 +344,6 @@ def _warn_of_mixed(table: RawTable, column: str, are_numbers: bool) -> None:
         DataWarning,
         stacklevel=3,
     )
-
-
-def _too_long(
-    frame: pl.LazyFrame, spec: FlatSpec, lists: Mapping[str, Reading]
-) -> dict[str, int]:
-    """How many values are beyond `max_values`, by multi-valued column."""
-    beyond = [
-        (reading.value.list.len().cast(pl.Int64) - spec.multi_valued[name].max_values)
-        .clip(0)
-        .sum()
-        .alias(f"values_beyond_max_values_of_{name}")
-        for name, reading in lists.items()
-    ]
-    if not beyond:
-        return {}
-    counts = frame.select(beyond).collect(engine="streaming").row(0, named=True)
-    return {name: count for name, count in counts.items() if count}
-
-
-def _split(
-    frame: pl.LazyFrame, meaning: TableSchema, spec: FlatSpec, table: RawTable
-) -> dict[str, pl.LazyFrame]:
-    rule, options = meaning.split, dict(meaning.split.options)
-    if rule.by == "group" and spec.group:
-        seed = options.pop("seed", 0)
-        kind = spec.kinds.get(spec.group)
-        return split_by_group(
-            frame, spec.group, fractions=options, seed=seed, kind=kind, source=table
-        )
-    if rule.by == "time" and spec.time:
-        return split_by_time(frame, spec.time, **options, source=table)
-    column = options["column"]
-    name = pl.col(column).cast(pl.String).str.strip_chars()
-    known = ", ".join(SPLITS)
-    reading = Reading(column, name, ~name.is_in(SPLITS).fill_null(False), known)
-    columns.refuse_bad(table.frame, [reading], table)
-    return {split: frame.filter(name == split) for split in SPLITS}
 
 
 def _with_time(table: RawTable, time: str | None) -> RawTable:
@@ -376,4 +367,8 @@ def _with_time(table: RawTable, time: str | None) -> RawTable:
         kind = "a time such as 2022-05-03 14:30:00"
     reading = Reading(time, value, value.is_null(), f"{kind} in every row")
     columns.refuse_bad(table.frame, [reading], table)
-    return replace(table, frame=table.frame.with_columns(value.alias(time)))
+    return replace(
+        table,
+        frame=table.frame.with_columns(value.alias(time)),
+        frames=tuple(each.with_columns(value.alias(time)) for each in table.frames),
+    )

@@ -7,7 +7,7 @@ values of newer rows to it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import polars as pl
 from pwiser_jax.data.prepared import vocabulary
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.data.prepared.moments import moments
+from pwiser_jax.data.prepared.vocabulary import Hashed, Vocabularies
 from pwiser_jax.data.raw import canonical, columns
 from pwiser_jax.data.raw.canonical import Kinds
 from pwiser_jax.data.raw.columns import Reading, Source
@@ -64,21 +65,32 @@ class Encoder:
         values: field -> its values with ids 0 .. size - 1, in this order, then its rare
             values; fields of `spec.sizes` have none.
         fill: numerical field -> the raw value that replaces a missing one.
+        hashed: fields of `spec.buckets` whose vocabularies exceeded the budget.
     """
 
     spec: FlatSpec
     schema: Schema
     values: Mapping[str, pl.Series]
     fill: Mapping[str, float]
+    hashed: Mapping[str, Hashed] = field(default_factory=dict)
 
     @classmethod
     def fit(
-        cls, train: pl.LazyFrame, spec: FlatSpec, source: Source = "train"
+        cls,
+        train: pl.LazyFrame,
+        spec: FlatSpec,
+        source: Source = "train",
+        budget: int | None = None,
     ) -> "Encoder":
-        """Fits vocabularies, fills and scales; a UserError names a bad value."""
+        """Fits vocabularies, fills and scales; a UserError names a bad value.
+
+        With a budget of bytes, the vocabularies beyond it are hashed.
+        """
         kinds = find_kinds(train, spec, source).kinds
         spec = replace(spec, kinds={**kinds, **spec.kinds})
-        readings, lists, fitted = _fitted(train, spec, source)
+        readings, lists, (fitted, hashed) = _fitted(train, spec, source, budget)
+        buckets = {name: each.ids for name, each in hashed.items()}
+        spec = replace(spec, buckets={**spec.buckets, **buckets})
         sizes = {name: kept for name, (_, kept) in fitted.items()}
         sizes |= {**spec.sizes, **spec.buckets}
         widths = _longest(train, lists)
@@ -103,7 +115,8 @@ class Encoder:
             ),
         )
         values = {name: ordered for name, (ordered, _) in fitted.items()}
-        return cls(spec, schema, values, {n: stats[n].mean for n in spec.numerical})
+        fill = {name: stats[name].mean for name in spec.numerical}
+        return cls(spec, schema, values, fill, hashed)
 
     def extend(self, train: pl.LazyFrame, source: Source = "train") -> "Encoder":
         """This encoder with ids for the further values of newer rows.
@@ -112,7 +125,7 @@ class Encoder:
         as the minimum count says gets the next id of its field; counts of earlier rows
         are not known. Multi-valued fields become as wide as the longest list.
         """
-        _, lists, fitted = _fitted(train, self.spec, source)
+        _, lists, (fitted, _) = _fitted(train, self.spec, source)
         fields = {field.name: field for field in self.schema.embedded}
         grown = {
             name: vocabulary.extended(self.values[name], fields[name].size, *newer)
@@ -141,6 +154,16 @@ class Encoder:
         )
         values = {name: ordered for name, (ordered, _) in grown.items()}
         return replace(self, schema=schema, values=values)
+
+    def moved(self, train: pl.LazyFrame) -> dict[str, float]:
+        """How far the means of newer rows are from the encoder's, in its scales."""
+        readings = features(train, self.spec, "train")
+        stats = moments(train, {n: readings[n].value for n in self.spec.numerical})
+        return {
+            field.name: (stats[field.name].mean - self.fill[field.name]) / field.scale
+            for field in self.schema.numerical
+            if stats[field.name].count
+        }
 
     def transform(
         self,
@@ -259,18 +282,19 @@ class Encoder:
 
 
 def _fitted(
-    train: pl.LazyFrame, spec: FlatSpec, source: Source
-) -> tuple[dict[str, Reading], dict[str, Reading], dict[str, tuple[pl.Series, int]]]:
+    train: pl.LazyFrame, spec: FlatSpec, source: Source, budget: int | None = None
+) -> tuple[dict[str, Reading], dict[str, Reading], Vocabularies]:
     """The readings of all features, those of lists apart, and the vocabularies."""
     readings = features(train, spec, source)
     lists = list_features(train, spec, source)
     columns.refuse_bad(train, (*readings.values(), *lists.values()), source)
     texts = {n: readings[n].value for n in spec.categorical if n not in spec.sizes}
-    texts |= {name: reading.value.explode() for name, reading in lists.items()}
+    texts |= {name: reading.value for name, reading in lists.items()}
     for name in spec.buckets:
         texts.pop(name, None)
     least = {n: spec.min_counts.get(n, spec.min_count) for n in texts}
-    return readings, lists, vocabulary.fit_vocabularies(train, texts, least)
+    fitted = vocabulary.fit_vocabularies(train, texts, least, lists, budget)
+    return readings, lists, fitted
 
 
 def features(frame: pl.LazyFrame, spec: FlatSpec, source: Source) -> dict[str, Reading]:

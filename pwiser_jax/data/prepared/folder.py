@@ -4,12 +4,14 @@
 """
 
 import re
+import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -28,6 +30,7 @@ from pwiser_jax.data.prepared.manifest import (
     read_manifest,
     write_manifest,
 )
+from pwiser_jax.data.raw.columns import Later
 from pwiser_jax.data.raw.flat import SPLITS, FlatSpec, FlatTable
 from pwiser_jax.data.raw.frames import frames_of
 from pwiser_jax.data.raw.labels import check_labels
@@ -38,6 +41,8 @@ from pwiser_jax.tasks import measured
 
 ROW_GROUP = 65_536
 SHARD = 8 * ROW_GROUP
+FITTED, SHARDS = "fitted", "shards"
+"""What an unfinished folder keeps: the encoder, and the shards that are whole."""
 TAKEN_NAMES = frozenset(
     {
         *("ctr", "ctcvr", "cvr", "exposure", "exposures", "no_click", "click_only"),
@@ -63,6 +68,8 @@ def write(
     overwrite: bool = False,
     allow_leaks: Collection[str] | str = (),
     extend: Path | None = None,
+    budget: int | None = None,
+    kept: Path | None = None,
 ) -> Manifest:
     """Encodes the splits of a table into a new prepared folder.
 
@@ -77,6 +84,9 @@ def write(
             names with commas between them.
         extend: a run, whose ids and scales the rows get; values that are new to it get
             further ids, see `Encoder.extend`. None: ids and scales are train's.
+        budget: bytes of the vocabularies, see `fit_vocabularies`; not with `extend`.
+        kept: a folder for the encoder and the shards, from which the next process goes
+            on if this one is killed. Its rows must be cheap to read from any one on.
 
     Raises:
         UserError: a value, column or split that training could not use, a run on other
@@ -91,23 +101,28 @@ def write(
     with new_prepared(output, overwrite=overwrite) as folder:
         counts = {name: _count(flat, name) for name in SPLITS}
         refuse_empty(flat.spec, counts)
-        train, place = flat.splits["train"], flat.places.get("train", "train")
-        if extend is None:
-            encoder = Encoder.fit(train, flat.spec, place)
-        else:
-            encoder = _encoder_of(extend, flat.dataset, flat.spec).extend(train, place)
-        readings = features(train, encoder.spec, "train")
-        values = {name: reading.value for name, reading in readings.items()}
-        refuse_copies(train, flat.spec, values)
-
+        encoder, notes = _fitted(flat, counts, extend, budget, kept)
         first_row = 0
         for name in SPLITS:
             if counts[name].rows:
-                frame = flat.splits[name]
                 place = flat.places.get(name, name)
-                rows = encoder.transform(frame, first_row=first_row, source=place)
-                write_shards(rows, folder, name)
+                frame = flat.splits[name]
+                if kept is None:
+                    rows = encoder.transform(frame, first_row=first_row, source=place)
+                    write_shards(rows, folder, name)
+                else:
+                    for at in range(len(counts[name].files)):
+                        path = kept / SHARDS / shard_name(name, at)
+                        if not path.is_file():
+                            rows = encoder.transform(
+                                frame.slice(at * SHARD, SHARD),
+                                first_row=first_row + at * SHARD,
+                                source=Later(place, at * SHARD),
+                            )
+                            _write_whole(rows, path)
                 first_row += counts[name].rows
+        for path in () if kept is None else sorted((kept / SHARDS).glob("*.parquet")):
+            path.rename(folder / path.name)
         encoder.save(folder)
         manifest = Manifest(
             dataset=flat.dataset,
@@ -118,6 +133,7 @@ def write(
             dropped=dict(flat.dropped),
             options={
                 **flat.options,
+                **notes,
                 **allowed_leaks(allow_leaks),
                 **({} if extend is None else {"extend": extend}),
             },
@@ -133,6 +149,60 @@ def write(
             stacklevel=2,
         )
     return manifest
+
+
+def _fitted(
+    flat: FlatTable,
+    counts: Mapping[str, Split],
+    extend: Path | None,
+    budget: int | None,
+    kept: Path | None,
+) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of a table, and what the manifest notes of it.
+
+    It is read from the folder `kept` if a killed process wrote it there.
+    """
+    done = None if kept is None else kept / FITTED
+    if done is not None and done.is_dir():
+        return Encoder.load(done), dict(read_manifest(done).options)
+    train, place = flat.splits["train"], flat.places.get("train", "train")
+    if extend is None:
+        encoder = Encoder.fit(train, flat.spec, place, budget)
+        sizes = {name: each._asdict() for name, each in encoder.hashed.items()}
+    else:
+        encoder = _encoder_of(extend, flat.dataset, flat.spec).extend(train, place)
+        sizes = manifest_of_run(extend).options.get("hashed", {})
+    notes: dict[str, Any] = {"hashed": sizes} if sizes else {}
+    if extend is not None and flat.spec.numerical:
+        notes["moved"] = encoder.moved(train)
+    readings = features(train, encoder.spec, "train")
+    values = {name: reading.value for name, reading in readings.items()}
+    refuse_copies(train, flat.spec, values)
+    if kept is not None and done is not None:
+        (kept / SHARDS).mkdir(exist_ok=True)
+        partial = done.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        encoder.save(partial)
+        manifest = Manifest(
+            dataset=flat.dataset,
+            schema=encoder.schema,
+            spec=encoder.spec,
+            fill=encoder.fill,
+            splits={name: replace(split, files=()) for name, split in counts.items()},
+            options=notes,
+            vocabulary_sha256=SourceFile.of(partial / vocabulary.FILE).sha256,
+        )
+        write_manifest(partial, manifest)
+        partial.rename(done)
+    return encoder, notes
+
+
+def _write_whole(rows: pl.LazyFrame, path: Path) -> None:
+    """Writes a shard so that a file of its name is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    _write(rows.collect(engine="streaming").rechunk(), partial)
+    partial.rename(path)
 
 
 def manifest_of_run(run: Path) -> Manifest:
@@ -210,8 +280,12 @@ def write_shards(rows: pl.LazyFrame, folder: Path, split: str) -> None:
 
 def write_shard(shard: pl.DataFrame, folder: Path, split: str, at: int) -> None:
     """Writes shard number `at` of a split."""
+    _write(shard, folder / shard_name(split, at))
+
+
+def _write(shard: pl.DataFrame, path: Path) -> None:
     shard.write_parquet(
-        folder / shard_name(split, at),
+        path,
         compression="zstd",
         compression_level=3,
         statistics=True,

@@ -1,12 +1,14 @@
 """Vocabularies: the values that a categorical column has in train, and their ids."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from pwiser_jax.data.raw.frames import frames_of
 from pwiser_jax.data.raw.hashing import hash_strings
 from pwiser_jax.errors import UserError
 from pwiser_jax.schema import CategoricalField, MultiValuedField
@@ -16,25 +18,132 @@ FILE = "vocabulary.parquet"
 INTEGER = r"^-?\d{1,18}$"
 
 
-def fit_vocabularies(
-    train: pl.LazyFrame, columns: Mapping[str, pl.Expr], min_counts: Mapping[str, int]
-) -> dict[str, tuple[pl.Series, int]]:
-    """The values of each column in train, and the number of values with an id. Values
-    with at least `min_counts` rows get an id and come first; rare values follow. Each
-    part is sorted, numerically if all values are integers, else as text.
+CHUNK = 1 << 19
+"""Rows that are counted at once."""
+PER_VALUE = 128
+"""Bytes that a value of a vocabulary takes while it is counted, besides its text."""
+SKETCH = 4096
+"""Smallest hashes that are kept, to estimate the number of values of a hashed field."""
+
+
+class Hashed(NamedTuple):
+    """A field whose vocabulary is larger than the budget.
+
+    Args:
+        values: estimated number of its values.
+        ids: the ids that they are hashed into.
     """
-    counted = [
-        train.select(expr.alias("value"))
-        .filter(pl.col("value").is_not_null())
-        .group_by("value")
-        .len("count")
-        for expr in columns.values()
-    ]
-    tables = pl.collect_all(counted, engine="streaming") if counted else []
-    return {
-        name: _ordered(table, min_counts[name])
-        for name, table in zip(columns, tables, strict=True)
+
+    values: int
+    ids: int
+
+    @property
+    def shared(self) -> int:
+        """The expected number of values that share their id with another one."""
+        alone = (1 - 1 / self.ids) ** max(self.values - 1, 0)
+        return round(self.values * (1 - alone))
+
+
+class Vocabularies(NamedTuple):
+    """By field: its values with the number that have an id, or how it is hashed."""
+
+    values: dict[str, tuple[pl.Series, int]]
+    hashed: dict[str, Hashed]
+
+
+def fit_vocabularies(
+    train: pl.LazyFrame,
+    columns: Mapping[str, pl.Expr],
+    min_counts: Mapping[str, int],
+    lists: Collection[str] = (),
+    budget: int | None = None,
+) -> Vocabularies:
+    """The values of each column in train, and the number of values with an id.
+
+    Values with at least `min_counts` rows get an id and come first; rare values follow.
+    Each part is sorted, numerically if all values are integers, else as text.
+
+    Args:
+        train: the rows.
+        columns: column -> its texts.
+        min_counts: by column.
+        lists: the columns that hold lists of texts.
+        budget: bytes of all vocabularies. Beyond it the largest field is hashed, into
+            as many ids as a power of two has below the values that it had by then.
+            None: all are counted exactly.
+    """
+    counts = {name: _Counts() for name in columns}
+    selected = train.select(expr.alias(name) for name, expr in columns.items())
+    for chunk in frames_of(selected, CHUNK) if columns else ():
+        for name, count in counts.items():
+            values = chunk[name].explode() if name in lists else chunk[name]
+            count.add(values.drop_nulls())
+        while budget is not None and sum(c.bytes for c in counts.values()) > budget:
+            max(counts.values(), key=lambda count: count.bytes).hash()
+    hashed = {name: c.hashed() for name, c in counts.items() if c.ids}
+    ordered = {
+        name: _ordered(count.table(), min_counts[name])
+        for name, count in counts.items()
+        if not count.ids
     }
+    return Vocabularies(ordered, hashed)
+
+
+class _Counts:
+    """The rows of each value so far; after `hash`, a sketch of how many there are."""
+
+    def __init__(self) -> None:
+        self.ids = 0
+        self._tables: list[pl.DataFrame] = []  # each at least twice the next
+        self._sketch = np.empty(0, np.uint64)
+
+    @property
+    def bytes(self) -> int:
+        """An upper bound: a value in several tables counts in each."""
+        return sum(
+            PER_VALUE * table.height + int(table["value"].str.len_bytes().sum())
+            for table in self._tables
+        )
+
+    def add(self, values: pl.Series) -> None:
+        if self.ids:
+            self._note(values.unique())
+            return
+        added = values.rename("value").value_counts(name="count")
+        while self._tables and self._tables[-1].height < 2 * added.height:
+            added = _merged(self._tables.pop(), added)
+        self._tables.append(added)
+
+    def table(self) -> pl.DataFrame:
+        """All values with their rows."""
+        while len(self._tables) > 1:
+            last = self._tables.pop()
+            self._tables.append(_merged(self._tables.pop(), last))
+        empty = pl.DataFrame(schema={"value": pl.String, "count": pl.UInt32})
+        return self._tables[0] if self._tables else empty
+
+    def hash(self) -> None:
+        values = self.table()["value"]
+        self.ids = 1 << max(len(values).bit_length() - 1, 0)
+        self._note(values)
+        self._tables = []
+
+    def hashed(self) -> Hashed:
+        kept = self._sketch
+        if len(kept) < SKETCH:
+            return Hashed(len(kept), self.ids)
+        # The k-th smallest of n uniform hashes is about k / n.
+        return Hashed(round((SKETCH - 1) * 2.0**64 / float(kept[-1])), self.ids)
+
+    def _note(self, values: pl.Series) -> None:
+        for piece in values.to_frame().iter_slices(CHUNK):
+            hashes = hash_strings(piece.to_series())
+            self._sketch = np.unique(np.concatenate([self._sketch, hashes]))[:SKETCH]
+
+
+def _merged(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
+    both = pl.concat([first, second], rechunk=False)
+    return both.group_by("value").agg(pl.col("count").sum())
 
 
 def _ordered(table: pl.DataFrame, min_count: int) -> tuple[pl.Series, int]:

@@ -6,6 +6,7 @@ and names place, column and value.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -33,6 +34,20 @@ class Reading(NamedTuple):
 def place(source: Source, row: int) -> str:
     """Where a 1-based row is, for an error's sentence."""
     return source(row) if callable(source) else f"{source}, row {row}"
+
+
+@dataclass(frozen=True)
+class Later:
+    """The rows of a source from one on; called with a row, its place in the source."""
+
+    source: Source
+    before: int
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    def __call__(self, row: int) -> str:
+        return place(self.source, row + self.before)
 
 
 def category(name: str, dtype: pl.DataType, kind: Kind | None = None) -> Reading:

@@ -34,6 +34,27 @@ def split_by_group(
     kind: Kind | None = None,
     source: Source = "the table",
 ) -> dict[str, pl.LazyFrame]:
+    """The rows of each split, see `part_by_group`.
+
+    Returns:
+        "train" and one frame for each named fraction.
+    """
+    part = part_by_group(
+        frame, group, fractions=fractions, seed=seed, kind=kind, source=source
+    )
+    names = ("train", *(name for name in ("valid", "test") if name in fractions))
+    return {name: frame.filter(part == name) for name in names}
+
+
+def part_by_group(
+    frame: pl.LazyFrame,
+    group: str,
+    *,
+    fractions: Mapping[str, float],
+    seed: int = 0,
+    kind: Kind | None = None,
+    source: Source = "the table",
+) -> pl.Expr:
     """Assigns whole groups to splits, by a fixed hash of the group's value.
 
     Args:
@@ -46,7 +67,7 @@ def split_by_group(
         source: names the rows in errors.
 
     Returns:
-        "train" and one frame for each named fraction.
+        The name of each row's split.
     """
     check_fractions(fractions)
     dtype = require(frame, [group], source)[group]
@@ -55,18 +76,15 @@ def split_by_group(
     key = group_key(group, dtype, kind)
     refuse_bad(frame, [key], source)
 
-    def share(values: pl.Series) -> pl.Series:
-        return pl.Series(values.name, group_fraction(values, seed))
+    shares = [fractions.get(name, 0.0) for name in ("valid", "test")]
+    ends = np.cumsum(shares)
 
-    at = key.value.map_batches(share, return_dtype=pl.Float64, is_elementwise=True)
-    splits: dict[str, pl.LazyFrame] = {}
-    low = 0.0
-    for name in ("valid", "test"):
-        if name in fractions:
-            high = low + fractions[name]
-            splits[name] = frame.filter((at >= low) & (at < high))
-            low = high
-    return {"train": frame.filter(at >= low), **splits}
+    def part(values: pl.Series) -> pl.Series:
+        at = np.searchsorted(ends, group_fraction(values, seed), side="right")
+        names = np.array(["valid", "test", "train"])[at]
+        return pl.Series(values.name, names, pl.String)
+
+    return key.value.map_batches(part, return_dtype=pl.String, is_elementwise=True)
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
@@ -93,6 +111,21 @@ def split_by_time(
     valid_until: Moment,
     source: Source = "the table",
 ) -> dict[str, pl.LazyFrame]:
+    """The rows of each split, see `part_by_time`."""
+    part = part_by_time(
+        frame, time, train_until=train_until, valid_until=valid_until, source=source
+    )
+    return {name: frame.filter(part == name) for name in SPLITS}
+
+
+def part_by_time(
+    frame: pl.LazyFrame,
+    time: str,
+    *,
+    train_until: Moment,
+    valid_until: Moment,
+    source: Source = "the table",
+) -> pl.Expr:
     """Train up to a moment, valid up to a second one, test after it; both inclusive.
 
     A date includes its whole day, also where the column holds datetimes. Times with a
@@ -104,6 +137,9 @@ def split_by_time(
         train_until: the last moment of train: an integer, or a date or datetime.
         valid_until: the last moment of valid.
         source: names the rows in errors.
+
+    Returns:
+        The name of each row's split.
     """
     dtype = require(frame, [time], source)[time]
     moments = {"train_until": train_until, "valid_until": valid_until}
@@ -126,12 +162,9 @@ def split_by_time(
         at = utc(at, dtype)
         if not isinstance(train_until, datetime):
             at = at.dt.date()
-    parts = (
-        at <= train_until,
-        (at > train_until) & (at <= valid_until),
-        at > valid_until,
-    )
-    return {name: frame.filter(part) for name, part in zip(SPLITS, parts, strict=True)}
+    train, valid, test = (pl.lit(name) for name in SPLITS)
+    later = pl.when(at <= valid_until).then(valid).otherwise(test)
+    return pl.when(at <= train_until).then(train).otherwise(later)
 
 
 def _in_utc(moment: Moment) -> Moment:
