@@ -22,11 +22,15 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "60000000000"}
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock seconds and peak resident memory of a command, and what it printed."""
+    """Wall-clock seconds and peak resident memory of a command, and what it printed.
+
+    `cpu_seconds` are those of all its threads, which other processes change less.
+    """
 
     seconds: float
     peak_mib: float
     output: str
+    cpu_seconds: float
 
 
 def machine(packages: Sequence[str] = PACKAGES) -> str:
@@ -109,7 +113,9 @@ def run(
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    return Cost(time.perf_counter() - started, usage.ru_maxrss / 2**10, output)
+    seconds = time.perf_counter() - started
+    busy = usage.ru_utime + usage.ru_stime
+    return Cost(seconds, usage.ru_maxrss / 2**10, output, busy)
 
 
 def median_seconds(
