@@ -81,6 +81,14 @@ def test_a_nightly_update_is_two_commands(
     assert predict("runs/day2", "day2.csv").height == 600
 
 
+def test_ali_ccp_cannot_extend(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", "aliccp", "--source=raw", "--output=out", "--extend=run"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "pwiser: error: there is no option --extend\n"
+
+
 def test_a_run_with_lazy_sharded_tables_starts_warm(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
