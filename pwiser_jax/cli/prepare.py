@@ -1,5 +1,6 @@
 """Convert raw files into a prepared folder: Parquet files and a manifest."""
 
+import os
 from collections.abc import Sequence
 
 from jsonargparse import Namespace
@@ -18,13 +19,29 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
         dataset = Parser(description=about)
         datasets.add_subcommand(name, dataset, help=about)
         if words == [name]:
-            dataset.add_function_arguments(function, as_group=False)
+            dataset.add_function_arguments(function, as_group=False, skip={"each"})
+        if name == "table":
+            dataset.add_argument(
+                "--cluster",
+                type=str | None,
+                help="prepare a folder of parts on a Ray cluster: local (this machine),"
+                " auto (the one that this machine belongs to) or HOST:PORT of its head;"
+                " needs the extra [cluster]",
+            )
 
 
 def run(options: Namespace) -> int:
     # Not vars(): an option named as a method ("items") has another key there.
     given = options[options.dataset].as_dict()
-    manifest = preparer(options.dataset)(**given)
+    cluster = given.pop("cluster", None)
+    if cluster is None:
+        manifest = preparer(options.dataset)(**given)
+    else:
+        from pwiser_jax.training.cluster.calls import calls_on
+
+        given["source"] = os.path.abspath(given["source"])
+        with calls_on(cluster, given["output"]) as each:
+            manifest = preparer(options.dataset)(**given, each=each)
     for name, split in manifest.splits.items():
         labels = ", ".join(
             f"{count:,} {label}s" for label, count in split.labels.items()

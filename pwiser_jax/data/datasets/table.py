@@ -23,7 +23,9 @@ from pwiser_jax.data.datasets.table_schema import read_table_schema
 from pwiser_jax.data.prepared.encoder import find_kinds
 from pwiser_jax.data.prepared.folder import (
     DataWarning,
+    Each,
     check_output,
+    in_turn,
     manifest_of_run,
     write,
 )
@@ -234,6 +236,7 @@ def prepare_table(
     extend: Path | None = None,
     vocabulary_mib: PositiveInt = 2048,
     overwrite: bool = False,
+    each: Each = in_turn,
 ) -> Manifest:
     """Your own table: CSV, TSV or Parquet, with a schema file.
 
@@ -253,8 +256,11 @@ def prepare_table(
         vocabulary_mib: memory for vocabularies in MiB. Beyond it the column with the
             most values is hashed into ids, without a vocabulary; not with --extend.
         overwrite: replace a prepared folder.
+        each: checks parts and writes files of rows, perhaps in other processes.
     """
     check_output(output, overwrite=overwrite)
+    if each is not in_turn and not Path(source).is_dir():
+        raise UserError(f"{source}: --cluster needs a folder of .parquet files")
     meaning = read_table_schema(schema)
     spec = FlatSpec(
         categorical=meaning.categorical,
@@ -291,9 +297,11 @@ def prepare_table(
         with resumable_folder(output, plan) as folder:
             staging = Staging(spec, meaning, on_bad_label, folder)
             first, parts = 0, table.frames or (table.frame,)
-            for at, part in enumerate(parts):
-                staging.stage(part, at, table, first)
+            calls = []
+            for at, (part, path) in enumerate(zip(parts, files, strict=True)):
+                calls.append((staging, part, path, at, table, first))
                 first += table.parts[at][1] if table.parts else 0
+            each(Staging.stage, calls)
             splits = staging.splits()
             flat = FlatTable(
                 dataset="table",
@@ -316,6 +324,7 @@ def prepare_table(
                 extend=extend,
                 budget=vocabulary_mib << 20,
                 kept=folder,
+                each=each,
             )
 
 

@@ -6,6 +6,7 @@ and then a note with its counts: a part with a note is finished, so that a kille
 """
 
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,7 @@ from pwiser_jax.data.raw.flat import SPLITS, BadLabel, FlatSpec
 from pwiser_jax.data.raw.frames import frames_of, scan_parquet
 from pwiser_jax.data.raw.labels import FIXES, check_labels
 from pwiser_jax.data.raw.split import part_by_group, part_by_time
+from pwiser_jax.errors import UserError
 
 PLACE, SPLIT = "\0place", "\0split"  # no column of a file can have these names
 CHUNK = 1 << 19
@@ -43,11 +45,19 @@ class Staging:
     on_bad_label: BadLabel
     folder: Path
 
-    def stage(self, frame: pl.LazyFrame, at: int, table: Source, before: int) -> None:
+    def stage(
+        self,
+        frame: pl.LazyFrame,
+        path: Path,
+        at: int,
+        table: Source,
+        before: int,
+    ) -> None:
         """Writes part number `at`, unless it is written.
 
         Args:
             frame: its rows.
+            path: their file.
             at: its number.
             table: names the rows in errors.
             before: the number of rows in earlier parts.
@@ -57,6 +67,11 @@ class Staging:
         """
         if self._note(at).is_file():
             return
+        if not path.exists():
+            raise UserError(
+                f"{path} is not on {socket.gethostname()}: name a path that all nodes "
+                "of the cluster share"
+            )
         spec, source = self.spec, Later(table, before)
         lists = list_features(frame, spec, source)
         readings = features(frame, spec, source) | lists

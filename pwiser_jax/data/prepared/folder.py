@@ -6,7 +6,7 @@
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from pwiser_jax.data.prepared.manifest import (
     read_manifest,
     write_manifest,
 )
-from pwiser_jax.data.raw.columns import Later
+from pwiser_jax.data.raw.columns import Later, Source
 from pwiser_jax.data.raw.flat import SPLITS, FlatSpec, FlatTable
 from pwiser_jax.data.raw.frames import frames_of
 from pwiser_jax.data.raw.labels import check_labels
@@ -51,6 +51,8 @@ TAKEN_NAMES = frozenset(
     }
 )
 """Names that no label may have: tasks, keys of reports, columns of prepared folders."""
+Each = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], None]
+"""Calls a function with each of several tuples of arguments, in any order."""
 PICTURE = re.compile(
     r"inspect(/\.?(splits|sizes|conversions|drift|shares)\.png(\.partial)?)?"
 )
@@ -59,6 +61,12 @@ PICTURE = re.compile(
 
 class DataWarning(UserWarning):
     """Warning about unexpected data, in one sentence."""
+
+
+def in_turn(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
+    """Calls a function in this process."""
+    for arguments in calls:
+        function(*arguments)
 
 
 def write(
@@ -70,6 +78,7 @@ def write(
     extend: Path | None = None,
     budget: int | None = None,
     kept: Path | None = None,
+    each: Each = in_turn,
 ) -> Manifest:
     """Encodes the splits of a table into a new prepared folder.
 
@@ -87,6 +96,7 @@ def write(
         budget: bytes of the vocabularies, see `fit_vocabularies`; not with `extend`.
         kept: a folder for the encoder and the shards, from which the next process goes
             on if this one is killed. Its rows must be cheap to read from any one on.
+        each: writes the shards of `kept`, perhaps in other processes.
 
     Raises:
         UserError: a value, column or split that training could not use, a run on other
@@ -102,25 +112,19 @@ def write(
         counts = {name: _count(flat, name) for name in SPLITS}
         refuse_empty(flat.spec, counts)
         encoder, notes = _fitted(flat, counts, extend, budget, kept)
-        first_row = 0
+        first_row, calls = 0, []
         for name in SPLITS:
             if counts[name].rows:
-                place = flat.places.get(name, name)
-                frame = flat.splits[name]
+                place, frame = flat.places.get(name, name), flat.splits[name]
                 if kept is None:
                     rows = encoder.transform(frame, first_row=first_row, source=place)
                     write_shards(rows, folder, name)
                 else:
                     for at in range(len(counts[name].files)):
                         path = kept / SHARDS / shard_name(name, at)
-                        if not path.is_file():
-                            rows = encoder.transform(
-                                frame.slice(at * SHARD, SHARD),
-                                first_row=first_row + at * SHARD,
-                                source=Later(place, at * SHARD),
-                            )
-                            _write_whole(rows, path)
+                        calls.append((encoder, frame, at, first_row, place, path))
                 first_row += counts[name].rows
+        each(_write_kept, calls)
         for path in () if kept is None else sorted((kept / SHARDS).glob("*.parquet")):
             path.rename(folder / path.name)
         encoder.save(folder)
@@ -198,8 +202,23 @@ def _fitted(
     return encoder, notes
 
 
-def _write_whole(rows: pl.LazyFrame, path: Path) -> None:
-    """Writes a shard so that a file of its name is whole."""
+def _write_kept(
+    encoder: Encoder,
+    frame: pl.LazyFrame,
+    at: int,
+    first_row: int,
+    place: Source,
+    path: Path,
+) -> None:
+    """Writes shard number `at` of a split, unless it is written: a file is whole."""
+    if path.is_file():
+        return
+    first = at * SHARD
+    rows = encoder.transform(
+        frame.slice(first, SHARD),
+        first_row=first_row + first,
+        source=Later(place, first),
+    )
     partial = path.with_name(f".{path.name}.partial")
     _write(rows.collect(engine="streaming").rechunk(), partial)
     partial.rename(path)
