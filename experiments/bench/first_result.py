@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from statistics import median
 
@@ -26,15 +25,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments.bench import make_raw
-from experiments.lib.measure import Cost, machine, run
-from pwiser_jax.atomic import write_whole
+from experiments.bench.tables import origin, spread, write_results
+from experiments.lib.measure import Cost, run
 from pwiser_jax.config import load_config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.models import MODELS as ALL_MODELS
 from pwiser_jax.models.from_torch import BODIES
 from pwiser_jax.options import Parser, PositiveInt
 from pwiser_jax.reports.plots import GREY, PALETTE, WIDTH, styled, to_png
-from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
+from pwiser_jax.reports.tables import to_markdown, to_rich
 
 TORCH, FIRST, AGAIN = "PyTorch", "first", "again"
 COLOURS = {TORCH: GREY, FIRST: PALETTE[0], AGAIN: PALETTE[5]}
@@ -180,20 +179,13 @@ def formatted(table: pl.DataFrame) -> pl.DataFrame:
             {
                 "Model": model,
                 "": how,
-                "seconds": _spread(part["seconds"], 1),
-                "times as fast as PyTorch": _spread(times, 2),
+                "seconds": spread(part["seconds"].to_list(), 1),
+                "times as fast as PyTorch": spread(times.to_list()),
                 "peak MiB": f"{median(part['peak_mib']):,.0f}",
-                "times PyTorch's memory": _spread(memory, 2),
+                "times PyTorch's memory": spread(memory.to_list()),
             }
         )
     return pl.DataFrame(lines)
-
-
-def _spread(values: pl.Series, digits: int) -> str:
-    if values.is_empty():
-        return "-"
-    low, middle, high = min(values), median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 @styled
@@ -235,17 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         hows.remove(TORCH)
         without = f" No PyTorch: {options.torch_python} lacks {', '.join(missing)}."
-    load = os.getloadavg()[0]
+    made = origin("first_result --work DIR", rounds=options.rounds)
     options.work.mkdir(parents=True, exist_ok=True)
     table = bench(options, hows)
     texts = formatted(table)
-    head = (
-        f"{__doc__}\nMachine: {machine()}; load average at the start {load:.1f}. "
-        f"{options.rows:,} train rows, {options.rounds} rounds: medians, in brackets "
-        f"minimum and maximum; ratios are of one round.{without} {date.today()}.\n\n"
-    )
-    write_csv(table, options.output.with_suffix(".csv"))
-    write_whole(options.output.with_suffix(".md"), head + to_markdown(texts))
+    head = f"{__doc__}\n{made} {options.rows:,} train rows.{without}\n\n"
+    write_results(options.output, table, head + to_markdown(texts))
     options.output.with_suffix(".png").write_bytes(to_png(plot(table)))
     Console().print(to_rich(texts, "From the command to the first result"))
     return 0

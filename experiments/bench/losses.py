@@ -3,8 +3,9 @@
     python -m experiments.bench.losses --output experiments/results/losses
 
 Each case runs in its own process, with glibc's default allocator and with one set to
-keep freed memory. If installed, PyTorch (boolean indexing of conversions x others) and
-rax (its hinge, all pairs) are measured too. Cases with too many pairs are skipped.
+keep freed memory; the cases take turns, `--rounds` times. If installed, PyTorch
+(boolean indexing of conversions x others) and rax (its hinge, all pairs) are measured
+too. Cases with too many pairs are skipped.
 """
 
 import json
@@ -19,23 +20,23 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import polars as pl
 from rich.console import Console
 
+from experiments.bench.tables import origin, write_results
 from experiments.lib.measure import (
     KEEP_MEMORY,
-    machine,
     median_seconds,
     on_accelerator,
     peak_bytes,
     reset_peak,
 )
-from pwiser_jax.atomic import write_whole
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, write_csv
+from pwiser_jax.reports.tables import to_markdown
 
 SIZES = (1024, 4096, 16_384, 65_536, 1_048_576)
 RATES = {"rare": (0.005, 0.03), "half": (0.5, 0.75)}  # conversions; clicks or more
@@ -234,19 +235,37 @@ def device_bytes(call: Callable[[], Any], program: Any) -> int:
     return cuda.max_memory_allocated() - before
 
 
-def all_here(cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
-    """As `in_own_process`, in this process, which is faster on an accelerator.
+def all_here(cases: Sequence[Case], rounds: int) -> Iterator[dict[str, Any]]:
+    """As `in_processes`, in this process, which is faster on an accelerator.
 
     Several programs compile at the same time.
     """
     ours = [case for case in cases if case.engine != "torch"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         programs = dict(zip(ours, threads.map(compiled, ours), strict=True))
-    for case in cases:
+    for case in [*cases] * rounds:
         try:
             yield dict(measure(case, programs.get(case)))
         except RuntimeError:
             yield {"seconds": None, "bytes_per_row": None}
+
+
+def in_processes(cases: Sequence[Case], rounds: int) -> Iterator[dict[str, Any]]:
+    """The measures of all cases, one after another, in each round."""
+    return map(in_own_process, [*cases] * rounds)
+
+
+def of_rounds(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of a case's rounds, fastest and slowest; None if its process died."""
+    seconds = [found["seconds"] for found in measures]
+    if None in seconds:
+        return dict.fromkeys(("seconds", "fastest", "slowest", "bytes_per_row"))
+    return {
+        "seconds": median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "bytes_per_row": measures[0]["bytes_per_row"],
+    }
 
 
 def in_own_process(case: Case) -> dict[str, float | None]:
@@ -277,7 +296,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                 lines.setdefault(name, {})[row["rows"]] = row
         texts = [
             {
-                "ms (bytes a row)": name,
+                "ms (minimum to maximum; bytes a row)": name,
                 **{f"{n:,}": _cell_text(of.get(n)) for n in sizes},
             }
             for name, of in lines.items()
@@ -297,7 +316,8 @@ def _cell_text(row: dict[str, Any] | None) -> str:
         return "-"
     if row["seconds"] is None:
         return "died"
-    return f"{1e3 * row['seconds']:.3g} ({row['bytes_per_row']:.0f})"
+    low, middle, high = (1e3 * row[key] for key in ("fastest", "seconds", "slowest"))
+    return f"{middle:.3g} ({low:.3g} to {high:.3g}; {row['bytes_per_row']:.0f})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -306,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("experiments/results/losses")
     )
     parser.add_argument("--sizes", type=list[PositiveInt], default=list(SIZES))
+    parser.add_argument("--rounds", type=PositiveInt, default=3)
     parser.add_argument("--cell", type=str | None, help="one measurement, in JSON")
     options = parser.parse(argv)
     if options.cell:
@@ -316,12 +337,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.bench.training_cell import Cell, prepared
 
     console = Console(stderr=True, highlight=False)
+    made = origin("losses", ("jax", "torch", "rax"), rounds=options.rounds)
     rows: list[dict[str, Any]] = []
     copy, work = prepared(Cell(engine="copy"))
     speed = work["bytes"] / copy()
     due = list(cases(options.sizes))
-    measured = all_here(due) if on_accelerator() else map(in_own_process, due)
-    for case, measures in zip(due, measured, strict=True):
+    measured = list(
+        (all_here if on_accelerator() else in_processes)(due, options.rounds)
+    )
+    for at, case in enumerate(due):
+        measures = of_rounds(measured[at :: len(due)])
         # Scores and gradient in float32, two labels of a byte: moved once.
         moved = case.rows * (4 + 4 + 1 + 1) / speed
         seconds = measures["seconds"]
@@ -338,16 +363,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     )
     note = (
-        "Forward and backward of PWiseR alone, median. Machine: "
-        f"{machine(('jax', 'torch', 'rax'))}; jax device: {device}, "
-        f"{speed / 1e9:.0f} GB/s measured. {allocators}In brackets: peak memory beyond "
-        "the inputs and the compiled program, in bytes a row, of the first call; "
-        '"died": killed, usually out of memory. '
-        "Made by `python -m experiments.bench.losses`."
+        f"Forward and backward of PWiseR alone. {made} jax device: {device}, "
+        f"{speed / 1e9:.0f} GB/s measured. {allocators}After the times: peak memory "
+        "beyond the inputs and the compiled program, in bytes a row, of the first "
+        'call; "died": killed, usually out of memory.'
     )
-    write_csv(pl.DataFrame(rows), options.output.with_suffix(".csv"))
     text = f"# Cost of the loss\n\n{note}\n\n{tables(rows)}"
-    write_whole(options.output.with_suffix(".md"), text)
+    write_results(options.output, pl.DataFrame(rows), text)
     return 0
 
 

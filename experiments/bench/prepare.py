@@ -3,12 +3,12 @@
     python -m experiments.bench.prepare --work /tmp/bench
 
 Generated raw files of several sizes are prepared, each in its own process. The smallest
-are also prepared in plain Python (`experiments.bench.plain_reader`), in turns; the
-figure is the run of median time. Raw files are read once before, so they are in the
-system's file cache. Time, memory and disk of the published 85 M rows are extrapolated
-twice: by a straight line through two measured sizes of the published proportions, and
-at the larger size's rate. A stopped benchmark resumes and reuses measurements of the
-same code.
+are also prepared in plain Python (`experiments.bench.plain_reader`), in turns; their
+figures are of the run of median time. Raw files are read once before, so they are in
+the system's file cache. Time, memory and disk of the published 85 M rows are
+extrapolated twice: by a straight line through two measured sizes of the published
+proportions, and at the larger size's rate. A stopped benchmark resumes and reuses
+measurements of the same code.
 """
 
 import hashlib
@@ -27,10 +27,11 @@ from rich.console import Console
 import pwiser_jax as package
 from experiments.bench import make_raw, plain_reader
 from experiments.bench.raw_aliccp import TEST_ROWS, TRAIN_ROWS
-from experiments.lib.measure import machine, run
+from experiments.bench.tables import origin, spread, write_results
+from experiments.lib.measure import run
 from pwiser_jax.atomic import write_whole
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
+from pwiser_jax.reports.tables import to_markdown, to_rich
 
 FIELDS = (18, 23)
 PUBLISHED = "published proportions"
@@ -195,8 +196,9 @@ def measure(options: Options, console: Console) -> list[dict[str, Any]]:
             runs[how].append(Measurement(raw, how, fields, turn).result(options.work))
             console.print(f"{raw.what}, {how}, {fields} fields: done")
         for repeats in runs.values():
+            seconds = [line["seconds"] for line in repeats]
             repeats.sort(key=lambda line: line["seconds"])
-            medians.append(repeats[len(repeats) // 2])
+            medians.append(repeats[len(repeats) // 2] | {"rounds": seconds})
     for fields in FIELDS:
         medians += all_of_it(*select(medians, fields, PUBLISHED))
     return medians
@@ -213,11 +215,12 @@ def sentences(lines: Sequence[dict[str, Any]]) -> str:
     texts = []
     for fields in FIELDS:
         chosen = [line for line in lines if line["fields"] == fields]
-        plain, ours = (line["seconds"] for line in chosen[:2])
+        plain, ours = (line["rounds"] for line in chosen[:2])
+        times = [a / b for a, b in zip(plain, ours, strict=True)]
         small, large = select(lines, fields, PUBLISHED)
         growth = large["seconds"] / small["seconds"]
         texts.append(
-            f"{fields} fields: {plain / ours:.1f} times as fast as plain Python on the "
+            f"{fields} fields: {spread(times, 1)} times as fast as plain Python on the "
             f"same files; {large['rows'] / small['rows']:.1f} times the rows take "
             f"{growth:.1f} times the time."
         )
@@ -230,9 +233,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
     console = Console(stderr=True, highlight=False)
     options.work.mkdir(parents=True, exist_ok=True)
+    made = origin("prepare --work DIR", ("numpy", "polars"))
     lines = measure(options, console)
-    frame = pl.DataFrame(lines, infer_schema_length=None)
-    write_csv(frame, options.output / "prepare.csv")
+    frame = pl.DataFrame(
+        line | {"rounds": spread(line.get("rounds") or [line["seconds"]], 1)}
+        for line in lines
+    )
     shown = frame.select(
         pl.col("files").alias("Files"),
         pl.col("how").alias("How"),
@@ -242,19 +248,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, title, digits in (
                 ("rows", "Rows", 0),
                 ("raw_mb", "Raw MB", 0),
-                ("seconds", "Seconds", 1),
                 ("rows_per_second", "Rows/s", 0),
                 ("mb_per_second", "MB/s", 0),
                 ("peak_mib", "Peak MiB", 0),
                 ("disk_mb", "Output MB", 0),
             )
         ),
+        pl.col("rounds").alias("Seconds (minimum to maximum)"),
     )
     head = (__doc__ or "").strip()
-    text = (
-        f"{head}\n\nMachine: {machine(('numpy', 'polars'))}.\n\n{sentences(lines)}\n\n"
-    )
-    write_whole(options.output / "prepare.md", text + to_markdown(shown) + "\n")
+    text = f"{head}\n\n{made}\n\n{sentences(lines)}\n\n{to_markdown(shown)}"
+    write_results(options.output / "prepare", frame, text)
     console.print(to_rich(shown))
     return 0
 

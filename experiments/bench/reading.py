@@ -3,9 +3,10 @@
     python -m experiments.bench.reading --work /tmp/bench
 
 AliExpress files of two sizes are generated in the publisher's format and zipped, then
-prepared; the larger one is read in batches and trained on. Each measurement runs in its
-own process and reports its peak memory: resident pages, including those of mapped
-files. "cold": the cache's files were dropped from the system's file cache.
+prepared; the larger one is read in batches and trained on. The measurements take turns,
+`--rounds` times, each in its own process that reports its peak memory: resident pages,
+including those of mapped files. "cold": the cache's files were dropped from the
+system's file cache.
 """
 
 import json
@@ -22,8 +23,8 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from experiments.lib.measure import machine, run
-from pwiser_jax.atomic import write_whole
+from experiments.bench.tables import origin, spread, write_results
+from experiments.lib.measure import run
 from pwiser_jax.config import Config, DataConfig, LossConfig
 from pwiser_jax.data.batches.batches import Batch, epoch_batches, sequential_batches
 from pwiser_jax.data.batches.prefetch import prefetched
@@ -31,7 +32,7 @@ from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, to_rich, write_csv
+from pwiser_jax.reports.tables import to_markdown, to_rich
 
 BATCH_SIZES = (2_048, 65_536)
 TRAINED = {
@@ -49,11 +50,13 @@ class Options:
         work: a folder for the generated files; existing files are reused.
         output: the folder of reading.csv and reading.md.
         rows: train rows of the two AliExpress datasets.
+        rounds: number of measurements of each.
     """
 
     work: Path
     output: Path = Path("experiments/results")
     rows: tuple[PositiveInt, PositiveInt] = (1_000_000, 5_000_000)
+    rounds: PositiveInt = 3
 
 
 # One measurement, in a process of its own: `python -m experiments.bench.reading
@@ -149,7 +152,14 @@ def _measured(what: str, **arguments: Any) -> dict[str, float]:
 
 
 def bench(options: Options) -> pl.DataFrame:
-    """All measurements, one row each."""
+    """All measurements of all rounds, one row each."""
+    lines: list[dict[str, Any]] = []
+    for turn in range(options.rounds):
+        lines += [{"round": turn, **line} for line in _round(options)]
+    return pl.DataFrame(lines, infer_schema_length=None)
+
+
+def _round(options: Options) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
 
     def note(what: str, how: str, batch: int | None, values: dict[str, Any]) -> None:
@@ -185,7 +195,7 @@ def bench(options: Options) -> pl.DataFrame:
                 "train", folder=folder, model=model, batch_size=batch, steps=steps
             )
             note("train", model, batch, values)
-    return pl.DataFrame(lines, infer_schema_length=None)
+    return lines
 
 
 def _heat(cold: bool) -> str:
@@ -208,21 +218,24 @@ def _zipped(work: Path, rows: int) -> Path:
 
 
 def formatted(table: pl.DataFrame) -> pl.DataFrame:
-    """The measurements as texts."""
-    rows = [
-        {
-            "What": row["what"],
-            "How": row["how"],
-            "Batch": f"{row['batch_size']:,}" if row["batch_size"] else "",
-            "Rows": f"{row['rows']:,}",
-            "Seconds": f"{row['seconds']:.1f}",
-            "Rows/s": f"{row['rows_per_second']:,.0f}",
-            "Peak MiB": f"{row['peak_mib']:,.0f}",
-            "Waiting": "" if row["waiting"] is None else f"{row['waiting']:.2%}",
-        }
-        for row in table.iter_rows(named=True)
-    ]
-    return pl.DataFrame(rows)
+    """The measurements as texts: medians, in brackets minimum and maximum."""
+    lines = []
+    key = ("what", "how", "batch_size", "rows")
+    for (what, how, batch, rows), of in table.group_by(key, maintain_order=True):
+        waiting = of["waiting"].drop_nulls().to_list()
+        lines.append(
+            {
+                "What": what,
+                "How": how,
+                "Batch": f"{batch:,}" if batch else "",
+                "Rows": f"{rows:,}",
+                "Seconds": spread(of["seconds"].to_list(), 1),
+                "Rows/s": spread(of["rows_per_second"].to_list(), 0),
+                "Peak MiB": f"{of['peak_mib'].max():,.0f}",
+                "Waiting": spread(waiting, 2, "%") if waiting else "",
+            }
+        )
+    return pl.DataFrame(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,11 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench.reading", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(arguments))))
+    made = origin("reading --work DIR", rounds=options.rounds)
     table = bench(options)
     texts = formatted(table)
-    head = f"{__doc__}\nMachine: {machine()}.\n\n"
-    write_csv(table, options.output / "reading.csv")
-    write_whole(options.output / "reading.md", head + to_markdown(texts))
+    text = f"{__doc__}\n{made}\n\n{to_markdown(texts)}"
+    write_results(options.output / "reading", table, text)
     Console().print(to_rich(texts, "Reading"))
     return 0
 

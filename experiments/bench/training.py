@@ -22,14 +22,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import polars as pl
 
+from experiments.bench.tables import origin, spread, write_results
 from experiments.bench.training_cell import Cell
 from experiments.bench.turns import ALLOCATORS, Group, Measurements
-from experiments.lib.measure import KEEP_MEMORY, machine, on_accelerator
-from pwiser_jax.atomic import write_whole
+from experiments.lib.measure import KEEP_MEMORY, on_accelerator
 from pwiser_jax.models import MODELS as ALL_MODELS
 from pwiser_jax.models.from_torch import BODIES
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, write_csv
+from pwiser_jax.reports.tables import to_markdown
 from pwiser_jax.training.devices.several import MOST_STEPS
 
 # The models that have a PyTorch form.
@@ -111,13 +111,13 @@ def models_table(of: dict[str, Group], batch: int = 2048) -> pl.DataFrame:
             "plain, rows/s": _rate(batch, group.seconds(replace(cell, changes=PLAIN))),
             "rows/s": _rate(batch, group.seconds(cell)),
             "step [ms]": _ms(group.seconds(cell)),
-            "times PyTorch": _times(group.ratio(torch, cell)),
+            "times PyTorch": _times(group.ratios(torch, cell)),
             f"step, {SEVERAL} in a call [ms]": _ms(group.seconds(several)),
-            f"times PyTorch, {SEVERAL} in a call": _times(group.ratio(torch, several)),
-            "of the best product": _share(group.share("flops", cell, BEST_PRODUCT)),
+            f"times PyTorch, {SEVERAL} in a call": _times(group.ratios(torch, several)),
+            "of the best product": _share(group.shares("flops", cell, BEST_PRODUCT)),
         }
         if on_accelerator():
-            of_copy = group.share("bytes", cell, BEST_COPY)
+            of_copy = group.shares("bytes", cell, BEST_COPY)
             line |= {"of the best copy": _share(of_copy)}
         lines.append(line)
     return pl.DataFrame(lines)
@@ -149,7 +149,7 @@ def runs_table(of: dict[str, Group]) -> pl.DataFrame:
                 "steps in a call": str(one.steps),
                 "1 run [ms]": _ms(group.seconds(one)),
                 f"{RUNS} runs in one program [ms]": _ms(group.seconds(many)),
-                "over one": _times(group.ratio([many], one)),
+                "over one": _times(group.ratios([many], one)),
             }
         )
     return pl.DataFrame(lines)
@@ -183,8 +183,8 @@ def tables_table(of: dict[str, Group]) -> pl.DataFrame:
         def rate(*some: Cell, group: Group = group) -> str:
             return _rate(some[0].batch, group.seconds(*some))
 
-        times = group.ratio(torch, cell)
-        share = group.share("flops", cell, BEST_PRODUCT)
+        times = group.ratios(torch, cell)
+        shares = group.shares("flops", cell, BEST_PRODUCT)
         lines.append(
             {
                 "Model": cell.model,
@@ -195,14 +195,14 @@ def tables_table(of: dict[str, Group]) -> pl.DataFrame:
                 "rowwise_adagrad": rate(replace(cell, embedding="rowwise_adagrad")),
                 "lazy_adam": rate(cell),
                 "times PyTorch Adam": _times(times),
-                "times SparseAdam": _times(group.ratio(sparse, cell)),
+                "times SparseAdam": _times(group.ratios(sparse, cell)),
                 f"lazy_adam, {SEVERAL} in a call": rate(several),
                 f"times PyTorch Adam, {SEVERAL} in a call": _times(
-                    group.ratio(torch, several)
+                    group.ratios(torch, several)
                 ),
-                "of the best product": _share(share),
+                "of the best product": _share(shares),
                 "products alone would be times PyTorch Adam": _times(
-                    times / share if times and share else None
+                    [a / b for a, b in zip(times, shares, strict=False)]
                 ),
             }
         )
@@ -223,7 +223,7 @@ def ids_table(of: dict[str, Group]) -> pl.DataFrame:
             lines.append(
                 {"Embedding": first.embedding, "dim": str(first.dim)}
                 | {f"{c.ids:,} ids [ms]": _ms(group.seconds(c)) for c in cells}
-                | {"most over fewest": _times(group.ratio(cells[-1:], first))}
+                | {"most over fewest": _times(group.ratios(cells[-1:], first))}
             )
     return pl.DataFrame(lines)
 
@@ -245,8 +245,8 @@ def losses_table(of: dict[str, Group]) -> pl.DataFrame:
     lines = []
     for name, (step, without, ranked) in loss_groups():
         group = of[name]
-        shares = [group.ratio([one], step) for one in (ranked, without)]
-        pwiser = shares[0] - shares[1] if shares[0] and shares[1] else None
+        shares = (group.ratios([one], step) for one in (ranked, without))
+        pwiser = [a - b for a, b in zip(*shares, strict=False)]
         lines.append(
             {
                 "Model": step.model,
@@ -284,7 +284,7 @@ def switches_table(of: dict[str, Group]) -> pl.DataFrame:
                     "Model": cell.model,
                     "": name,
                     "step [ms]": _ms(group.seconds(cell)),
-                    "over as it is": _times(group.ratio([cell], as_it_is)),
+                    "over as it is": _times(group.ratios([cell], as_it_is)),
                 }
             )
     return pl.DataFrame(lines)
@@ -298,12 +298,12 @@ def _rate(rows: int, seconds: float | None) -> str:
     return "-" if seconds is None else f"{rows / seconds:,.0f}"
 
 
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
+def _times(ratios: Sequence[float]) -> str:
+    return spread(ratios)
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _share(shares: Sequence[float]) -> str:
+    return spread(shares, 1, "%")
 
 
 class Part(NamedTuple):
@@ -361,20 +361,22 @@ def wanted(part: str, options: Options) -> dict[str, list[Cell]]:
     return groups
 
 
-def note(rounds: int) -> str:
+def note(options: Options) -> str:
     import jax
+
+    command = f"training --work DIR --parts='[{', '.join(options.parts)}]'"
+    made = origin(command, ("jax", "torch"), rounds=options.rounds)
 
     settings = " ".join(f"{key}={value}" for key, value in KEEP_MEMORY.items())
     where, flags = jax.devices()[0].device_kind, os.environ.get("XLA_FLAGS")
     return (
-        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Rounds "
-        f"here: {rounds}. Batches of 2,048 rows, MTReclib's sizes of the "
-        "models, dropout 0.2, Adam with L2 1e-6, cross-entropy. 'plain': the same "
-        "function without projected tables; 'of the best product': operations of a "
-        "step's matrix products a second, over those of a large product alone; "
-        f"'keep': {settings}. Machine: {machine(('jax', 'torch'))}; jax device: "
-        f"{where}{f', XLA_FLAGS={flags}' if flags else ''}. Made by `python -m "
-        "experiments.bench.training`."
+        f"{' '.join((__doc__ or '').split(chr(10) * 2)[2].split())} Batches of 2,048 "
+        "rows, MTReclib's sizes of the models, dropout 0.2, Adam with L2 1e-6, "
+        "cross-entropy. 'plain': the same function without projected tables; 'of the "
+        "best product': operations of a step's matrix products a second, over those of "
+        "a large product alone; "
+        f"'keep': {settings}. {made} jax device: {where}"
+        f"{f', XLA_FLAGS={flags}' if flags else ''}."
     )
 
 
@@ -386,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = ", ".join(MODELS)
         parser.error(f"--large_models: {min(unknown)} is none of {names}")
     of = Measurements(options.work, options.rounds)
-    sections = ["# Training", note(options.rounds)]
+    sections = ["# Training", note(options)]
     for name in options.parts:
         part, groups = OF_PARTS[name], wanted(name, options)
         if not groups:
@@ -396,9 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Written after each part, so that finished parts can be read.
         table = to_markdown(part.table(of.groups)).rstrip()
         sections.append(f"## {part.title}\n\n{table}")
-        write_csv(pl.DataFrame(of.rows()), options.output.with_suffix(".csv"))
-        text = "\n\n".join(sections) + "\n"
-        write_whole(options.output.with_suffix(".md"), text)
+        write_results(options.output, pl.DataFrame(of.rows()), "\n\n".join(sections))
     return 0
 
 

@@ -50,21 +50,33 @@ class Group(dict[Cell, Measured]):
         best = self.best(*cells)
         return median(self[best].seconds) if best else None
 
-    def ratio(self, slow: Sequence[Cell], fast: Cell) -> float | None:
-        """Ratio of the time of the best of some cells to that of another cell."""
+    def ratios(self, slow: Sequence[Cell], fast: Cell) -> list[float]:
+        """Ratio of the time of the best of some cells to that of another cell, by
+        round; empty if one has no time."""
         one, other = self.best(*slow), self.best(fast)
         if not (one and other):
-            return None
+            return []
         rounds = zip(self[one].seconds, self[other].seconds, strict=True)
-        return median(a / b for a, b in rounds)
+        return [a / b for a, b in rounds]
+
+    def ratio(self, slow: Sequence[Cell], fast: Cell) -> float | None:
+        """The median of the rounds' ratios."""
+        ratios = self.ratios(slow, fast)
+        return median(ratios) if ratios else None
+
+    def shares(self, what: str, cell: Cell, ceiling: Cell) -> list[float]:
+        """A cell's rate of operations ("flops") or bytes, relative to the ceiling, by
+        round."""
+        ratios = self.ratios([ceiling], cell)
+        if not ratios:
+            return []
+        value, full = getattr(self[cell], what), getattr(self[ceiling], what)
+        return [times * value / full for times in ratios] if value and full else []
 
     def share(self, what: str, cell: Cell, ceiling: Cell) -> float | None:
-        """A cell's rate of operations ("flops") or bytes, relative to the ceiling."""
-        times = self.ratio([ceiling], cell)
-        if times is None:
-            return None
-        value, full = getattr(self[cell], what), getattr(self[ceiling], what)
-        return times * value / full if value and full else None
+        """The median of the rounds' shares."""
+        shares = self.shares(what, cell, ceiling)
+        return median(shares) if shares else None
 
 
 class Measurements:
@@ -100,6 +112,7 @@ class Measurements:
             | {
                 "seconds": group.seconds(cell),
                 "fastest": min(measured.seconds, default=None),
+                "slowest": max(measured.seconds, default=None),
                 "rounds": len(measured.seconds),
                 "flops": measured.flops,
                 "bytes": measured.bytes,

@@ -1,6 +1,7 @@
 """Command lines of the benchmarks and of the demo."""
 
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,23 @@ from experiments.bench import (
 from experiments.bench import (
     training as bench_training,
 )
+from experiments.bench.tables import origin, spread
 
 Main = Callable[[Sequence[str]], int]
+
+
+def test_a_spread_is_the_median_and_minimum_to_maximum() -> None:
+    assert spread([2000.0, 1000.0, 4000.0], 1) == "2,000.0 (1,000.0 to 4,000.0)"
+    assert spread([0.5, 0.25], 0, "%") == "38% (25% to 50%)"
+    assert spread([2.0]) == "2.00"
+    assert spread([]) == "-"
+
+
+def test_a_table_names_its_command_date_and_machine() -> None:
+    text = origin("reading --work DIR", rounds=3)
+    assert text.startswith("Made by `python -m experiments.bench.reading --work DIR`")
+    for part in (str(date.today()), "3 rounds", "CPU cores", "load average"):
+        assert part in text
 
 
 @pytest.mark.parametrize(

@@ -24,17 +24,18 @@ def test_a_ratio_is_of_rounds_and_of_the_best_of_some():
             PRODUCT: Measured([1.0, 2.0, 4.0], flops=10.0),
         }
     )
-    assert group.ratio([OTHER, SLOW], FAST) == 3
+    assert group.ratios([OTHER, SLOW], FAST) == [3, 3, 3]
     assert group.seconds(OTHER, SLOW) == 6
-    assert group.share("flops", FAST, PRODUCT) == pytest.approx(0.6)
+    assert group.ratios([FAST], SLOW) == pytest.approx([1 / 3] * 3)
+    assert group.shares("flops", FAST, PRODUCT) == pytest.approx([0.6] * 3)
 
 
 def test_what_died_has_no_figure():
     group = Group({SLOW: Measured([]), FAST: Measured([1.0])})
-    assert group.ratio([SLOW], FAST) is None
+    assert group.ratios([SLOW], FAST) == []
     assert group.seconds(SLOW) is None
     assert group.seconds(SLOW, FAST) == 1
-    assert group.share("flops", SLOW, PRODUCT) is None
+    assert group.shares("flops", SLOW, PRODUCT) == []
 
 
 def test_a_group_is_measured_once_and_read_again(tmp_path: Path, monkeypatch):
