@@ -27,8 +27,10 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run(options: Namespace) -> int:
+    from pwiser_jax.host import prepare_host
     from pwiser_jax.inference.evaluate import evaluate_run, summary
 
+    prepare_host()
     evaluation = evaluate_run(options.run, options.split, data=options.data)
     if options.json:
         print(json.dumps(evaluation.to_dict(), indent=2, allow_nan=False))

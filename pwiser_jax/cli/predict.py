@@ -37,8 +37,10 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run(options: Namespace) -> int:
+    from pwiser_jax.host import prepare_host
     from pwiser_jax.inference.predict import predict_file
 
+    prepare_host()
     keep = [name.strip() for name in options.keep.split(",") if name.strip()]
     predicted = predict_file(
         options.run,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from pwiser_jax.data.batches.cache import arrays_of, cached_common
+from pwiser_jax.data.batches.prefetch import prefetched
 from pwiser_jax.data.batches.rows import Inputs, Rows, feature_arrays, feature_rows
 from pwiser_jax.data.datasets import rows_reader
 from pwiser_jax.data.datasets.table import natural_order, open_table
@@ -133,8 +134,19 @@ class Scorer:
     ) -> Iterator[pl.DataFrame]:
         """Yields the predictions in chunks of rows; at least one table.
 
-        `predicted` counts the rows and their unseen values.
+        The next chunks are read in a thread while the model predicts. `predicted`
+        counts the rows and their unseen values.
         """
+        with self.read(source, keep, predicted) as parts, prefetched(parts) as ahead:
+            for kept, rows in ahead:
+                yield pl.concat([kept, self.predict(rows)], how="horizontal")
+                predicted.rows += len(rows)
+
+    @contextmanager
+    def read(
+        self, source: Path | pl.DataFrame, keep: Sequence[str], predicted: Predicted
+    ) -> Iterator[Iterator[tuple[pl.DataFrame, Rows]]]:
+        """The columns to keep and the encoded rows, chunk by chunk."""
         keep = list(dict.fromkeys(keep))
         names = [task.name for task in measured(self.schema.labels)]
         if clash := sorted(set(names) & set(keep)):
@@ -142,13 +154,16 @@ class Scorer:
         size = self.config.data.eval_batch_size
         size *= max(1, CHUNK // size)
         with _read(self.prepared, source, keep, size) as (parts, shared):
-            for encoded, kept in parts:
-                self._count_unseen(encoded, predicted)
-                rows = feature_rows(encoded, self.schema, shared)
-                yield pl.concat([kept, self._predict(rows)], how="horizontal")
-                predicted.rows += encoded.height
 
-    def _predict(self, rows: Rows) -> pl.DataFrame:
+            def chunks() -> Iterator[tuple[pl.DataFrame, Rows]]:
+                for encoded, kept in parts:
+                    self._count_unseen(encoded, predicted)
+                    yield kept, feature_rows(encoded, self.schema, shared)
+
+            yield chunks()
+
+    def predict(self, rows: Rows) -> pl.DataFrame:
+        """A column of probabilities for each task."""
         labels, space = self.schema.labels, self.config.model.cvr_space
         if not len(rows):
             names = [task.name for task in measured(labels)]

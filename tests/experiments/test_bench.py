@@ -11,6 +11,9 @@ from experiments.bench import (
     accelerator as bench_accelerator,
 )
 from experiments.bench import (
+    evaluation as bench_evaluation,
+)
+from experiments.bench import (
     first_result as bench_first,
 )
 from experiments.bench import (
@@ -57,6 +60,7 @@ def test_a_table_names_its_command_date_and_machine() -> None:
         (bench_training.main, "--dims=[16, 0]", "dims"),
         (bench_training.main, "--large_models=[mmo]", "mmo"),
         (bench_training.main, "--parts=[loss]", "loss"),
+        (bench_evaluation.main, "--parts=[measure]", "measure"),
         (bench_first.main, "--rounds=0", "rounds"),
         (bench_first.main, "--models=[aitm]", "aitm"),
         (bench_many_ids.main, "--rows_per_user=0", "rows_per_user"),
