@@ -405,7 +405,10 @@ def find(study: Study) -> Finding:
         blocks.append(TableBlock(models_table(models), caption))
         if dataset.name.startswith("kuairand"):
             curve += [(dataset.name, *row) for row in curve_rows(models)]
-        tests += [(dataset.name, *row) for row in compared(study, dataset, models)]
+        own = [(dataset.name, *row) for row in compared(study, dataset, models)]
+        if not own:
+            sentences.append(f"On {dataset.name}, not tested: {auc_text(models)}.")
+        tests += own
     if tests:
         table, answer = tests_table(tests)
         sentences.append(answer)
@@ -488,6 +491,13 @@ def models_table(models: Sequence[Tuned]) -> pl.DataFrame:
         row["Chosen"] = "; ".join(dict.fromkeys(tuned.chosen.values()))
         rows.append(row)
     return pl.DataFrame(rows)
+
+
+def auc_text(models: Sequence[Tuned]) -> str:
+    return "; ".join(
+        f"{name}, CTR {ctr:.4f} and CTCVR {ctcvr:.4f}"
+        for name, ctr, ctcvr in curve_rows(models)
+    )
 
 
 def curve_rows(models: Sequence[Tuned]) -> list[tuple[str, float, float]]:
