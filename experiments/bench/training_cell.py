@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from importlib import import_module
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -161,6 +161,8 @@ def compiled(cell: Cell) -> Compiled:
     from pwiser_jax.training.devices import programs as parallel
     from pwiser_jax.training.devices import stacked
     from pwiser_jax.training.devices.stack import filled, stack, stack_hypers
+    from pwiser_jax.training.state import new_state
+    from pwiser_jax.training.step import state_shapes
 
     spec, hyper = step_parts(cell)
 
@@ -169,7 +171,7 @@ def compiled(cell: Cell) -> Compiled:
         [several[i % len(several)] for i in range(at, at + k)]
         for at in range(0, len(several), k)
     ]
-    draw, shapes = _drawing(spec)
+    shapes: Any = state_shapes(spec)
     program: Any
     cut: list[Any]
     rest: tuple[Any, ...]
@@ -202,22 +204,7 @@ def compiled(cell: Cell) -> Compiled:
         "flops": product_operations(traced.jaxpr),
         "bytes": (compiled_program.cost_analysis() or {}).get("bytes accessed"),
     }
-    return Compiled(draw, place, compiled_program, cut, rest, work)
-
-
-@cache
-def _drawing(spec: Any) -> tuple[Any, Any]:
-    """The compiled program that draws a state from a seed, and the state's shapes."""
-    import jax
-
-    from pwiser_jax.training.state import draw_program
-
-    program: Any = draw_program(spec)
-    lowered = program.lower(0)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
-    )
-    return lowered.compile(), shapes
+    return Compiled(partial(new_state, spec), place, compiled_program, cut, rest, work)
 
 
 def jax_step(

@@ -12,6 +12,7 @@ from pwiser_jax.models.context import Context
 from pwiser_jax.models.features import Feature, Features, product
 from pwiser_jax.models.layers import Linear
 from pwiser_jax.models.layout import Layout, own_rows
+from pwiser_jax.models.start import uniform
 from pwiser_jax.schema import Pool
 
 
@@ -98,10 +99,10 @@ class Embedding(nn.Module):
     def _table(self, name: str, fields: tuple) -> jax.Array:
         ids = sum(field.size for field in self.layout.schema.embedded)
         has_id = own_rows(fields)
-        start = _xavier(has_id, math.sqrt(6 / (ids + self.dim)))
+        shape = len(has_id), self.dim
         if self.zeros:
-            start = nn.initializers.zeros
-        return self.param(name, start, (len(has_id), self.dim))
+            return self.param(name, nn.initializers.zeros, shape)
+        return uniform(self, name, shape, math.sqrt(6 / (ids + self.dim)), has_id)
 
 
 def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
@@ -115,11 +116,3 @@ def pool(vectors: jax.Array, weights: jax.Array, how: Pool) -> jax.Array:
         return total
     weight = jnp.sum(weights, axis=1, keepdims=True)
     return total / jnp.where(weight == 0, 1, weight)
-
-
-def _xavier(has_id: np.ndarray, bound: float) -> nn.initializers.Initializer:
-    def start(key, shape, dtype=jnp.float32, out_sharding=None):
-        table = jax.random.uniform(key, shape, dtype, -bound, bound)
-        return jnp.where(has_id[:, None], table, 0)
-
-    return start

@@ -18,6 +18,7 @@ from pwiser_jax.models.features import (
     product,
     width,
 )
+from pwiser_jax.models.start import uniform
 
 # Makes a module that maps (x, context) to an array of x's shape.
 Layer = Callable[..., Callable[[jax.Array, Context], jax.Array]]
@@ -37,20 +38,16 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, inputs: int) -> LinearWeights:
         stack = () if self.stack is None else (self.stack,)
-        start = _uniform(1 / math.sqrt(inputs))
+        kernel, bias = (*stack, inputs, self.features), (*stack, self.features)
         if self.zeros:
-            start = nn.initializers.zeros
+            zeros = nn.initializers.zeros
+            return LinearWeights(
+                self.param("kernel", zeros, kernel), self.param("bias", zeros, bias)
+            )
+        bound = 1 / math.sqrt(inputs)
         return LinearWeights(
-            self.param("kernel", start, (*stack, inputs, self.features)),
-            self.param("bias", start, (*stack, self.features)),
+            uniform(self, "kernel", kernel, bound), uniform(self, "bias", bias, bound)
         )
-
-
-def _uniform(bound: float) -> nn.initializers.Initializer:
-    def start(key, shape, dtype=jnp.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return start
 
 
 class Blocks(nn.Module):

@@ -14,6 +14,7 @@ from pwiser_jax.data.batches.batches import Batch
 from pwiser_jax.models import MultiTaskModel, build
 from pwiser_jax.models.config import ModelConfig
 from pwiser_jax.models.layout import layout
+from pwiser_jax.models.start import Path, Uniform, declared
 from pwiser_jax.schema import Schema
 from pwiser_jax.training import observe
 from pwiser_jax.training.balancing import TASK_WEIGHTS, model_parameters, pcgrad
@@ -32,6 +33,7 @@ __all__ = [
     "ModelSpec",
     "StepSpec",
     "TrainState",
+    "declared_state",
     "eval_step",
     "example_inputs",
     "hyper",
@@ -163,18 +165,28 @@ def example_inputs(schema: Schema) -> dict[str, Any]:
 
 
 def initial_state(spec: StepSpec, seed: jax.Array | int) -> TrainState:
-    """The state at step 0, with parameters drawn from `seed`."""
+    """A state at step 0, with all parameters drawn by jax; see `state.new_state`."""
+    return declared_state(spec, seed)[0]
+
+
+def declared_state(
+    spec: StepSpec, seed: jax.Array | int
+) -> tuple[TrainState, dict[Path, Uniform]]:
+    """`initial_state`, and the parameters that layers have declared as uniform."""
     inputs = example_inputs(spec.schema)
-    variables = spec.module().init(jax.random.key(seed), inputs, train=False)
+    variables: Any = spec.module().init(
+        jax.random.key(seed), inputs, train=False, mutable=True
+    )
     params: Any = variables["params"]
     params = params | spec.objective.initial_parameters()
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         optimizer=spec.optimizer.init(params),
         banks=spec.objective.empty_banks(),
     )
+    return state, declared(variables["intermediates"])
 
 
 def state_shapes(spec: StepSpec) -> TrainState:

@@ -5,8 +5,20 @@ import math
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
-from pwiser_jax.models import MODELS, ModelConfig, build
+from pwiser_jax.config import LossConfig
+from pwiser_jax.models import (
+    MODELS,
+    ModelConfig,
+    MultiTaskModel,
+    build,
+    register_model,
+)
+from pwiser_jax.training import objective as objectives
+from pwiser_jax.training.state import new_state
+from pwiser_jax.training.step import StepSpec, state_shapes
 from tests.models.data import make_inputs, make_schema, tiny
 
 ALIEXPRESS = (11, 4, 7, 2, 33, 7, 50, 8, 8, 2, 2, 2, 2, 2, 2, 2)
@@ -49,14 +61,23 @@ def test_number_of_parameters_at_the_default_sizes(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
 
 
-@pytest.fixture(scope="module")
-def fresh():
+@pytest.fixture(scope="module", params=["new_state", "init"])
+def fresh(request):
     """An MMoE wide enough for the extremes of its values to come near the bounds."""
     schema = make_schema(sizes=(40, 30), numerical=5)
     config = tiny("mmoe", embedding_dim=16, small_rows=33, expert=(32,), experts=3)
     inputs = make_inputs(schema, 2)
+    if request.param == "new_state":  # of a run, by NumPy
+        state = new_state(spec_of(config, schema), 0)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return jax.tree.map(np.asarray, variables)
     init = jax.jit(lambda key: build(config, schema).init(key, inputs, train=False))
     return jax.tree.map(np.asarray, init(jax.random.key(0)))
+
+
+def spec_of(config, schema):
+    objective, _ = objectives.build(LossConfig(), schema.labels, config.cvr_space)
+    return StepSpec(model=config, schema=schema, objective=objective)
 
 
 def assert_uniform(values, bound):
@@ -91,6 +112,46 @@ def test_linear_layers_start_as_pytorch_ones(fresh):
     assert biases.shape == (3, 32)
     assert_uniform(biases, 1 / math.sqrt(48))
     assert len(np.unique(params["experts"]["layer_0"]["kernel"])) > 3 * 48 * 32 - 10
+
+
+class WithDense(MultiTaskModel):
+    """A model with a layer of flax, whose initial values flax draws."""
+
+    def features(self, inputs, context):
+        z = self.embed("embedding", inputs, context).concatenated()
+        return nn.Dense(32, name="dense")(z)
+
+
+@pytest.fixture
+def with_dense():
+    register_model("with_dense", WithDense)
+    yield tiny("with_dense", embedding_dim=8, wide=True)
+    del MODELS["with_dense"]
+
+
+def test_a_run_starts_by_its_seed_with_all_that_the_model_declares(with_dense):
+    spec = spec_of(with_dense, make_schema())
+    first, again, other = (new_state(spec, seed) for seed in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first)
+    assert shapes == state_shapes(spec)
+    one, two = (flatten_dict(state.params) for state in (first, other))
+    for layer in (("dense",), ("embedding", "numerical"), ("towers", "out")):
+        assert (one[*layer, "kernel"] != two[*layer, "kernel"]).mean() > 0.9
+    # Flax's lecun_normal for 8 * 3 inputs.
+    values = np.asarray(first.params["dense"]["kernel"])
+    assert 0.8 < values.std() * math.sqrt(24) < 1.2
+    assert not any(x.any() for x in jax.tree.leaves(first.params["wide"]))
+
+
+def test_layers_of_equal_shape_start_differently():
+    state = new_state(spec_of(tiny("ple"), make_schema()), 0)
+    level = state.params["level_0"]
+    ctr, cart = (
+        level[f"experts_{head}"]["layer_0"]["kernel"] for head in ("ctr", "cart")
+    )
+    assert (ctr != cart).mean() > 0.9
+    assert (ctr[0] != ctr[1]).mean() > 0.9
 
 
 def test_norms_start_as_the_identity(fresh):

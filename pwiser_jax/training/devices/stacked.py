@@ -27,7 +27,7 @@ from pwiser_jax.training.devices.stack import (
     stacked_steps,
 )
 from pwiser_jax.training.objective import Objective, Weights
-from pwiser_jax.training.state import draw_program
+from pwiser_jax.training.state import new_state
 from pwiser_jax.training.step import (
     Hyper,
     ModelSpec,
@@ -136,9 +136,10 @@ class Stacked:
         return mask
 
     def initial(self) -> TrainState:
-        draw = draw_program(self._spec)
         drawn = {
-            seed: warm_started(self._config, jax.device_get(draw(seed)))
+            seed: warm_started(
+                self._config, jax.device_get(new_state(self._spec, seed))
+            )
             for seed in self._seeds
         }
         return stack([drawn[each.train.seed] for each in self._configs])
