@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import pwiser_jax
@@ -44,7 +45,12 @@ def test_a_run_from_python(tmp_path: Path) -> None:
             "train": {"epochs": 1},
         }
     )
+    # Commands set options of jax; functions leave them as they are.
+    jax.config.update("jax_cpu_enable_async_dispatch", True)
+    options = dict(jax.config.values)
     pwiser_jax.train(config, tmp_path / "run")
+    pwiser_jax.train_sweep([config], [tmp_path / "sweep"])
+    assert dict(jax.config.values) == options
     evaluation = pwiser_jax.evaluate(tmp_path / "run", "test")
     assert 0 < evaluation.tasks["ctr"].auc.value < 1
     assert evaluation.to_dict()["ctr"]["auc"]["value"] == (

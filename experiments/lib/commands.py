@@ -4,12 +4,13 @@ import sys
 from collections.abc import Callable
 
 from pwiser_jax.errors import UserError
-from pwiser_jax.host import use_compilation_cache
+from pwiser_jax.host import prepare_host, use_compilation_cache
 from pwiser_jax.training.devices.signals import Interrupted
 
 
 def run_command(name: str, work: Callable[[], None]) -> int:
     """Runs `work`; returns 0, 2 for a user's error, or the exit code of a signal."""
+    prepare_host()
     use_compilation_cache()
     try:
         work()

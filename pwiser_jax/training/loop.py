@@ -15,7 +15,6 @@ from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import Manifest, refuse_other_data
 from pwiser_jax.errors import UserError
-from pwiser_jax.host import prepare_host
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.devices.several import MOST_STEPS, Pace
@@ -47,6 +46,9 @@ def train(
 ) -> TrainResult:
     """Trains a run, or resumes it, and returns its result.
 
+    jax's configuration stays as it is. What the commands set, call before jax is used:
+    `host.prepare_host()` for faster steps on a CPU, `host.use_compilation_cache()`.
+
     Args:
         config: the configuration; `data.path` is a prepared folder.
         output: the run's folder; a run in it resumes from its last checkpoint.
@@ -63,7 +65,6 @@ def train(
     """
     reporter = reporter or Silent()
     check_logger(logger)
-    prepare_host()
     prepared = open_data(config)
     if config.data.batch_size % processes.count():
         raise UserError(

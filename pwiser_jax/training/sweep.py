@@ -24,7 +24,6 @@ from pwiser_jax.atomic import write_whole
 from pwiser_jax.config import Config, LossConfig
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
-from pwiser_jax.host import prepare_host
 from pwiser_jax.schema import Schema
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices.stacked import Stacked
@@ -151,6 +150,8 @@ def train_sweep(
 ) -> list[TrainResult]:
     """Trains runs of one `sweep_key` together, or resumes them.
 
+    jax's configuration stays as it is; see `train`.
+
     Args:
         configs: one a run.
         outputs: the runs' folders; finished runs among them are left as they are.
@@ -170,7 +171,6 @@ def train_sweep(
     """
     reporter = reporter or Silent()
     check_logger(logger)
-    prepare_host()
     outputs = [Path(os.path.normpath(output)) for output in outputs]
     if len({sweep_key(config) for config in configs}) != 1:
         raise ValueError("the configs do not share a sweep_key")

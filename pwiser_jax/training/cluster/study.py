@@ -163,10 +163,11 @@ def _train_part(
     Returns:
         The sentence of each run that failed; None: stopped, with a checkpoint.
     """
-    from pwiser_jax.host import use_compilation_cache
+    from pwiser_jax.host import prepare_host, use_compilation_cache
     from pwiser_jax.inference.evaluate import evaluate_run
     from pwiser_jax.training.study import train_part
 
+    prepare_host()
     use_compilation_cache()
     configs, folders = list(runs.values()), list(runs)
     epochs = configs[0].train.epochs
