@@ -6,8 +6,8 @@ rows.
 """
 
 import numpy as np
+import scipy  # scipy.stats is loaded where it is used: half a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from pwiser_jax.metrics.checks import group_codes
 from pwiser_jax.metrics.significance import UNDEFINED, Interval
@@ -120,7 +120,7 @@ def gauc_interval(
         return Interval(value, np.nan, np.nan, np.nan)
     variance = sessions / (sessions - 1) * np.sum((share * (each - value)) ** 2)
     error = float(np.sqrt(variance))
-    half = error * float(stats.t.ppf((1 + level) / 2, sessions - 1))
+    half = error * float(scipy.stats.t.ppf((1 + level) / 2, sessions - 1))
     return Interval(value, value - half, value + half, error)
 
 
