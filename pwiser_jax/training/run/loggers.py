@@ -5,10 +5,11 @@ project and experiment through their own environment variables.
 """
 
 import os
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,24 @@ class Logger(Protocol):
         ...
 
 
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides torch from tensorboardX.
+
+    It imports torch, where that is installed, for a type that is not needed here: that
+    takes seconds and hundreds of MiB.
+    """
+    modules: dict[str, Any] = sys.modules
+    hide = "torch" not in modules
+    if hide:
+        modules["torch"] = None  # so `import torch` raises ImportError
+    try:
+        yield
+    finally:
+        if hide:
+            del modules["torch"]
+
+
 class TensorBoard:
     """Event files in RUN/tensorboard.
 
@@ -44,9 +63,10 @@ class TensorBoard:
     """
 
     def __init__(self, run: Path, start: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
+            from tensorboardX.summary import scalar
 
         self._proto: Any = event_pb2  # protobuf creates its classes at import
         self._scalar = scalar

@@ -1,5 +1,7 @@
 """`--logger`: the scalars of metrics.jsonl go to MLflow or Weights & Biases."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,6 +17,32 @@ from pwiser_jax.training.loop import train
 from pwiser_jax.training.run.loggers import LoggerWarning
 from pwiser_jax.training.run.metrics import read_metrics
 from tests.training.helpers import small_config
+
+WRITES = """
+import sys
+from pathlib import Path
+from pwiser_jax.training.run.loggers import TensorBoard
+
+board = TensorBoard(Path(sys.argv[1]), 0)
+board.log(1, {"train/loss": 0.5})
+board.close(True)
+print("torch" in sys.modules)
+import torch
+print(torch.Tensor)
+"""
+
+
+def test_tensorboard_does_not_load_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("Tensor = 'a tensor'")
+    done = subprocess.run(
+        [sys.executable, "-c", WRITES, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n")[:2] == ["False", "a tensor"]
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 class Server:
