@@ -51,7 +51,7 @@ class Options:
         work: a folder for the generated files, runs and compiled programs.
         output: path of the results, without a suffix.
         rows: about so many train rows.
-        models: the models to train.
+        models: the models to train; two by default, which take about ten minutes.
         rounds: number of measurements of each.
         torch_python: a Python that has torch, pandas and scikit-learn.
         set: options of every run, such as model.embedding_dim=16.
@@ -60,7 +60,7 @@ class Options:
     work: Path
     output: Path = Path("experiments/results/first_result")
     rows: PositiveInt = 100_000
-    models: tuple[str, ...] = MODELS
+    models: tuple[str, ...] = ("shared_bottom", "mmoe")
     rounds: PositiveInt = 3
     torch_python: Path = Path(sys.executable)
     set: tuple[str, ...] = ()
