@@ -241,13 +241,13 @@ def test_a_lost_head_is_a_sentence_and_a_new_cluster_goes_on(
     options = [*LONG, "--part-size=1"]
     with started() as cluster:
         add_node(cluster)
-        words = command(data, output, cluster.address, *options)
-        driver = start(words, tmp_path)
+        address = cluster.address
+        driver = start(command(data, output, address, *options), tmp_path)
         wait_for(lambda: results(output), driver)
         cluster.remove_node(cluster.head_node, allow_graceful=False)
         assert driver.wait(WAIT) == 1
         printed = (tmp_path / "printed.txt").read_text()
-        assert f"the head of the cluster, {cluster.address}, was lost" in printed
+        assert f"the head of the cluster, {address}, was lost" in printed
     finished = results(output)
     assert 1 <= len(finished) < 4
     with started() as cluster:

@@ -233,9 +233,10 @@ class _Processes:
         while pending:
             ready, pending = ray.wait(pending, timeout=LOOK)
             signum = self._signals.received or 0
-            for name, values in ray.get(events.take.remote(signum)):
-                getattr(self._reporter, name)(*values)
-                stepped = stepped or name == "steps"
+            with suppress(ray.exceptions.RayError):  # the actor's node was lost
+                for name, values in ray.get(events.take.remote(signum)):
+                    getattr(self._reporter, name)(*values)
+                    stepped = stepped or name == "steps"
             ended += ray.get(ready)
             failed = [each for each in ended if each.error or each.fault]
             if failed:
