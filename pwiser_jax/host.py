@@ -38,6 +38,17 @@ def keep_freed_memory() -> None:
             mallopt(MMAP_MAX, 0)
 
 
+def return_freed_memory() -> None:
+    """Returns what glibc has kept to the system, once: after compiling, for example.
+
+    The memory that a compiler's threads have freed would stay with them.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def prepare_host() -> None:
     """Makes steps on a CPU fast for the rest of the process. Comes before jax is used.
 

@@ -157,6 +157,7 @@ def _run_on_cluster(options: Namespace, config: "Config") -> int:
 
 def _train(config: "Config", output: Path, profile: bool, logger: str) -> None:
     """Trains and prints the measures; of several processes, process 0 prints."""
+    from pwiser_jax.host import return_freed_memory
     from pwiser_jax.inference.evaluate import evaluate_run
     from pwiser_jax.training.devices import processes
     from pwiser_jax.training.loop import train
@@ -168,6 +169,7 @@ def _train(config: "Config", output: Path, profile: bool, logger: str) -> None:
             result = train(config, output, bar, profile=profile, logger=logger)
     else:
         result = train(config, output, Silent(), logger=logger)
+    return_freed_memory()
     evaluation = evaluate_run(output, CHOSEN[config.protocol])
     if processes.first():
         _print(result, evaluation)
