@@ -73,10 +73,31 @@ FORMS: dict[str, type[Blocks]] = {
 }
 
 
+class NoBatchNorm(nn.Module):
+    """Nothing in place of batch norm."""
+
+    axis: int = -2
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        self.variable("batch_stats", "mean", jnp.zeros, ())
+        return x
+
+
+class WithoutBatchNorm(Blocks):
+    batch_norm: Layer = NoBatchNorm
+
+
+# Another function, to measure what a part costs.
+WITHOUT: dict[str, type[Blocks]] = {"no batch norm": WithoutBatchNorm}
+
+
 def plain_model(model: str, form: str) -> str:
-    """Registers a model with one of FORMS and returns its name."""
+    """Registers a model with one of FORMS or WITHOUT and returns its name."""
     name = f"{model} with plain {form}"
     if name not in MODELS:
         cls = MODELS[model]
-        register_model(name, type(cls.__name__, (cls,), {"blocks": FORMS[form]}))
+        register_model(
+            name, type(cls.__name__, (cls,), {"blocks": (FORMS | WITHOUT)[form]})
+        )
     return name

@@ -40,7 +40,7 @@ LARGE_BATCH = 65_536
 RUNS = 16
 SEVERAL = MOST_STEPS  # in one call
 PartName = Literal[
-    "models", "large_batches", "runs", "tables", "ids", "losses", "switches"
+    "models", "large_batches", "runs", "tables", "ids", "losses", "switches", "split"
 ]
 BEST_PRODUCT, BEST_COPY = Cell(engine="product"), Cell(engine="copy")
 
@@ -71,7 +71,7 @@ class Options:
         large_models: the models of the part "tables", the longest.
         dims: widths of an embedded field in the parts "tables" and "ids".
         parts: which of the parts, in this order: models, large_batches and runs (both
-            on an accelerator alone), tables, ids, losses, switches.
+            on an accelerator alone), tables, ids, losses, switches, split.
         rounds: number of measurements of each cell.
     """
 
@@ -290,6 +290,51 @@ def switches_table(of: dict[str, Group]) -> pl.DataFrame:
     return pl.DataFrame(lines)
 
 
+SPLIT = ("mmoe", "ple")
+NO_DROPOUT = json.dumps({"dropout": 0.0})
+# Inputs, tables and a linear head for each task.
+NO_LAYERS = json.dumps({"dropout": 0.0, "bottom": [], "tower": []})
+
+
+def split_groups() -> Iterator[tuple[str, list[Cell]]]:
+    """A step of Ali-CCP's models, with parts left out."""
+    for model in SPLIT:
+        cell = Cell(model=model, data="aliccp", dim=16, embedding="lazy_adam")
+        without = (
+            replace(cell, plain="no batch norm"),
+            replace(cell, changes=NO_DROPOUT),
+        )
+        tables = replace(cell, model="shared_bottom", changes=NO_LAYERS)
+        yield f"split, {model}", [BEST_PRODUCT, cell, *without, tables]
+
+
+def split_table(of: dict[str, Group]) -> pl.DataFrame:
+    """Shares of the parts. The rest: gates, activations, the optimizer, and what
+    products take beyond the best's speed."""
+    lines = []
+    for name, cells in split_groups():
+        if name not in of:
+            continue
+        group, (product, cell, *left_out, tables) = of[name], cells
+        steps = [1e3 * seconds for seconds in group[cell].seconds]
+        ratios = [group.ratios([one], cell) for one in (*left_out, tables)]
+        shares = [
+            group.shares("flops", cell, product),
+            *([1 - ratio for ratio in some] for some in ratios[:-1]),
+            ratios[-1],
+        ]
+        rest = [1 - sum(some) for some in zip(*shares, strict=False)]
+        titles = ("products at the best's speed", "batch norm", "dropout", "tables")
+        lines.append(
+            {"Model": cell.model, "step [ms]": spread(steps, 1)}
+            | {
+                title: spread(some, 0, "%")
+                for title, some in zip((*titles, "rest"), (*shares, rest), strict=True)
+            }
+        )
+    return pl.DataFrame(lines)
+
+
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1e3 * seconds:,.1f}"
 
@@ -335,6 +380,11 @@ OF_PARTS = {
     "losses": Part(loss_groups, "PWiseR's own time", losses_table),
     "switches": Part(
         switch_groups, "AliExpress: what each optimisation saves", switches_table
+    ),
+    "split": Part(
+        split_groups,
+        "Ali-CCP, dim 16: what a step's time goes to, by leaving parts out",
+        split_table,
     ),
 }
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.bench.plain_forms import FORMS, plain_model
+from experiments.bench.plain_forms import FORMS, WITHOUT, plain_model
 from experiments.lib.measure import median_seconds, on_accelerator, product_operations
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
 from pwiser_jax.data.batches.batches import Batch
@@ -97,10 +97,13 @@ class Cell:
         return 16 * rows * self.dim * tables * self.runs + 2**30
 
     def model_config(self) -> ModelConfig:
-        form = self.plain if self.plain in FORMS else ""
+        form = self.plain if self.plain in FORMS | WITHOUT else ""
         name = plain_model(self.model, form) if form else self.model
         config = ModelConfig(name=name, embedding_dim=self.dim)
-        return replace(config, **json.loads(self.changes))
+        changes = json.loads(self.changes).items()
+        return replace(
+            config, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes}
+        )
 
 
 def batches(cell: Cell) -> list[Batch]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.bench.training import split_groups, split_table
 from experiments.bench.training_cell import Cell
 from experiments.bench.turns import Group, Measured, Measurements, chunks
 from experiments.lib.measure import product_operations
@@ -28,6 +29,27 @@ def test_a_ratio_is_of_rounds_and_of_the_best_of_some():
     assert group.seconds(OTHER, SLOW) == 6
     assert group.ratios([FAST], SLOW) == pytest.approx([1 / 3] * 3)
     assert group.shares("flops", FAST, PRODUCT) == pytest.approx([0.6] * 3)
+
+
+def test_the_parts_of_a_step_and_the_rest_are_all_of_it():
+    name, (product, cell, no_norm, no_dropout, tables) = next(split_groups())
+    group = Group(
+        {
+            product: Measured([1.0, 1.0], flops=100.0),
+            cell: Measured([2.0, 4.0], flops=50.0),
+            no_norm: Measured([1.6, 3.2]),
+            no_dropout: Measured([1.8, 3.6]),
+            tables: Measured([0.2, 0.4]),
+        }
+    )
+    (line,) = split_table({name: group}).rows()
+    assert line[2:] == (
+        "19% (12% to 25%)",
+        "20% (20% to 20%)",
+        "10% (10% to 10%)",
+        "10% (10% to 10%)",
+        "41% (35% to 48%)",
+    )
 
 
 def test_what_died_has_no_figure():
