@@ -79,6 +79,10 @@ def test_a_run_compiles_three_programs_and_nothing_again(data: Path, tmp_path: P
     assert counts(cache, "evaluate", f"--run={run}") == (0, 1)
     table = [f"--input={data}", f"--output={tmp_path / 'predictions.csv'}"]
     assert counts(cache, "predict", f"--run={run}", *table) == (0, 1)
+    # Export moves arrays by small programs; the scorer itself is lowered only.
+    export = ["export", f"--run={run}", f"--output={tmp_path / 'scorer'}"]
+    compiled, hits = counts(cache, *export)
+    assert counts(cache, *export, "--overwrite=true") == (1, compiled + hits - 1)
 
 
 @pytest.mark.long

@@ -7,6 +7,8 @@ from jsonargparse import Namespace
 
 from pwiser_jax.options import Parser
 
+COMPILES = True
+
 
 def add_options(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
