@@ -42,7 +42,7 @@ PARTS = {
     "predicted_over_observed": "calibration",
     "expected_calibration_error": "calibration",
 }
-REPORT = Path("experiments/results/full")
+REPORT = Path(__file__).parents[1] / "results" / "kuairand"
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def commands(options: Options) -> dict[str, tuple[str, ...]]:
         places = (f"--source={options.kuairand}", f"--output={data}", "--overwrite")
         every["prepare kuairand"] = ("pwiser_jax", "prepare", "kuairand", *places)
         every["inspect"] = ("pwiser_jax", "inspect", str(data))
-    tables = (f"--tables={REPORT}", f"--output={report}")
+    tables = ("--full", f"--tables={REPORT}", f"--output={report}")
     every["the report"] = ("experiments.all", *tables)
     return every
 
