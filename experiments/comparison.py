@@ -203,6 +203,7 @@ def final_runs(
     parts = [
         study.measure(NAME, results, dataset, names, measure)
         for names, measure in further
+        if study.knows(NAME, names)
     ]
     if baseline is not None:
         few = results.filter(pl.col("seed") < ROW_SEEDS)
@@ -222,7 +223,8 @@ def final_runs(
         "run",
     )
     joined_rows = kept.join(wide, on=["run", "task"], how="left", maintain_order="left")
-    missing = [name for name in (*TRUTH, *ROWS) if name not in joined_rows.columns]
+    known = (*TRUTH, *ROWS, *curves.CURVE, *curves.END)
+    missing = [name for name in known if name not in joined_rows.columns]
     nulls = [pl.lit(None, pl.Float64).alias(name) for name in missing]
     return joined_rows.with_columns(nulls), results.filter(pl.col("seed") == 0)
 
@@ -327,6 +329,8 @@ def step_costs(
     Arms whose cost the table lacks are measured with all others, in turns; the ratio is
     that of one measurement, on the machine of that time.
     """
+    if not study.knows(NAME, COST):
+        return {}
     measured_now: dict[str, tuple[float, float]] = {}
 
     def measure_all() -> None:
@@ -442,43 +446,7 @@ def find(study: Study) -> Finding:
                     "batches, 95% intervals over seeds. Right of 0 the arm is better.",
                 )
             )
-        shown = [name for name in ("bce", *SHOWN) if name in set(part["loss"])]
-        few = [name for name in shown if name == "bce" or "pwiser" in name]
-        blocks += [
-            Picture(
-                interval_lines(
-                    curves.curve_lines(part, HEADS, few),
-                    "training step",
-                    "validation AUC",
-                ),
-                "Validation AUC against training steps, BCE and forms of PWiseR.",
-                f"{dataset.name}: mean over seeds, 95% intervals, after each of the "
-                f"first {curves.EPOCHS} epochs; a run that stopped earlier keeps its "
-                "last AUC.",
-            ),
-            TableBlock(
-                curves.areas_table(part, HEADS, few),
-                f"{dataset.name}: area under these curves, and who is ahead when. Each "
-                "arm has the learning rate and L2 that were chosen for it",
-            ),
-            Picture(
-                interval_lines(
-                    curves.gap_lines(part, HEADS, shown[1:]),
-                    "epoch",
-                    "validation AUC minus BCE",
-                    zero="as BCE",
-                ),
-                "Validation AUC minus that of BCE after each epoch, by arm.",
-                f"{dataset.name}: the difference in validation AUC by epoch; a gain of "
-                "the first epochs alone falls back to 0.",
-            ),
-            TableBlock(
-                curves.ends_table(part, HEADS),
-                f"{dataset.name}: the ends of the final runs. Slope: validation AUC "
-                "per epoch over the last ones, as many as stopping waits for; flat "
-                "where it does not rise significantly",
-            ),
-        ]
+        blocks += _curve_blocks(dataset.name, part)
         blocks.append(
             TableBlock(planning(part, dataset, metric), f"{dataset.name}: seeds")
         )
@@ -513,6 +481,53 @@ def find(study: Study) -> Finding:
         details=" ".join(_early(name, part) for name, part in finals.items()),
         decisions=pl.concat(to_do) if to_do else None,
     )
+
+
+def _curve_blocks(dataset: str, part: pl.DataFrame) -> list[TableBlock | Picture]:
+    """Validation AUC while training; nothing where tables of older runs lack it."""
+    if not _has_curves(part):
+        return []
+    shown = [name for name in ("bce", *SHOWN) if name in set(part["loss"])]
+    few = [name for name in shown if name == "bce" or "pwiser" in name]
+    return [
+        Picture(
+            interval_lines(
+                curves.curve_lines(part, HEADS, few),
+                "training step",
+                "validation AUC",
+            ),
+            "Validation AUC against training steps, BCE and forms of PWiseR.",
+            f"{dataset}: mean over seeds, 95% intervals, after each of the "
+            f"first {curves.EPOCHS} epochs; a run that stopped earlier keeps its "
+            "last AUC.",
+        ),
+        TableBlock(
+            curves.areas_table(part, HEADS, few),
+            f"{dataset}: area under these curves, and who is ahead when. Each "
+            "arm has the learning rate and L2 that were chosen for it",
+        ),
+        Picture(
+            interval_lines(
+                curves.gap_lines(part, HEADS, shown[1:]),
+                "epoch",
+                "validation AUC minus BCE",
+                zero="as BCE",
+            ),
+            "Validation AUC minus that of BCE after each epoch, by arm.",
+            f"{dataset}: the difference in validation AUC by epoch; a gain of "
+            "the first epochs alone falls back to 0.",
+        ),
+        TableBlock(
+            curves.ends_table(part, HEADS),
+            f"{dataset}: the ends of the final runs. Slope: validation AUC "
+            "per epoch over the last ones, as many as stopping waits for; flat "
+            "where it does not rise significantly",
+        ),
+    ]
+
+
+def _has_curves(part: pl.DataFrame) -> bool:
+    return bool(part["epochs"].is_not_null().any())
 
 
 def _metric(dataset: Dataset) -> str:
@@ -584,8 +599,9 @@ def rivals_table(
         if TRUTH[2] in own.columns:
             ctcvr = own.filter(pl.col("task") == "ctcvr")
             row["CTCVR predicted / true"] = _mean(ctcvr, TRUTH[2])
-        milliseconds, ratio = costs[name]
-        row["Step [ms] (x BCE)"] = f"{milliseconds:.1f} ({ratio:.2f})"
+        if name in costs:
+            milliseconds, ratio = costs[name]
+            row["Step [ms] (x BCE)"] = f"{milliseconds:.1f} ({ratio:.2f})"
         for task in HEADS:
             question = tests.filter((pl.col("loss") == name) & (pl.col("task") == task))
             row[f"{task.upper()} minus BCE (p)"] = _question_text(question)
@@ -735,28 +751,30 @@ def _answer(
             f"{MODEL}, {counted(part['seed'].n_unique(), 'paired seed')}, Holm over "
             f"{counted(own.height, 'question')}). Best on validation, "
             f"{'; '.join(texts)}. {_precision(part, ours)}{share:.1%} of "
-            f"{len(capped):,} runs ended at the cap on epochs, and {_flat(part)}."
+            f"{len(capped):,} runs ended at the cap on epochs{_flat(part)}."
         )
     return " ".join(sentences)
 
 
 def _flat(part: pl.DataFrame) -> str:
-    """Whether the mean curves still rise at the end."""
+    """Whether the mean curves still rise at the end, as a part of a sentence."""
+    if not _has_curves(part):
+        return ""
     ends = curves.ends_table(part, HEADS)
     if (ends["Flat"] == "unknown").all():
-        return "the runs are too short to say whether their curves are flat"
+        return ", and they are too short to say whether their curves are flat"
     rising = ends.filter(pl.col("Flat") == "no")
     if rising.is_empty():
-        return "no arm's mean curve still rises in the last epochs"
+        return ", and no arm's mean curve still rises in the last epochs"
     arms = rising.select(pl.format("{} ({})", "Arm", "Head")).to_series().to_list()
-    return f"the mean curves of {joined(arms)} still rise in the last epochs"
+    return f", and the mean curves of {joined(arms)} still rise in the last epochs"
 
 
 def _early(dataset: str, part: pl.DataFrame) -> str:
     """What the forms of PWiseR gain in the first epochs, on validation."""
     forms = [name for name in SHOWN if "pwiser" in name and name in set(part["loss"])]
     texts = []
-    for loss in forms:
+    for loss in forms if _has_curves(part) else ():
         for task in HEADS:
             whole = average_difference(curves.area(part), task, loss, "bce", "area")
             texts.append(

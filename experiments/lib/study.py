@@ -302,6 +302,12 @@ class Study:
         texts = self.table(experiment).frame["tags"].unique(maintain_order=True)
         return [json.loads(text) for text in texts]
 
+    def knows(self, experiment: str, metrics: Sequence[str]) -> bool:
+        """Whether measures can be had: recorded tables of older runs may lack some."""
+        if self.tables is None:
+            return True
+        return set(metrics) <= set(self.table(experiment).frame["metric"])
+
     def titled(self, text: str) -> str:
         """A title, with the note that every figure of the protocol needs."""
         said = note(self.protocol, self.split)
