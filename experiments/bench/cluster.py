@@ -130,7 +130,7 @@ def study(options: Options) -> list[dict[str, Any]]:
                 "runs": sum(map(len, plan["parts"])),
                 "seconds": seconds,
                 "start": min(begin for begin, _ in parts) - begun,
-                "part": mean(end - begin for begin, end in parts),
+                "part_seconds": mean(end - begin for begin, end in parts),
                 "in_parts": sum(end - begin for begin, end in parts),
             }
         )
@@ -190,8 +190,10 @@ def study_table(lines: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
                     / rate[first["workers"]]
                 ),
                 "start [s]": f"{line['start']:.1f}",
-                "a part [s]": f"{line['part']:.1f}",
-                "a part, over the first line's": f"{line['part'] / first['part']:.2f}",
+                "a part [s]": f"{line['part_seconds']:.1f}",
+                "a part, over the first line's": (
+                    f"{line['part_seconds'] / first['part_seconds']:.2f}"
+                ),
                 "workers' time in parts": _share(
                     line["in_parts"] / line["seconds"] / line["workers"]
                 ),

@@ -48,7 +48,7 @@ def test_what_grows_with_the_devices_is_extrapolated() -> None:
 
 
 def test_the_efficiency_of_a_study_is_against_the_first_line() -> None:
-    line = {"runs": 8, "start": 5.0, "part": 10.0, "in_parts": 80.0}
+    line = {"runs": 8, "start": 5.0, "part_seconds": 10.0, "in_parts": 80.0}
     table = cluster.study_table(
         [
             line | {"workers": 1, "seconds": 100.0},
