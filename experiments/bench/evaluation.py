@@ -237,7 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench.evaluation", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(arguments))))
-    command = f"evaluation --work DIR --rows={options.rows}"
+    sizes = f"--rows={options.rows} --predict_rows={options.predict_rows}"
+    raw = " --kuairand=DIR" if options.kuairand else ""
+    command = f"evaluation --work DIR {sizes}{raw}"
     made = origin(command, ("numpy", "scipy", "polars", "jax"), rounds=options.rounds)
     table = bench(options)
     texts = formatted(table)
