@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from experiments.lib.measure import machine, run
-from pwiser_jax.atomic import write_whole
+from experiments.bench.tables import origin, write_results
+from experiments.lib.measure import run
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, write_csv
+from pwiser_jax.reports.tables import to_markdown
 
 PART = 500_000
 LARGE = 100_000_000  # rows that are estimated
@@ -153,10 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench.many_ids", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
+    made = origin("many_ids --work DIR", ("numpy", "polars"))
     sizes = sorted(options.rows)
     lines = [measured(options, rows, way) for rows in sizes for way in WAYS]
     frame = pl.DataFrame(lines).sort("vocabularies", "rows", descending=[True, False])
-    write_csv(frame, options.output / "many_ids.csv")
     shown = frame.drop("hashed").with_columns(
         pl.selectors.float().round(0).cast(pl.Int64)
     )
@@ -164,12 +164,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n\n".join(
         (
             (__doc__ or "").strip(),
-            f"Machine: {machine(('numpy', 'polars'))}.",
+            made,
             *estimates,
             to_markdown(shown),
         )
     )
-    write_whole(options.output / "many_ids.md", text + "\n")
+    write_results(options.output / "many_ids", frame, text)
     return 0
 
 
