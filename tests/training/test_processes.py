@@ -144,3 +144,29 @@ def test_where_a_process_is_killed_the_other_says_so_and_ends(
     assert code == 1, said
     assert said.startswith("pwiser: error: another process was lost"), said
     assert both[killed].returncode == -signal.SIGKILL
+
+
+@pytest.mark.long
+def test_two_processes_start_warm_as_one_does(data: Path, tmp_path: Path) -> None:
+    config = worker_config(data, shard_tables=True)
+    config = replace(config, train=replace(config.train, epochs=1))
+    before, given = tmp_path / "before", tmp_path / "config.yaml"
+    train(config, before, Silent())
+    given.write_text(json.dumps(replace(config, warm_start=str(before)).to_dict()))
+    command = "-m", "pwiser_jax", "train", "--config", str(given)
+    port, one, two = free_port(), tmp_path / "one", tmp_path / "two"
+    cluster = "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"
+    started = [start(1, *command, "--output", str(one))]
+    for index in range(2):
+        mine = "--output", str(two), *cluster, "--process-id", str(index)
+        started.append(start(1, *command, *mine))
+    for process in started:
+        code, said = ended(process)
+        assert code == 0, said
+    cold, expected, got = (
+        [line["loss"] for line in read_metrics(run) if line["kind"] == "train"]
+        for run in (before, one, two)
+    )
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[:20], expected[:20], rtol=1e-4)
+    assert got[0] < cold[0]
