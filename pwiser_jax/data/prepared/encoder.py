@@ -36,7 +36,8 @@ from pwiser_jax.schema import (
     Schema,
 )
 
-LISTS = "\0lists of "  # no column of a file can have this name
+VALUES = "\0value of "  # no column of a file can have these names
+LISTS = "\0lists of "
 LIST_TYPE = pl.Struct({"ids": pl.List(pl.Int32), "weights": pl.List(pl.Float32)})
 
 
@@ -200,14 +201,17 @@ class Encoder:
         checked = (*(readings | scaled).values(), *lists.values(), *others.values())
         columns.refuse_bad(frame, checked, source)
 
+        # `encode` names a value several times, and would compute it as often.
+        values = {VALUES + f.name: readings[f.name].value for f in schema.categorical}
+        values |= {
+            LISTS + f.name: self._lists(f, lists[f.name].value)
+            for f in schema.multi_valued
+        }
+        frame = frame.with_columns(value.alias(name) for name, value in values.items())
         prepared = [
-            *(self._ids(f, readings[f.name].value) for f in schema.categorical),
+            *(self._ids(f, pl.col(VALUES + f.name)) for f in schema.categorical),
             *(self._scaled(f, readings[f.name].value) for f in schema.numerical),
         ]
-        frame = frame.with_columns(
-            self._lists(f, lists[f.name].value).alias(LISTS + f.name)
-            for f in schema.multi_valued
-        )
         prepared += [
             pl.col(LISTS + field.name).struct.field(part).alias(field.name + end)
             for field in schema.multi_valued

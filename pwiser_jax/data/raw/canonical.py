@@ -24,7 +24,8 @@ of its filled values have.
   other values of its file do not matter.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -33,6 +34,8 @@ Kind = Literal["number", "boolean", "date", "clock", "text"]
 
 SAMPLE = 10_000
 """Number of rows read first, to exclude most kinds before the whole column is read."""
+BLOCK = 1 << 17
+"""Number of rows whose distinct values are tested at once."""
 INT64_LIMIT = 2.0**63
 EXACT_LIMIT = 2.0**53
 """Float64 represents every integer below this."""
@@ -90,22 +93,20 @@ def kinds_of(frame: pl.LazyFrame, values: Mapping[str, pl.Expr]) -> Kinds:
         elif is_text(dtype):
             texts[name] = _stripped(values[name])
     mixed: list[str] = []
-    possible = _counts(frame.head(SAMPLE), texts)
-    likely = {
-        name: text
-        for name, text in texts.items()
-        if possible[name]["whole"]
-        or possible[name]["filled"] in [possible[name][k] for k in KINDS]
-    }
-    counts = possible | _counts(frame, likely)
+    possible = _counts(frame.head(SAMPLE), texts, dict.fromkeys(texts, KINDS))
+    likely: dict[str, list[Kind]] = {}
+    for name, count in possible.items():
+        fits: list[Kind] = [kind for kind in KINDS if count[kind] == count["filled"]]
+        if fits or count["whole"]:
+            likely[name] = fits
+    counts = _counts(frame, {name: texts[name] for name in likely}, likely)
     for name in texts:
-        count = counts[name]
+        count = (counts if name in likely else possible)[name]
         kinds[name] = "text"
-        fits: list[Kind] = [
-            kind for kind in KINDS if count[kind] == count["filled"] > 0
-        ]
-        if fits and name in likely:
-            kinds[name] = fits[0]
+        for kind in likely.get(name, ()):
+            if count[kind] == count["filled"] > 0:
+                kinds[name] = kind
+                break
         if count["whole"] and count["zero_fraction"]:
             mixed.append(name)
     return Kinds({name: kinds[name] for name in values if name in kinds}, mixed)
@@ -115,35 +116,46 @@ KINDS: tuple[Kind, ...] = ("number", "boolean", "date", "clock")
 
 
 def _counts(
-    frame: pl.LazyFrame, texts: Mapping[str, pl.Expr]
-) -> dict[str, dict[str, int]]:
-    """For each column, the number of filled values and of values of each form."""
-    if not texts:
-        return {}
-    tests: dict[str, pl.Expr] = {}
-    for name, text in texts.items():
-        whole = text.str.contains(WHOLE) & _integer(text).is_not_null()
-        fraction = text.str.contains(ZERO_FRACTION)
-        forms = {
-            "filled": text.is_not_null(),
-            "whole": whole,
-            "zero_fraction": fraction,
-            "number": whole | fraction | text.str.contains(LARGE),
-            "boolean": text.is_in(list(TRUTHS)),
-            "date": text.str.contains(DATE) & moment(text).is_not_null(),
-            "clock": _clock(text).is_not_null(),
-        }
-        tests |= {f"{form}\0{name}": test.sum() for form, test in forms.items()}
-    row = (
-        frame.select(test.alias(key) for key, test in tests.items())
-        .collect(engine="streaming")
-        .row(0, named=True)
-    )
-    counts: dict[str, dict[str, int]] = {name: {} for name in texts}
-    for key, count in row.items():
-        form, _, name = key.partition("\0")
-        counts[name][form] = count or 0
+    frame: pl.LazyFrame,
+    texts: Mapping[str, pl.Expr],
+    kinds: Mapping[str, Collection[Kind]],
+) -> dict[str, Counter[str]]:
+    """For each column, the numbers of filled values and of values of each form.
+
+    Only the forms of `kinds` are counted, by column. A value counts once in each block
+    of rows, so that few values are parsed.
+    """
+    counts = {name: Counter[str]() for name in texts}
+    columns = {c: None for text in texts.values() for c in text.meta.root_names()}
+    rows = frame.select(list(columns))
+    for block in rows.collect_batches(chunk_size=BLOCK) if texts else ():
+        distinct = block.select(
+            text.unique().implode().alias(name) for name, text in texts.items()
+        )
+        for name in texts:
+            text = distinct.select(pl.col(name).explode())
+            forms = _forms(pl.col(name), kinds[name])
+            tests = text.select(test.sum().alias(form) for form, test in forms.items())
+            counts[name].update(tests.row(0, named=True))
     return counts
+
+
+def _forms(text: pl.Expr, kinds: Collection[Kind]) -> dict[str, pl.Expr]:
+    """Whether text is filled, and has the form of a whole number or of some kinds."""
+    whole = text.str.contains(WHOLE) & _integer(text).is_not_null()
+    fraction = text.str.contains(ZERO_FRACTION)
+    forms: dict[Kind, pl.Expr] = {
+        "number": whole | fraction | text.str.contains(LARGE),
+        "boolean": text.is_in(list(TRUTHS)),
+        "date": text.str.contains(DATE) & moment(text).is_not_null(),
+        "clock": _clock(text).is_not_null(),
+    }
+    return {
+        "filled": text.is_not_null(),
+        "whole": whole,
+        "zero_fraction": fraction,
+        **{kind: forms[kind] for kind in kinds},
+    }
 
 
 def canonical(
@@ -175,20 +187,36 @@ def canonical(
         return None
     text = _stripped(value)
     if kind == "number":
-        number = text.cast(pl.Float64, strict=False)
-        is_float = text.str.contains("[.eEnN]") & number.is_not_null()
-        number = number.fill_nan(None)
-        plain = pl.when(is_float).then(_number_text(number)).otherwise(text)
-        return plain, is_float & not_whole(number)
+        plain = _by_distinct(text, lambda text: _plain_number(text)[0], pl.String())
+        return plain, _by_distinct(
+            text, lambda text: _plain_number(text)[1], pl.Boolean()
+        )
     if kind == "boolean":
         return text.replace(TRUTHS), None
     if kind == "date":
-        return pl.coalesce(_moment_text(moment(text)), text), None
+        return _by_distinct(text, _plain_moment, pl.String()), None
     if kind == "clock":
-        return pl.coalesce(_clock_text(_clock(text)), text), None
+        return _by_distinct(text, _plain_clock, pl.String()), None
     if kind is None:
         return text.str.replace(r"^(-?\d+)\.0+$", "${1}"), None
     return text, None
+
+
+def _by_distinct(
+    value: pl.Expr, function: Callable[[pl.Expr], pl.Expr], dtype: pl.DataType
+) -> pl.Expr:
+    """An elementwise function of values, called with each distinct one of a block."""
+
+    def apply(values: pl.Series) -> pl.Series:
+        distinct = values.unique()
+        few = 2 * len(distinct) < len(values)
+        frame = (distinct if few else values).to_frame("")
+        result = frame.select(function(pl.col(""))).to_series()
+        if few:
+            return values.replace_strict(distinct, result, return_dtype=dtype)
+        return result.alias(values.name)
+
+    return value.map_batches(apply, return_dtype=dtype, is_elementwise=True)
 
 
 def group_value(
@@ -277,6 +305,23 @@ def _number_text(number: pl.Expr) -> pl.Expr:
     whole = number.cast(pl.Int64, strict=False).cast(pl.String)
     exact = (number.abs() < EXACT_LIMIT) & (number == number.floor())
     return pl.when(exact).then(whole).otherwise(shortest)
+
+
+def _plain_number(text: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
+    """The canonical text of numbers, and which have a fraction."""
+    number = text.cast(pl.Float64, strict=False)
+    is_float = text.str.contains("[.eEnN]") & number.is_not_null()
+    number = number.fill_nan(None)
+    plain = pl.when(is_float).then(_number_text(number)).otherwise(text)
+    return plain, is_float & not_whole(number)
+
+
+def _plain_moment(text: pl.Expr) -> pl.Expr:
+    return pl.coalesce(_moment_text(moment(text)), text)
+
+
+def _plain_clock(text: pl.Expr) -> pl.Expr:
+    return pl.coalesce(_clock_text(_clock(text)), text)
 
 
 def _moment_text(value: pl.Expr) -> pl.Expr:

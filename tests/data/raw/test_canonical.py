@@ -56,6 +56,7 @@ def texts(values: list[Any] | pl.Series) -> tuple[str | None, list[str | None]]:
 )
 def test_canonical_texts(values: list[Any], kind: str, expected: list[Any]) -> None:
     assert texts(values) == (kind, expected)
+    assert texts(3 * values) == (kind, 3 * expected)  # each distinct one is parsed once
 
 
 def test_a_value_far_down_a_column_makes_it_text() -> None:

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from pwiser_jax.data.prepared.encoder import features
+from pwiser_jax.data.raw import leaks
 from pwiser_jax.data.raw.flat import FlatSpec
 from pwiser_jax.data.raw.leaks import refuse_copies, refuse_names
 from pwiser_jax.errors import UserError
@@ -67,6 +68,17 @@ def test_copies(rows: pl.DataFrame, label: str, numerical: bool):
     for copy in copies:
         with pytest.raises(UserError, match=f"'f' is a copy of the label '{label}'"):
             check("f", copy, rows, numerical)
+
+
+def test_the_first_rows_refuse_nothing_alone(
+    rows: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(leaks, "SAMPLE", 100)
+    rows = rows.sort("click")  # the first rows have one level
+    truth = rows["click"].cast(pl.Int64)
+    check("f", truth.clone().scatter(4999, 0), rows, True)
+    with pytest.raises(UserError, match="'f' is a copy of the label 'click'"):
+        check("f", truth, rows, True)
 
 
 @pytest.mark.parametrize("numerical", [False, True])
