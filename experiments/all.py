@@ -12,9 +12,15 @@ Commands may share --runs. --tables DIR writes the report from such result table
 without training.
 """
 
+import gc
 import os
 import shlex
 import sys
+
+# Imported modules are not garbage: collections take a tenth of a report from tables.
+if __name__ == "__main__":
+    gc.set_threshold(100_000)
+
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -278,9 +284,10 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
                 configuration=_configuration(study),
             )
         )
-        page.verdict = verdict(findings)
-        page.write(study.output / "report.html")
-        write_whole(study.output / "findings.md", _markdown(page))
+        if study.tables is None or experiment is chosen[-1]:  # else it takes seconds
+            page.verdict = verdict(findings)
+            page.write(study.output / "report.html")
+            write_whole(study.output / "findings.md", _markdown(page))
     for picture in verdict(findings).pictures:  # the layout of the page's is fixed
         (study.output / "effect.png").write_bytes(to_png(picture.figure))
     print(study.output / "report.html")

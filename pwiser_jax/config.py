@@ -6,6 +6,7 @@ the command line too, as `--loss.lambdas 0.3`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -390,12 +391,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             return build(Config, tree)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    parser = Parser(exit_on_error=False)
-    add_options(parser)
     try:
-        return config_of(parser.parse([f"--config={path}", *overrides], defaults=False))
+        return config_of(
+            _parser().parse([f"--config={path}", *overrides], defaults=False)
+        )
     except ArgumentError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+@cache
+def _parser() -> Parser:
+    parser = Parser(exit_on_error=False)
+    add_options(parser)
+    return parser
 
 
 def add_options(parser: Parser) -> None:

@@ -4,7 +4,12 @@ import numpy as np
 import polars as pl
 
 from experiments.lib.study import Measures, Outcome
-from experiments.lib.words import average_difference, line_rows, text_of
+from experiments.lib.words import (
+    average_difference,
+    average_differences,
+    line_rows,
+    text_of,
+)
 from pwiser_jax import metrics
 from pwiser_jax.training.run.folder import run_config
 from pwiser_jax.training.run.metrics import read_metrics
@@ -81,8 +86,8 @@ def gap_lines(
     rows = []
     for task in tasks:
         for loss in losses:
-            for epoch, name in enumerate(CURVE, 1):
-                gap = average_difference(part, task, loss, "bce", name)
+            gaps = average_differences(part, task, loss, "bce", CURVE)
+            for epoch, gap in enumerate(gaps, 1):
                 rows.append((task, loss, epoch, gap.value, gap.low, gap.high))
     return line_rows(rows)
 
@@ -141,7 +146,7 @@ def areas_table(
 
 def early_gain(part: pl.DataFrame, task: str, loss: str) -> str:
     """Whether an arm's lead on BCE is one of the first epochs alone."""
-    gaps = [average_difference(part, task, loss, "bce", name) for name in CURVE]
+    gaps = average_differences(part, task, loss, "bce", CURVE)
     ahead = next((k for k, gap in enumerate(gaps) if not gap.low > 0), len(gaps))
     if ahead == len(gaps):
         return "ahead of BCE from the first epoch to the last"

@@ -40,15 +40,21 @@ def average_difference(
     Returns:
         The t interval over the seeds' means, each over the runs of that seed.
     """
-    rows = results.filter((pl.col("task") == task) & pl.col(metric).is_finite())
+    return average_differences(results, task, loss, baseline, [metric])[0]
+
+
+def average_differences(
+    results: pl.DataFrame, task: str, loss: str, baseline: str, metrics: Sequence[str]
+) -> list[Interval]:
+    """`average_difference` of each of several measures."""
     keys = ["dataset", "model", "seed"]
+    rows = results.filter(pl.col("task") == task).select(*keys, "loss", *metrics)
     a, b = (rows.filter(pl.col("loss") == name) for name in (loss, baseline))
     pairs = a.join(b, on=keys, suffix="_baseline")
-    gaps = pairs.select(
-        "seed", (pl.col(metric) - pl.col(f"{metric}_baseline")).alias("gap")
-    )
-    means = gaps.group_by("seed").agg(pl.col("gap").mean()).sort("seed")
-    return mean_interval(means["gap"].to_numpy())
+    gaps = pairs.select("seed", *(pl.col(m) - pl.col(f"{m}_baseline") for m in metrics))
+    finite = (pl.col(m).filter(pl.col(m).is_finite()).mean() for m in metrics)
+    means = gaps.group_by("seed").agg(finite).sort("seed")
+    return [mean_interval(means[m].drop_nulls().to_numpy()) for m in metrics]
 
 
 def effects(

@@ -40,10 +40,13 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     if not len(values):
         return UNDEFINED
     mean = float(values.mean())
-    error = float(scipy.stats.sem(values)) if len(values) > 1 else np.nan
+    freedom = len(values) - 1
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if freedom else np.nan
     if not error > 0:  # one value, or all are equal
         return Interval(mean, mean + error, mean + error, error)
-    low, high = scipy.stats.t.interval(level, len(values) - 1, mean, error)
+    # What scipy.stats.t.interval computes in half a millisecond.
+    ends = special.stdtrit(freedom, [(1 - level) / 2, (1 + level) / 2])
+    low, high = mean + error * ends
     return Interval(mean, float(low), float(high), error)
 
 
