@@ -1,12 +1,19 @@
 """Starts processes with a number of CPU devices each."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 120  # seconds; what ends in a few on an idle machine
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
 def start(devices: int, *command: str) -> subprocess.Popen[str]:

@@ -97,7 +97,9 @@ def test_what_does_not_answer_as_a_cluster_is_one_sentence(tmp_path: Path) -> No
     assert code == 2
     # Ray's own warnings come before.
     assert printed.splitlines()[-1] == (
-        f"pwiser: error: --cluster {address}: there is no cluster (no answer in 20 s)"
+        f"pwiser: error: --cluster {address}: there is no cluster (no answer in 20 s; "
+        "one that asks for a token needs RAY_AUTH_MODE=token and its ~/.ray/auth_token "
+        "here)"
     )
 
 

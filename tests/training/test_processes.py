@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -21,16 +20,10 @@ from pwiser_jax.training.run.checkpoint import Checkpoints
 from pwiser_jax.training.run.metrics import read_metrics
 from pwiser_jax.training.run.progress import Silent
 from pwiser_jax.training.state import state_template
-from tests.training.processes import BOUND, ended, start
+from tests.training.processes import BOUND, ended, free_port, start
 from tests.training.processes_worker import worker_config
 
 TESTS = Path(__file__).parent
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,10 @@ from pwiser_jax.version import __version__
 # Seconds: to reach the cluster, for an answer of a node, between two looks at the head,
 # until a silent head is lost (Ray's own bound is 60).
 CONNECT, ANSWER, LOOK_AT_HEAD, HEAD_LOST = 20, 180, 3, 40
+UNANSWERED = (
+    f"no answer in {CONNECT} s; one that asks for a token needs RAY_AUTH_MODE=token "
+    "and its ~/.ray/auth_token here"
+)
 
 
 @contextmanager
@@ -62,7 +66,7 @@ def connected(address: str) -> Iterator[Any]:
         ) from None
     options = {"include_dashboard": False} if address == "local" else {}
     # Ray tries for minutes, in compiled code that no exception interrupts.
-    late = threading.Timer(CONNECT, _end, [f"{nobody} (no answer in {CONNECT} s)", 2])
+    late = threading.Timer(CONNECT, _end, [f"{nobody} ({UNANSWERED})", 2])
     try:
         if address != "local":
             late.start()
