@@ -9,14 +9,12 @@ of the night before; "retrained" runs `prepare` on the rows of all days so far a
 `train`. Both begin with one run on the first days. Runs of one seed are a pair.
 """
 
-import gc
 import io
 from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import jax
 import polars as pl
 
 from experiments.drift import auc_gap, day_pictures, measures
@@ -28,6 +26,7 @@ from experiments.lib.words import change, text_of
 from pwiser_jax import cli
 from pwiser_jax.atomic import write_whole
 from pwiser_jax.data.prepared.manifest import FILE, read_manifest
+from pwiser_jax.host import free_programs
 from pwiser_jax.reports.html import TableBlock
 from pwiser_jax.training.run.folder import RESULT, config_tree, write_json
 
@@ -88,10 +87,7 @@ def _stream(study: Study) -> None:
                 results += measures(made, run, name.as_posix())
                 if warm:
                     last[each.name] = run
-            # Tables have grown: the programs of this day are of no more use, and a
-            # process that holds too many of them crashes.
-            jax.clear_caches()
-            gc.collect()
+            free_programs()
     types = {"value": pl.Float64, "reason": pl.String}
     table = pl.DataFrame(results, schema_overrides=types, infer_schema_length=None)
     study.table(NAME).add(table.with_columns(pl.lit(dataset.name).alias("dataset")))

@@ -1,6 +1,7 @@
 """The host process: its memory allocator and the thread that runs CPU programs."""
 
 import ctypes
+import gc
 import hashlib
 import os
 import platform
@@ -10,6 +11,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Each compiled program takes memory maps. Linux gives a process 65,530.
+MOST_MAPS = 20_000
+MAPS = Path("/proc/self/maps")
 
 # Parameters of glibc's mallopt.
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
@@ -47,6 +52,20 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def free_programs() -> None:
+    """Frees jax's compiled programs where they are so many that the next may crash.
+
+    With no memory map left, the compiler ends the process. For work that trains many
+    shapes in one process; a program that is needed again is compiled again, or read
+    from the compilation cache.
+    """
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def prepare_host() -> None:

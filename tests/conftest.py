@@ -4,7 +4,6 @@ Programs are compiled without optimisation: tests spend their time compiling. Wi
 JAX_PLATFORMS set, tests of losses and models run on another device.
 """
 
-import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
@@ -29,6 +28,8 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pwiser_jax.host import free_programs
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Always the same examples, and nothing that depends on time.
@@ -39,11 +40,6 @@ settings.register_profile(
 settings.register_profile("explore", max_examples=500, **EXAMPLES)
 settings.load_profile("tests")
 
-# Each compiled program takes memory maps. Linux gives a process 65,530; after them the
-# compiler crashes.
-MOST_MAPS = 20_000
-MAPS = Path("/proc/self/maps")
-
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -51,9 +47,7 @@ REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data"
 def programs_are_freed() -> Iterator[None]:
     """After a file of tests, if the process holds many compiled programs."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
+    free_programs()
 
 
 @pytest.fixture(scope="session")

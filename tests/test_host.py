@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from pwiser_jax import host
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 
 SCRIPT = """
@@ -57,3 +60,26 @@ def test_a_program_takes_pages_that_its_last_call_has_freed(tmp_path: Path) -> N
     arguments = [f"--data.path={tmp_path / 'data'}", f"--output={tmp_path / 'run'}"]
     arguments += ["--train.epochs=1", "--data.batch_size=512"]
     assert new_pages(TRAIN, "train", *arguments) < 0.1 * usual
+
+
+def test_programs_are_freed_where_they_are_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("a map\n" * 9)
+    monkeypatch.setattr(host, "MAPS", maps)
+    compiled: list[int] = []
+
+    @jax.jit
+    def program(x: jax.Array) -> jax.Array:
+        compiled.append(1)
+        return x + 1
+
+    program(jnp.zeros(3))
+    host.free_programs()
+    program(jnp.zeros(3))
+    assert len(compiled) == 1
+    monkeypatch.setattr(host, "MOST_MAPS", 8)
+    host.free_programs()
+    program(jnp.zeros(3))
+    assert len(compiled) == 2

@@ -34,6 +34,7 @@ from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import FILE
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import Evaluation
+from pwiser_jax.host import free_programs
 from pwiser_jax.inference.evaluate import evaluate_run
 from pwiser_jax.schema import Schema
 from pwiser_jax.training.run.folder import RESULT, config_hash, read_result
@@ -241,6 +242,7 @@ def _train(configs: Mapping[Path, Config], schema: Schema) -> None:
             except RunsFailed as error:
                 failures |= error.failures
             bar.done(len(folders))
+            free_programs()
     if failures:
         raise RunsFailed(failures, len(configs))
 

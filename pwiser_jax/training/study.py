@@ -14,6 +14,7 @@ from typing import Any
 from pwiser_jax.atomic import write_whole
 from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
+from pwiser_jax.host import free_programs
 from pwiser_jax.training.loop import open_data, train
 from pwiser_jax.training.run.folder import writing
 from pwiser_jax.training.run.progress import Reporter
@@ -117,6 +118,7 @@ def train_part(
     Raises:
         UserError, Interrupted: as `train_sweep`.
     """
+    free_programs()  # of the part before
     if configs[0].optimizer.shard_tables:
         train(configs[0], folders[0], reporter, logger=logger)
         return {}
