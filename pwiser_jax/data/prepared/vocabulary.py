@@ -22,6 +22,8 @@ CHUNK = 1 << 19
 """Rows that are counted at once."""
 PER_VALUE = 128
 """Bytes that a value of a vocabulary takes while it is counted, besides its text."""
+PARTS = 16
+"""Values are counted in so many parts by their hash: a merge copies one at a time."""
 SKETCH = 4096
 """Smallest hashes that are kept, to estimate the number of values of a hashed field."""
 
@@ -94,23 +96,27 @@ class _Counts:
 
     def __init__(self) -> None:
         self.ids = 0
-        self._tables: list[pl.DataFrame] = []  # each at least twice the next
+        # Tables in PARTS parts; each has at least twice the values of the next.
+        self._tables: list[list[pl.DataFrame]] = []
         self._sketch = np.empty(0, np.uint64)
 
     @property
     def bytes(self) -> int:
         """An upper bound: a value in several tables counts in each."""
         return sum(
-            PER_VALUE * table.height + int(table["value"].str.len_bytes().sum())
+            PER_VALUE * part.height + int(part["value"].str.len_bytes().sum())
             for table in self._tables
+            for part in table
         )
 
     def add(self, values: pl.Series) -> None:
         if self.ids:
             self._note(values.unique())
             return
-        added = values.rename("value").value_counts(name="count")
-        while self._tables and self._tables[-1].height < 2 * added.height:
+        counted = values.rename("value").value_counts(name="count")
+        at = counted["value"].hash() % PARTS
+        added = [counted.filter(at == part) for part in range(PARTS)]
+        while self._tables and _height(self._tables[-1]) < 2 * _height(added):
             added = _merged(self._tables.pop(), added)
         self._tables.append(added)
 
@@ -120,7 +126,7 @@ class _Counts:
             last = self._tables.pop()
             self._tables.append(_merged(self._tables.pop(), last))
         empty = pl.DataFrame(schema={"value": pl.String, "count": pl.UInt32})
-        return self._tables[0] if self._tables else empty
+        return pl.concat(self._tables[0]) if self._tables else empty
 
     def hash(self) -> None:
         values = self.table()["value"]
@@ -141,9 +147,19 @@ class _Counts:
             self._sketch = np.unique(np.concatenate([self._sketch, hashes]))[:SKETCH]
 
 
-def _merged(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
-    both = pl.concat([first, second], rechunk=False)
-    return both.group_by("value").agg(pl.col("count").sum())
+def _height(table: list[pl.DataFrame]) -> int:
+    return sum(part.height for part in table)
+
+
+def _merged(
+    first: list[pl.DataFrame], second: list[pl.DataFrame]
+) -> list[pl.DataFrame]:
+    """Empties both tables, so that the parts that are merged are freed at once."""
+    merged = []
+    while first:
+        both = pl.concat([first.pop(0), second.pop(0)], rechunk=False)
+        merged.append(both.group_by("value").agg(pl.col("count").sum()))
+    return merged
 
 
 def _ordered(table: pl.DataFrame, min_count: int) -> tuple[pl.Series, int]:

@@ -153,6 +153,26 @@ def test_counts_in_pieces_are_those_of_all_rows(
         assert values["b"][0].to_list() == ["x"]
 
 
+COUNTED = """
+import polars as pl
+from experiments.lib.measure import peak_bytes, reset_peak
+from pwiser_jax.data.prepared.vocabulary import fit_vocabularies
+frame = pl.LazyFrame().select(user=pl.int_range(2_000_000))
+columns = {"user": pl.col("user").cast(pl.String)}
+fit_vocabularies(frame.head(10_000), columns, {"user": 1})
+before = reset_peak()
+fit_vocabularies(frame, columns, {"user": 1})
+print(peak_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_values_take_no_more_memory_than_the_budget_counts_for_them() -> None:
+    run = [sys.executable, "-c", COUNTED]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2_000_000 * (vocabulary.PER_VALUE + len("1234567"))
+
+
 @pytest.mark.long
 def test_a_field_that_is_hashed_extends_and_predicts(
     folder: Path, capsys: pytest.CaptureFixture[str]
