@@ -8,6 +8,7 @@ values of newer rows to it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,6 +237,11 @@ class Encoder:
         features = self.transform(raw, with_labels=False, source=source)
         return EncodedPart(features, raw, str(source))
 
+    @cached_property
+    def _enums(self) -> dict[str, pl.Enum]:
+        """Kept: Polars hashes the values of an Enum when it first meets it."""
+        return {name: pl.Enum(values) for name, values in self.values.items()}
+
     def _ids(self, field: CategoricalField, value: pl.Expr) -> pl.Expr:
         if field.name in self.spec.sizes:
             return vocabulary.encode_own_ids(field, value).alias(field.name)
@@ -246,7 +252,7 @@ class Encoder:
     ) -> pl.Expr:
         if field.name in self.spec.buckets:
             return vocabulary.encode_buckets(field, value)
-        return vocabulary.encode(field, value, self.values[field.name])
+        return vocabulary.encode(field, value, self._enums[field.name])
 
     def _lists(self, field: MultiValuedField, value: pl.Expr) -> pl.Expr:
         """Lists of texts as a struct of ids and weights; equal values add up."""

@@ -195,10 +195,9 @@ def _without(values: pl.Series, others: pl.Series) -> pl.Series:
     return left.join(right, on="value", how="anti", maintain_order="left")["value"]
 
 
-def encode(field: Field, value: pl.Expr, values: pl.Series) -> pl.Expr:
+def encode(field: Field, value: pl.Expr, values: pl.Enum) -> pl.Expr:
     """The int32 ids of text values; `values` are the kept and then the rare ones."""
-    # An Enum hashes its categories once, not once for each block of rows.
-    position = value.cast(pl.Enum(values), strict=False).to_physical().cast(pl.Int32)
+    position = value.cast(values, strict=False).to_physical().cast(pl.Int32)
     return (
         pl.when(value.is_null())
         .then(field.missing)
