@@ -3,9 +3,9 @@
     python -m experiments.bench.many_ids --work /tmp/bench
 
 Each size is a folder of Parquet parts, prepared in a process of its own: with exact
-vocabularies, and with a budget of 64 MiB for them, beyond which columns are hashed.
-"Scratch" is the most that is on the disk beside the raw parts meanwhile. CPU seconds
-are those of all threads.
+vocabularies (`--exact_rows`), or with a budget of 64 MiB for them, beyond which columns
+are hashed (`--budget_rows`). "Scratch" is the most that is on the disk beside the raw
+parts meanwhile. CPU seconds are those of all threads.
 """
 
 import shutil
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pwiser_jax.reports.tables import to_markdown
 
 PART = 500_000
 LARGE = 100_000_000  # rows that are estimated
+FEWEST = 5_000  # users; with fewer the small splits may have no conversion
 SCHEMA = """\
 categorical: [user, item]
 numerical: [price]
@@ -34,7 +36,8 @@ labels: {click: clicked, conversion: bought}
 group: user
 split: {by: group, valid: 0.05, test: 0.05}
 """
-WAYS = {"exact": 1_000_000, "budget of 64 MiB": 64}  # MiB of vocabularies
+MIB = {"exact": 1_000_000, "budget of 64 MiB": 64}  # of vocabularies, by way
+OPTIONS = {"exact": "exact_rows", "budget of 64 MiB": "budget_rows"}
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,15 @@ class Options:
     Args:
         work: a folder for the generated files and the prepared ones.
         output: the folder of many_ids.csv and many_ids.md.
-        rows: rows of the tables, two or more.
+        exact_rows: rows of each table that gets exact vocabularies.
+        budget_rows: rows of each table that is prepared within the budget.
         rows_per_user: rows of a user; there is an item for five users.
     """
 
     work: Path
     output: Path = Path("experiments/results")
-    rows: tuple[PositiveInt, ...] = (1_000_000, 3_000_000, 6_000_000)
+    exact_rows: tuple[PositiveInt, ...] = (1_000_000, 3_000_000, 6_000_000)
+    budget_rows: tuple[PositiveInt, ...] = (1_000_000, 3_000_000, 6_000_000)
     rows_per_user: PositiveInt = 2
 
 
@@ -65,7 +70,7 @@ def make_parts(folder: Path, rows: int, ids: int) -> None:
         pl.DataFrame(
             {
                 "user": pl.Series(user).cast(pl.String),
-                "item": pl.Series(rng.integers(0, max(ids // 5, 1), count)),
+                "item": pl.Series(rng.integers(0, ids // 5, count)),
                 "price": rng.normal(size=count),
                 "clicked": click.astype(np.int8),
                 "bought": (click & (rng.random(count) < 0.1)).astype(np.int8),
@@ -101,11 +106,27 @@ def largest(folder: Path) -> Iterator[list[int]]:
         thread.join()
 
 
+def raw_parts(work: Path, rows: int, users: int) -> Path:
+    """The folder of the generated parts, which is made where it is not there."""
+    folder = work / f"parts-{rows}-{users}"
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        # In another process: the peak memory of a child includes its parent's.
+        maker = get_context("spawn").Process(
+            target=make_parts, args=(partial, rows, users)
+        )
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise RuntimeError(f"{partial} could not be made")
+        partial.rename(folder)
+    return folder
+
+
 def measured(options: Options, rows: int, way: str) -> dict[str, Any]:
-    users = max(rows // options.rows_per_user, 1)
-    raw = options.work / f"parts-{rows}-{users}"
-    if not raw.exists():
-        make_parts(raw, rows, users)
+    users = rows // options.rows_per_user
+    raw = raw_parts(options.work, rows, users)
     place = options.work / "prepared"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -114,13 +135,13 @@ def measured(options: Options, rows: int, way: str) -> dict[str, Any]:
         cost = run(
             *("pwiser_jax", "prepare", "table", f"--source={raw}"),
             *(f"--schema={options.work / 'schema.yaml'}", f"--output={place / 'out'}"),
-            f"--vocabulary-mib={WAYS[way]}",
+            f"--vocabulary-mib={MIB[way]}",
         )
     line = {
         "vocabularies": way,
         "rows": rows,
         "users": users,
-        "items": max(users // 5, 1),
+        "items": users // 5,
         "seconds": cost.seconds,
         "cpu_seconds": cost.cpu_seconds,
         "peak_mib": cost.peak_mib,
@@ -133,16 +154,15 @@ def measured(options: Options, rows: int, way: str) -> dict[str, Any]:
     return line
 
 
-def estimate(lines: Sequence[dict[str, Any]], way: str) -> str:
-    """What LARGE rows would take, by the straight line through the two largest."""
-    small, large = [line for line in lines if line["vocabularies"] == way][-2:]
+def estimate(small: dict[str, Any], large: dict[str, Any]) -> str:
+    """What LARGE rows would take, by the straight line through two exact sizes."""
     step = (LARGE - large["rows"]) / (large["rows"] - small["rows"])
 
     def at(name: str) -> float:
         return large[name] + step * (large[name] - small[name])
 
     return (
-        f"{LARGE:,} rows, {way}, by the line through the two largest sizes: "
+        f"{LARGE:,} rows, exact, by the line through the two largest sizes: "
         f"{at('cpu_seconds') / 60:.0f} minutes of a core, {at('peak_mib') / 1024:.1f} "
         f"GiB of memory, {at('scratch_mb') / 1e3:.1f} GB of disk meanwhile, "
         f"{at('output_mb') / 1e3:.1f} GB at the end."
@@ -153,22 +173,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench.many_ids", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
-    made = origin("many_ids --work DIR", ("numpy", "polars"))
-    sizes = sorted(options.rows)
-    lines = [measured(options, rows, way) for rows in sizes for way in WAYS]
-    frame = pl.DataFrame(lines).sort("vocabularies", "rows", descending=[True, False])
+    rows_of = {way: sorted({*getattr(options, x)}) for way, x in OPTIONS.items()}
+    if not any(rows_of.values()):
+        parser.error("--exact-rows and --budget-rows are both empty; expected a size")
+    for way, sizes in rows_of.items():
+        if sizes and sizes[0] < FEWEST * options.rows_per_user:
+            parser.error(
+                f"--{OPTIONS[way].replace('_', '-')} has {sizes[0]} rows; expected "
+                f"{FEWEST * options.rows_per_user} or more, so that there are "
+                f"{FEWEST} users for three splits"
+            )
+    command = "many_ids --work DIR"
+    for way, sizes in rows_of.items():
+        command += f" --{OPTIONS[way]}='{sizes}'"
+    made = origin(command, ("numpy", "polars"))
+    lines = [
+        measured(options, rows, way) for way, sizes in rows_of.items() for rows in sizes
+    ]
+    exact = [line for line in lines if line["vocabularies"] == "exact"][-2:]
+    estimates = [estimate(*exact)] if len(exact) == 2 else []
+    frame = pl.DataFrame(lines)
     shown = frame.drop("hashed").with_columns(
         pl.selectors.float().round(0).cast(pl.Int64)
     )
-    estimates = [estimate(lines, way) for way in WAYS] if len(sizes) > 1 else []
-    text = "\n\n".join(
-        (
-            (__doc__ or "").strip(),
-            made,
-            *estimates,
-            to_markdown(shown),
-        )
-    )
+    about = (__doc__ or "").strip()
+    text = "\n\n".join((about, made, *estimates, to_markdown(shown)))
     write_results(options.output / "many_ids", frame, text)
     return 0
 

@@ -64,6 +64,7 @@ def test_a_table_names_its_command_date_and_machine() -> None:
         (bench_first.main, "--rounds=0", "rounds"),
         (bench_first.main, "--models=[aitm]", "aitm"),
         (bench_many_ids.main, "--rows_per_user=0", "rows_per_user"),
+        (bench_many_ids.main, "--budget_rows=[9999]", "10000"),
         (bench_prepare.main, "--repeats=0", "repeats"),
         (bench_reading.main, "--rows=[0, 10]", "rows"),
         (bench_losses.main, "--sizes=[-1]", "sizes"),
