@@ -179,7 +179,10 @@ def first_rows(frame: pl.LazyFrame, bad: Sequence[pl.Expr]) -> dict[int, int]:
     """The first 0-based row where an expression holds, by the expression's number."""
     if not bad:
         return {}
-    firsts = [pl.col(ROW).filter(at).min().alias(str(k)) for k, at in enumerate(bad)]
+    # Not `filter`: the streaming engine reads each filtered column on its own, and
+    # keeps the rows that one has read until the slowest has read them too.
+    row = pl.col(ROW)
+    firsts = [pl.when(at).then(row).min().alias(str(k)) for k, at in enumerate(bad)]
     rows = frame.with_row_index(ROW).select(firsts).collect(engine="streaming")
     return {k: row for k, row in enumerate(rows.row(0)) if row is not None}
 
