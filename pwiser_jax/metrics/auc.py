@@ -16,8 +16,8 @@ References:
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # scipy.special is loaded where it is used: 0.2 s
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from pwiser_jax.metrics.checks import binary_rows, group_codes
 from pwiser_jax.metrics.order import score_order
@@ -87,9 +87,9 @@ def auc_interval(
     error = _standard_error(value, wins, positive, groups)
     if np.isnan(error):
         return Interval(value, np.nan, np.nan, np.nan)
-    centre = special.logit(value)
-    half = special.ndtri((1 + level) / 2) * error / (value * (1 - value))
-    low, high = special.expit(centre - half), special.expit(centre + half)
+    centre = scipy.special.logit(value)
+    half = scipy.special.ndtri((1 + level) / 2) * error / (value * (1 - value))
+    low, high = scipy.special.expit(centre - half), scipy.special.expit(centre + half)
     return Interval(value, float(low), float(high), error)
 
 
@@ -127,7 +127,7 @@ def auc_difference(
     wins -= wins_b
     value = value_a - value_b
     error = _standard_error(value, wins, positive, groups)
-    half = float(special.ndtri((1 + level) / 2)) * error
+    half = float(scipy.special.ndtri((1 + level) / 2)) * error
     return Interval(value, value - half, value + half, error)
 
 

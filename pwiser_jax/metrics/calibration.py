@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # scipy.optimize is imported where it is used
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from pwiser_jax.metrics.checks import binary_rows
 
@@ -181,13 +180,13 @@ def refit(labels: ArrayLike, logits: ArrayLike) -> Refit:
         return log_loss_from_logits(positive, x @ at)
 
     def gradient(at: NDArray[np.float64]) -> NDArray[np.float64]:
-        return x.T @ (special.expit(x @ at) - positive) / len(z)
+        return x.T @ (scipy.special.expit(x @ at) - positive) / len(z)
 
     def curvature(at: NDArray[np.float64]) -> NDArray[np.float64]:
-        p = special.expit(x @ at)
+        p = scipy.special.expit(x @ at)
         return (x * (p * (1 - p))[:, None]).T @ x / len(z)
 
-    start = np.array([0.0, special.logit(positive.mean())])
+    start = np.array([0.0, scipy.special.logit(positive.mean())])
     at = scipy.optimize.minimize(
         loss, start, method="trust-exact", jac=gradient, hess=curvature, tol=1e-12
     ).x

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # scipy.stats is loaded where it is used: half a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     if not error > 0:  # one value, or all are equal
         return Interval(mean, mean + error, mean + error, error)
     # What scipy.stats.t.interval computes in half a millisecond.
-    ends = special.stdtrit(freedom, [(1 - level) / 2, (1 + level) / 2])
+    ends = scipy.special.stdtrit(freedom, [(1 - level) / 2, (1 + level) / 2])
     low, high = mean + error * ends
     return Interval(mean, float(low), float(high), error)
 
@@ -190,8 +189,8 @@ def seeds_needed(
 def _power(count: int, effect: float, level: float) -> float:
     """Chance that the t test of `count` pairs rejects; effect = mean / deviation."""
     freedom, shift = count - 1, effect * np.sqrt(count)
-    limit = special.stdtrit(freedom, (1 + level) / 2)
-    within = special.nctdtr(freedom, shift, limit) - special.nctdtr(
+    limit = scipy.special.stdtrit(freedom, (1 + level) / 2)
+    within = scipy.special.nctdtr(freedom, shift, limit) - scipy.special.nctdtr(
         freedom, shift, -limit
     )
     # Far out SciPy's distribution function is NaN; there the chance is 1.

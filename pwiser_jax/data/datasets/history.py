@@ -27,7 +27,10 @@ def earlier_sums(
     sums += [pl.col(outcome).cast(pl.Int64).sum() for outcome in outcomes]
     daily = rows.group_by([*key, day]).agg(sums).sort(*key, day)
     counted = pl.col(COUNT, *outcomes)
-    return daily.with_columns((counted.cum_sum() - counted).over(key))
+    before = counted.cum_sum() - counted  # over all keys so far
+    begins = pl.any_horizontal(pl.col(k).ne_missing(pl.col(k).shift()) for k in key)
+    others = pl.when(begins).then(before).forward_fill().fill_null(0)
+    return daily.with_columns(before - others)
 
 
 def history(

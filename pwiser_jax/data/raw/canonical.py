@@ -91,7 +91,7 @@ def kinds_of(frame: pl.LazyFrame, values: Mapping[str, pl.Expr]) -> Kinds:
         if kind is not None:
             kinds[name] = kind
         elif is_text(dtype):
-            texts[name] = _stripped(values[name])
+            texts[name] = values[name].cast(pl.String)
     mixed: list[str] = []
     possible = _counts(frame.head(SAMPLE), texts, dict.fromkeys(texts, KINDS))
     likely: dict[str, list[Kind]] = {}
@@ -133,7 +133,7 @@ def _counts(
             text.unique().implode().alias(name) for name, text in texts.items()
         )
         for name in texts:
-            text = distinct.select(pl.col(name).explode())
+            text = distinct.select(_stripped(pl.col(name).explode()))
             forms = _forms(pl.col(name), kinds[name])
             tests = text.select(test.sum().alias(form) for form, test in forms.items())
             counts[name].update(tests.row(0, named=True))
@@ -187,16 +187,16 @@ def canonical(
         return None
     text = _stripped(value)
     if kind == "number":
-        plain = _by_distinct(text, lambda text: _plain_number(text)[0], pl.String())
+        plain = _by_distinct(value, lambda text: _plain_number(text)[0], pl.String())
         return plain, _by_distinct(
-            text, lambda text: _plain_number(text)[1], pl.Boolean()
+            value, lambda text: _plain_number(text)[1], pl.Boolean()
         )
     if kind == "boolean":
         return text.replace(TRUTHS), None
     if kind == "date":
-        return _by_distinct(text, _plain_moment, pl.String()), None
+        return _by_distinct(value, _plain_moment, pl.String()), None
     if kind == "clock":
-        return _by_distinct(text, _plain_clock, pl.String()), None
+        return _by_distinct(value, _plain_clock, pl.String()), None
     if kind is None:
         return text.str.replace(r"^(-?\d+)\.0+$", "${1}"), None
     return text, None
@@ -205,18 +205,21 @@ def canonical(
 def _by_distinct(
     value: pl.Expr, function: Callable[[pl.Expr], pl.Expr], dtype: pl.DataType
 ) -> pl.Expr:
-    """An elementwise function of values, called with each distinct one of a block."""
+    """A function of stripped text, called with each distinct value of a block."""
 
     def apply(values: pl.Series) -> pl.Series:
         distinct = values.unique()
         few = 2 * len(distinct) < len(values)
         frame = (distinct if few else values).to_frame("")
-        result = frame.select(function(pl.col(""))).to_series()
-        if few:
-            return values.replace_strict(distinct, result, return_dtype=dtype)
-        return result.alias(values.name)
+        result = frame.select(function(_stripped(pl.col("")))).to_series()
+        if not few:
+            return result.alias(values.name)
+        if result.null_count() < len(result) and result.n_unique() == 1:
+            return pl.repeat(result[0], len(values), dtype=dtype, eager=True)
+        return values.replace_strict(distinct, result, return_dtype=dtype)
 
-    return value.map_batches(apply, return_dtype=dtype, is_elementwise=True)
+    text = value.cast(pl.String)
+    return text.map_batches(apply, return_dtype=dtype, is_elementwise=True)
 
 
 def group_value(

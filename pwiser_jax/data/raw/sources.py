@@ -76,8 +76,9 @@ def scan_csv(
     # Both a line that is too short and an empty last value give null in the last
     # column: only reading line by line distinguishes them. Polars also drops a
     # separator at the very end of the file.
-    doubtful = row[table.names[-1]] or any(row[column] for column in required)
-    if doubtful or table.ends_in_separator():
+    missing = any(row[column] for column in required)
+    short = row[table.names[-1]] and not table.has_full_rows(rows)
+    if missing or short or table.ends_in_separator():
         bad = table.first_bad_line()
         if bad is not None:
             raise UserError(bad)
@@ -168,6 +169,15 @@ class _Table:
             where = f"{self.name}, line {error.line}"
             raise UserError(f"{where}: {error.reason}") from error
         return rows - (self.columns is None)
+
+    def has_full_rows(self, rows: int) -> bool:
+        """Whether no row is too short, by the number of separators.
+
+        Polars refuses a row that is too long.
+        """
+        separators = quoting.count_separators(self.path, self.separator, self.quoted)
+        lines = rows + (self.columns is None)
+        return separators == lines * (len(self.names) - 1)
 
     def ends_in_separator(self) -> bool:
         """Whether the last byte, without a line end after it, is a separator."""

@@ -68,6 +68,8 @@ def test_what_a_writer_wrote_is_read(
     path.write_bytes(data)
     assert python_rows(data, separator) == rows
     assert our_rows(path, separator) == rows
+    separators = quoting.count_separators(path, separator, True)
+    assert separators == 2 * (1 + len(rows))
 
 
 @FUZZ

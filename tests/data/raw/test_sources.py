@@ -164,6 +164,17 @@ def test_another_separator_is_named(tmp_path):
         scan_csv(path, dtypes={"id": pl.Int64()})
 
 
+@pytest.mark.parametrize("line", range(2, 5))
+@pytest.mark.parametrize("long", ["7,8,9", "7,8,", "7,,"])
+def test_a_long_row_does_not_hide_a_short_one(tmp_path, long, line):
+    rows = ["1,2", "3", "5,6"]
+    rows.insert(line - 2, long)
+    path = write(tmp_path / "a.csv", "\n".join(["id,x", *rows, ""]))
+    first = min(line, 3)
+    with pytest.raises(UserError, match=f"line {first}: expected 2 columns"):
+        scan_csv(path, dtypes={})
+
+
 def test_a_separator_at_the_very_end_is_a_further_column(tmp_path):
     path = write(tmp_path / "a.csv", "id,x\n1,2\n3,4,")
     with pytest.raises(UserError, match="line 3: expected 2 columns, found 3"):
