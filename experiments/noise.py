@@ -79,6 +79,14 @@ def cases_of(study: Study) -> list[Case]:
     return [CLEAN, *((kind, level) for kind, some in levels for level in some)]
 
 
+def of_different_logs(cases: Sequence[Case]) -> list[Case]:
+    """The first case of each log: accidents alone are an end of "moved" too."""
+    first: dict[frozenset[tuple[str, float]], Case] = {}
+    for case in cases:
+        first.setdefault(frozenset(options(*case).items()), case)
+    return list(first.values())
+
+
 def find(study: Study) -> Finding:
     rows, seeds = study.scale.rows, study.scale.finals
     arms = carried_arms(study)
@@ -91,9 +99,10 @@ def find(study: Study) -> Finding:
         parts[kind, level] = runs_of_choice(
             study, NAME, data, arms, points, seeds, tags
         )
+    distinct = {case: parts[case] for case in of_different_logs(list(parts))}
     comparisons = [
         ({"Noise": title(*case)}, part, task, OURS, rival)
-        for case, part in parts.items()
+        for case, part in distinct.items()
         for rival in rivals
         for task in HEADS
     ]
@@ -101,7 +110,7 @@ def find(study: Study) -> Finding:
     runs = f"MMoE, mean of {counted(seeds, 'seed')}, settings chosen without noise"
     blocks: list[TableBlock | Picture] = [
         TableBlock(
-            _means(parts),
+            _means(distinct),
             f"Expected AUC against the true probabilities ({runs}; CTR / CTCVR)",
         ),
         TableBlock(
@@ -121,7 +130,7 @@ def find(study: Study) -> Finding:
                 "ctcvr",
                 TRUTH[0],
             )
-            for case, part in parts.items()
+            for case, part in distinct.items()
         ]
     )
     return Finding(answer(tests), blocks, decisions=table)

@@ -177,6 +177,8 @@ def test_the_answer_on_noise_names_what_wins_and_loses():
 def test_noise_moves_from_clicks_to_conversions():
     assert noise.options("moved", 0.0) == {"accidents": 0.5}
     assert noise.options("moved", 0.25) == {"accidents": 0.25, "conversion_noise": 0.25}
+    cases = [("none", 0.0), ("accidents", 0.5), ("moved", 0.0), ("moved", 0.25)]
+    assert noise.of_different_logs(cases) == [*cases[:2], cases[3]]
     assert noise.options("moved", 0.5) == {"conversion_noise": 0.5}
     assert noise.options(*noise.CLEAN) == {}
     kinds = {kind for scale in experiments.SCALES.values() for kind in scale.noise}
