@@ -12,6 +12,7 @@ settings are carried over from one size, learning rate included.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import polars as pl
 
@@ -66,7 +67,7 @@ def find(study: Study) -> Finding:
     more = (BANK, AWARE_BCE, AWARE)
     points |= {arm.name: points[arm.name.partition(",")[0]] for arm in more}
     scale = study.scale
-    row_counts, batch_sizes = sizes(study)
+    row_counts, lengths = sizes(study)
     by_rows = {
         rows: runs_of_choice(
             study,
@@ -91,8 +92,7 @@ def find(study: Study) -> Finding:
             {"batch": size, "equal": length},
             _length(larger, size, length),
         )
-        for length in LENGTHS
-        for size in batch_sizes
+        for length, size in lengths
     }
     baselines = {arm.name: arm.baseline for arm in (*arms, *more)}
     of_rows = paired_tests(
@@ -193,16 +193,15 @@ def _batch_blocks(
     ]
 
 
-def sizes(study: Study) -> tuple[Sequence[int], Sequence[int]]:
-    """Numbers of rows and batch sizes; of a recorded table, its own."""
+def sizes(study: Study) -> tuple[Sequence[int], Sequence[tuple[str, int]]]:
+    """Numbers of rows, and lengths with batch sizes; of a recorded table, its own."""
     if study.tables is None:
-        return study.scale.growth_rows, study.scale.batch_sizes
+        lengths = product(LENGTHS, study.scale.batch_sizes)
+        return study.scale.growth_rows, list(lengths)
     recorded = study.recorded_tags(NAME)
-    by_name = {
-        name: sorted({tags[name] for tags in recorded if name in tags})
-        for name in ("rows", "batch")
-    }
-    return by_name["rows"], by_name["batch"]
+    rows = {tags["rows"] for tags in recorded if "rows" in tags}
+    lengths = {(tags["equal"], tags["batch"]) for tags in recorded if "batch" in tags}
+    return sorted(rows), sorted(lengths)
 
 
 def _length(dataset: Dataset, size: int, length: str) -> tuple[str, ...]:
