@@ -125,8 +125,9 @@ def find(study: Study) -> Finding:
         ],
         TRUTH[0],
     )
+    some = next(iter([*by_rows.values(), *by_batch.values()]))
     runs = (
-        f"MMoE, {counted(scale.seeds, 'paired seed')}, settings chosen at "
+        f"MMoE, {counted(some['seed'].n_unique(), 'paired seed')}, settings chosen at "
         f"{scale.rows:,} rows"
     )
     blocks: list[TableBlock | Picture] = []
