@@ -59,3 +59,26 @@ def test_freed_memory_is_returned_on_demand():
     before, kept, after = map(int, done.stdout.split())
     assert before - kept < 20_000  # of 400,000 KiB
     assert before - after > 350_000
+
+
+COMPILES = """
+import jax
+from pwiser_jax import host
+
+host.LONG = 0.0
+host.prepare_host()
+host.prepare_host()
+trims = []
+host.return_freed_memory = lambda: trims.append(1)
+jax.jit(lambda x: x + 1)(1.0)
+print(len(trims))
+host.LONG = 1e9
+jax.jit(lambda x: x + 2)(1.0)
+print(len(trims))
+"""
+
+
+def test_freed_memory_is_returned_once_a_program_is_lowered_and_compiled():
+    run = [sys.executable, "-c", COMPILES]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "2"]

@@ -15,7 +15,6 @@ from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import Manifest, refuse_other_data
 from pwiser_jax.errors import UserError
-from pwiser_jax.host import return_freed_memory
 from pwiser_jax.training import objective as objectives
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.devices.several import MOST_STEPS, Pace
@@ -229,7 +228,6 @@ def run_loop(
     # All processes must make the same calls, so their clocks cannot choose the length.
     fixed = train.steps_per_call or (MOST_STEPS if processes.count() > 1 else 0)
     pace, step, signum = Pace(fixed), runs.step, 0
-    first_step, first_epoch = step, runs.epoch
 
     def read(call: Any) -> int:
         """Waits for a call and records its metrics. Returns the signal, or 0."""
@@ -250,8 +248,6 @@ def run_loop(
                 # Dispatch call k, and read call k - 1 while it computes. More calls in
                 # flight gain nothing, and deadlock several devices of a CPU.
                 pending.append(runs.dispatch(batches, count, signals.received))
-                if step == first_step:  # which has compiled the program
-                    return_freed_memory()
                 step += count
                 trace.at(count, runs.states)
                 while len(pending) > 1:
@@ -268,10 +264,7 @@ def run_loop(
                 better: Sequence[int] = ()
                 if schedule.ends_epoch(step):
                     with watch.paused():
-                        first = runs.epoch == first_epoch
                         better = runs.validate()
-                        if first:
-                            return_freed_memory()
                     if runs.failed:
                         break
                     reporter.line(runs.epoch_line(better))
