@@ -102,9 +102,9 @@ class Tuned:
 
 
 def arms_of(study: Study, dataset: Dataset) -> list[Arm]:
-    """The arms on a dataset; of recorded tables, those that were finished."""
+    """The arms on a dataset; of recorded tables, all that were finished."""
     names = list(study.arms or ARMS)
-    if not study.arms:
+    if not study.arms and study.tables is None:
         first = dataset is study.core[0]
         names = names[: study.scale.arms if first else study.scale.arms_elsewhere]
     arms = chosen_arms(names)
