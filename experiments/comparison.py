@@ -487,8 +487,8 @@ def _curve_blocks(dataset: str, part: pl.DataFrame) -> list[TableBlock | Picture
     """Validation AUC while training; nothing where tables of older runs lack it."""
     if not _has_curves(part):
         return []
-    shown = [name for name in ("bce", *SHOWN) if name in set(part["loss"])]
-    few = [name for name in shown if name == "bce" or "pwiser" in name]
+    others = drawn(part)
+    few = ["bce", *(name for name in others if "pwiser" in name)]
     return [
         Picture(
             interval_lines(
@@ -508,7 +508,7 @@ def _curve_blocks(dataset: str, part: pl.DataFrame) -> list[TableBlock | Picture
         ),
         Picture(
             interval_lines(
-                curves.gap_lines(part, HEADS, shown[1:]),
+                curves.gap_lines(part, HEADS, others),
                 "epoch",
                 "validation AUC minus BCE",
                 zero="as BCE",
@@ -524,6 +524,13 @@ def _curve_blocks(dataset: str, part: pl.DataFrame) -> list[TableBlock | Picture
             "where it does not rise significantly",
         ),
     ]
+
+
+def drawn(part: pl.DataFrame) -> list[str]:
+    """The arms whose curves are shown: those of `SHOWN` that ran, or all that did."""
+    losses = part["loss"].unique(maintain_order=True).to_list()
+    others = [name for name in SHOWN if name in losses]
+    return others or [name for name in losses if name != "bce"]
 
 
 def _has_curves(part: pl.DataFrame) -> bool:

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from experiments import all as experiments
-from experiments import growth, noise, revenue
+from experiments import comparison, growth, noise, revenue
 from experiments.lib import curves
 from experiments.lib.arms import ARMS, check_arm
 from experiments.lib.paired import decision, paired_tests
@@ -75,6 +75,12 @@ def test_the_area_under_a_curve_is_its_mean():
     table = curves.areas_table(part, ("ctcvr",), ["bce", "pwiser"])
     gap = float(table["Minus BCE"][1].split(" ")[0])
     assert gap == pytest.approx(0.24 / curves.EPOCHS, abs=0.001)
+
+
+def test_curves_are_drawn_of_whatever_arms_ran():
+    part = finals({"bce": 0.0, "jrc": 0.0, "pwiser": 0.0, "focal": 0.0})
+    assert comparison.drawn(part) == ["pwiser", "jrc"]
+    assert comparison.drawn(finals({"bce": 0.0, "focal": 0.0})) == ["focal"]
 
 
 def run_with(folder: Path, aucs: list[float]) -> Outcome:
