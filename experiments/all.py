@@ -332,9 +332,10 @@ def decision_blocks(findings: Mapping[str, Finding]) -> list[TableBlock]:
     if not parts:
         return []
     caption = (
-        "If your data look like this, do that: the arm with the highest mean, minus "
-        "tuned BCE, with 95% intervals over paired seeds (p after Holm over the arms "
-        "of a row)"
+        "If your data look like this, do that: of the arms that ran, the one with the "
+        "best mean, minus tuned BCE, with 95% intervals over paired seeds. p is after "
+        "Holm over the arms of a row; over the questions written down before the runs "
+        "it is larger, see below"
     )
     return [TableBlock(pl.concat(parts), caption)]
 

@@ -471,9 +471,10 @@ def tests_table(
     for (dataset, head, names, gap, _), p in zip(tests, adjusted, strict=True):
         text = text_of(gap)
         rows.append((dataset, head.upper(), names, text, p_text(p)))
-        verdict = "is level" if not p < 0.05 else "wins" if gap.value > 0 else "loses"
+        won = "wins" if gap.value > 0 else "loses"
+        verdict = f"deep {won} after Holm" if p < 0.05 else "not significant after Holm"
         texts.setdefault(dataset, []).append(f"{head.upper()}, {names}: {text}")
-        texts[dataset][-1] += f" (deep {verdict})"
+        texts[dataset][-1] += f" ({verdict})"
     names = ["Data", "Head", "Difference", "AUC", "p after Holm"]
     sentences = [f"On {name}: {'; '.join(parts)}." for name, parts in texts.items()]
     return pl.DataFrame(rows, schema=names, orient="row"), " ".join(sentences)

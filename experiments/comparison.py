@@ -426,12 +426,15 @@ def find(study: Study) -> Finding:
         blocks += [
             TableBlock(
                 rivals_table(part, searches, own, metric, costs[dataset.name]),
-                f"{dataset.name}: each rival, tuned with equal trials; "
+                f"{dataset.name}: each arm, tuned by the same rule; "
                 f"{_measure(dataset)} on test, mean of "
                 f"{counted(part['seed'].n_unique(), 'seed')}; milliseconds of a step, "
-                "measured in turns; differences paired by seed, p after Holm over all "
-                "questions",
+                "measured in turns. Differences to BCE on the same batches (of forms "
+                "within groups: to 'bce, groups'), paired by seed, with half of the "
+                "95% interval of that one difference; p after Holm over all "
+                f"{tests.height} questions",
             ),
+            *_to_best_rival(part, searches, metric, dataset.name),
             TableBlock(
                 calibration_table(part),
                 f"{dataset.name}: probabilities, mean over seeds",
@@ -481,6 +484,16 @@ def find(study: Study) -> Finding:
         details=" ".join(_early(name, part) for name, part in finals.items()),
         decisions=pl.concat(to_do) if to_do else None,
     )
+
+
+def _to_best_rival(
+    part: pl.DataFrame, searches: Sequence[Tuned], metric: str, dataset: str
+) -> list[TableBlock]:
+    _, rival = best_of(searches)
+    if not rival:
+        return []
+    caption = f"{dataset}: differences to {rival}, the best rival on validation"
+    return [TableBlock(best_rival_table(part, rival, metric), caption)]
 
 
 def _curve_blocks(dataset: str, part: pl.DataFrame) -> list[TableBlock | Picture]:
@@ -594,8 +607,7 @@ def rivals_table(
     metric: str,
     costs: Mapping[str, tuple[float, float]],
 ) -> pl.DataFrame:
-    """A row a rival: measures, cost, differences to BCE and to the best rival."""
-    _, rival = best_of(searches)
+    """A row a rival: measures, cost, differences to BCE on the same batches."""
     rows = []
     for search in searches:
         name = search.arm.name
@@ -612,12 +624,28 @@ def rivals_table(
         for task in HEADS:
             question = tests.filter((pl.col("loss") == name) & (pl.col("task") == task))
             row[f"{task.upper()} minus BCE (p)"] = _question_text(question)
-        for task in HEADS if rival else ():
-            gaps = paired_gaps(part, task, name, rival or "", metric)
-            text = short_text(metrics.mean_interval(gaps)) if name != rival else None
-            row[f"{task.upper()} minus {rival}, the best rival"] = text
         rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return _without_empty(pl.DataFrame(rows, infer_schema_length=None))
+
+
+def best_rival_table(part: pl.DataFrame, rival: str, metric: str) -> pl.DataFrame:
+    """A row an arm: differences to the rival that is best on validation."""
+    rows = []
+    for name in part["loss"].unique(maintain_order=True):
+        row: dict[str, str] = {"Arm": name}
+        for task in HEADS if name != rival else ():
+            gaps = paired_gaps(part, task, name, rival, metric)
+            row[f"{task.upper()} minus {rival}"] = short_text(
+                metrics.mean_interval(gaps)
+            )
+        if len(row) > 1:
+            rows.append(row)
+    return pl.DataFrame(rows)
+
+
+def _without_empty(table: pl.DataFrame) -> pl.DataFrame:
+    """Without columns that have no value: the true probabilities of real rows."""
+    return table.select(c for c in table if c.is_not_null().any())
 
 
 def calibration_table(part: pl.DataFrame) -> pl.DataFrame:
@@ -630,7 +658,7 @@ def calibration_table(part: pl.DataFrame) -> pl.DataFrame:
             row[f"{task.upper()} log loss"] = _mean(of_task, _loss_of(part))
             row[f"{task.upper()} predicted / true"] = _mean(of_task, TRUTH[2])
         rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return _without_empty(pl.DataFrame(rows, infer_schema_length=None))
 
 
 def _mean(rows: pl.DataFrame, column: str) -> float | None:
@@ -756,9 +784,10 @@ def _answer(
         sentences.append(
             f"On {dataset}, {_verdict(sure)} ({counted(len(tuned[dataset]), 'arm')} of "
             f"{MODEL}, {counted(part['seed'].n_unique(), 'paired seed')}, Holm over "
-            f"{counted(own.height, 'question')}). Best on validation, "
-            f"{'; '.join(texts)}. {_precision(part, ours)}{share:.1%} of "
-            f"{len(capped):,} runs ended at the cap on epochs{_flat(part)}."
+            f"{counted(own.height, 'question')}). The form of PWiseR and the rival "
+            f"that are best on validation: {'; '.join(texts)}. "
+            f"{_precision(part, ours)}{share:.1%} of {len(capped):,} runs, trials and "
+            f"finals, ended at the cap on epochs{_flat(part)}."
         )
     return " ".join(sentences)
 
@@ -821,10 +850,12 @@ def _verdict(sure: pl.DataFrame) -> str:
         f"{row['task'].upper()} AUC significantly ({gap_text(row)})"
         for row in sure.iter_rows(named=True)
     ]
-    if not any(text.startswith("pwiser") for text in parts):
+    ours = sure.filter(pl.col("loss").str.starts_with("pwiser"))
+    if ours.is_empty():
         no = "no form of PWiseR differs significantly from BCE tuned as carefully"
-        if not parts:
-            return f"{no}, and no rival does"
+        return f"{no}; {joined(parts)}" if parts else f"{no}, and no rival does"
+    if not (ours["difference"] > 0).any():
+        no = "no form of PWiseR is significantly better than BCE tuned as carefully"
         return f"{no}; {joined(parts)}"
     return joined(parts)
 

@@ -107,7 +107,7 @@ def interval_of(row: Mapping[str, Any]) -> Interval:
     return Interval(value, low, high, np.nan)
 
 
-DECISION = ("If", "Highest mean", "Minus BCE (p)", "So")
+DECISION = ("If", "Best mean", "Minus BCE (p)", "So")
 
 
 def decision(
@@ -130,7 +130,7 @@ def decision(
         return situation, best, "\N{EN DASH}", "use BCE: no other has a better mean"
     row = tests.filter(pl.col("loss") == best).row(0, named=True)
     sure = row["p_holm"] < 0.05
-    so = f"use {best}" if sure else "use BCE: the difference is not significant"
+    so = f"use {best}" if sure else "undecided: no reason to leave BCE"
     return situation, best, difference_and_p(row), so
 
 
