@@ -6,7 +6,7 @@ table is rebuilt from the run folders, without training.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -82,15 +82,21 @@ class ResultTable:
         finally:
             partial.unlink(missing_ok=True)
 
-    def of(self, run: str, split: str, metrics: tuple[str, ...]) -> pl.DataFrame:
-        """The rows of a run and split with these metrics; none if any is missing."""
+    def of_runs(
+        self, runs: Sequence[str], metrics: tuple[str, ...]
+    ) -> dict[tuple[str, str, str], pl.DataFrame]:
+        """The rows with these metrics by (run, split, tags), where none is missing."""
         rows = self.frame.filter(
-            (pl.col("run") == run)
-            & (pl.col("split") == split)
-            & pl.col("metric").is_in(metrics)
+            pl.col("run").is_in(runs) & pl.col("metric").is_in(metrics)
         )
-        whole = set(metrics) == set(rows["metric"].unique())
-        return rows if whole else rows.clear()
+        parts = rows.partition_by(
+            "run", "split", "tags", as_dict=True, maintain_order=True
+        )
+        return {
+            (run, split, tags): part
+            for (run, split, tags), part in parts.items()
+            if set(part["metric"]) == set(metrics)
+        }
 
 
 def long_rows(results: pl.DataFrame) -> pl.DataFrame:

@@ -401,14 +401,14 @@ class Study:
         table = self.table(experiment)
         folder = dataset.ready() if self.tables is None else dataset.folder
         runs = long_rows(results).unique("run", keep="first", maintain_order=True)
+        known = table.of_runs(runs["run"].to_list(), metrics)
         parts = []
         for row in runs.iter_rows(named=True):
             # Runs of one configuration may be in the table under several tags.
-            of_tags = pl.col("tags") == row["tags"]
-            known = table.of(row["run"], row["split"], metrics).filter(of_tags)
-            if known.is_empty() and self.tables is not None:
+            key = row["run"], row["split"], row["tags"]
+            if key not in known and self.tables is not None:
                 raise UserError(f"{table.path} lacks {metrics[0]} of {row['run']}")
-            if known.is_empty():
+            if key not in known:
                 measures = compute(Outcome(self.runs / row["run"], folder))
                 rows = [
                     row
@@ -416,8 +416,8 @@ class Study:
                     for (task, metric), value in measures.items()
                 ]
                 table.add(pl.DataFrame(rows, infer_schema_length=None))
-                known = table.of(row["run"], row["split"], metrics).filter(of_tags)
-            parts.append(known)
+                known |= table.of_runs([row["run"]], metrics)
+            parts.append(known[key])
         return with_tags(pl.concat(parts))
 
 
