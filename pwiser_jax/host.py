@@ -78,8 +78,8 @@ def free_programs() -> None:
 def return_memory_of_compiling() -> None:
     """Returns freed memory whenever jax has lowered or compiled a large program.
 
-    The compiler's threads would keep what they have freed: a third of the memory that a
-    first `train` of AliExpress' SharedBottom had when its first step began.
+    The compiler's threads would keep what they have freed, and the arrays of the first
+    step would come on top of it.
     """
     from jax import monitoring
 
