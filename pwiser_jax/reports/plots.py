@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -222,6 +223,7 @@ def interval_lines(
         panel.locator_params(axis="y", nbins=6)
         if log:
             panel.set_xscale("log")
+            _label_log(panel.xaxis, float(min(xs)), float(max(xs)))
         else:
             panel.locator_params(axis="x", nbins=6, integer=not percent)
         if percent:
@@ -230,6 +232,14 @@ def interval_lines(
     axes[0].set_ylabel(y)
     _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()])
     return figure
+
+
+def _label_log(axis: Axis, low: float, high: float) -> None:
+    """Labels a logarithmic axis of these ends with plain numbers."""
+    subs = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _heights(table: pl.DataFrame) -> tuple[float | None, float | None]:
@@ -447,11 +457,8 @@ def reliability_curves(
             drawn += [*points[0], *points[1]]
         ends = [min(drawn, default=0.001), max(drawn, default=1.0)]
         panel.plot(ends, ends, color=BLACK, linewidth=0.8, zorder=0)
-        subs = (1.0, 2.0, 5.0) if ends[1] < 300 * ends[0] else (1.0,)
         for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_locator(LogLocator(subs=subs))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_locator(NullLocator())
+            _label_log(axis, *ends)
         panel.set_xlabel("mean predicted probability")
     axes[0].set_ylabel("share of positives")
     _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()])

@@ -80,8 +80,12 @@ def test_interval_lines_on_a_logarithmic_axis_are_shifted_alike() -> None:
     names = ["panel", "line", "x", "value", "low", "high"]
     rows = [("ctr", line, x, 0.0, -1.0, 1.0) for line in "ab" for x in (10.0, 1000.0)]
     table = pl.DataFrame(rows, schema=names, orient="row")
-    panel = plots.interval_lines(table, "rows", "AUC", log=True).axes[0]
+    figure = plots.interval_lines(table, "rows", "AUC", log=True)
+    panel = figure.axes[0]
     assert panel.get_xscale() == "log"
+    svg = plots.to_svg(figure)
+    assert "mathdefault" not in svg
+    assert "<!-- 1,000 -->" in svg or ">1,000<" in svg
     first, second = (np.array(line.get_xdata(), float) for line in panel.get_lines())
     ratios = second / first
     assert ratios[0] == pytest.approx(ratios[1])
