@@ -24,6 +24,7 @@ if __name__ == "__main__":
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,52 +33,36 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.text import Text
 
-from experiments.calibration import CALIBRATION
-from experiments.classical import CLASSICAL
-from experiments.comparison import COMPARISON
-from experiments.drift import DRIFT
-from experiments.growth import GROWTH
-from experiments.interplay import INTERPLAY
-from experiments.ladders import LADDER_LEVELS
 from experiments.lib.arms import chosen_arms
-from experiments.lib.commands import run_command
+from experiments.lib.commands import prepare_jax, run_command
 from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.lib.measure import machine
 from experiments.lib.study import SCALES, Experiment, Finding, Scale, Study
-from experiments.nightly import NIGHTLY
-from experiments.noise import NOISE
-from experiments.paper_table import PAPER_TABLE
-from experiments.revenue import REVENUE
-from experiments.significance import SIGNIFICANCE
-from experiments.terms import TERMS
 from pwiser_jax.atomic import locked, write_whole
-from pwiser_jax.config import Protocol
-from pwiser_jax.errors import UserError
-from pwiser_jax.models import MODELS
+from pwiser_jax.errors import UserError, did_you_mean, listed
 from pwiser_jax.options import Parser
 from pwiser_jax.reports.html import Picture, Report, Section, TableBlock, Verdict
 from pwiser_jax.reports.plots import differences, to_png
 from pwiser_jax.reports.tables import to_markdown, to_rich
-from pwiser_jax.training.run.protocol import CHOSEN, NAMES, TRAINED_ON, note
+from pwiser_jax.training.run.protocol import CHOSEN, LEARNED, NAMES, TRAINED_ON, note
 
-EXPERIMENTS = {
-    experiment.name: experiment
-    for experiment in (
-        COMPARISON,
-        INTERPLAY,
-        GROWTH,
-        NOISE,
-        REVENUE,
-        PAPER_TABLE,
-        TERMS,
-        SIGNIFICANCE,
-        LADDER_LEVELS,
-        DRIFT,
-        NIGHTLY,
-        CALIBRATION,
-        CLASSICAL,
-    )
-}
+# In the order of the report. Each is the EXPERIMENT of the module of its name, which is
+# imported where the experiment is chosen: a report from tables loads no jax.
+EXPERIMENTS = (
+    "comparison",
+    "interplay",
+    "growth",
+    "noise",
+    "revenue",
+    "paper_table",
+    "terms",
+    "significance",
+    "ladders",
+    "drift",
+    "nightly",
+    "calibration",
+    "classical",
+)
 
 VERDICT = ("comparison", "paper_table", "significance")
 
@@ -96,7 +81,7 @@ def _parser() -> Parser:
         type=Path | None,
         help="a folder of result tables to write the report from",
     )
-    add("--only", nargs="+", choices=list(EXPERIMENTS), help="these experiments")
+    add("--only", nargs="+", choices=EXPERIMENTS, help="these experiments")
     add(
         "--quick",
         type=bool,
@@ -121,9 +106,14 @@ def _parser() -> Parser:
     add("--arms", nargs="+", type=str, help="arms of the comparison; see its plan")
     add("--growth_rows", nargs="+", type=int, help="rows of the funnels of growth")
     add("--batch_sizes", nargs="+", type=int, help="batch sizes of growth")
-    add("--models", nargs="+", choices=list(MODELS), help="models of the paper's table")
+    add("--models", nargs="+", type=str, help="models of the paper's table")
     add("--split", choices=["valid", "test"], default="test", help="to measure on")
-    add("--protocol", type=Protocol, default="default", help="see pwiser train --help")
+    add(
+        "--protocol",
+        choices=list(LEARNED),
+        default="default",
+        help="see pwiser train --help",
+    )
     add(
         "--cluster",
         type=str | None,
@@ -145,14 +135,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         study = _study(options)
-        chosen = [EXPERIMENTS[name] for name in options.only or EXPERIMENTS]
+        names = options.only or EXPERIMENTS
         if options.tables is not None and not options.only:
-            chosen = [each for each in chosen if study.table(each.name).frame.height]
+            names = [name for name in names if study.table(name).frame.height]
+        if options.tables is not None and "ladders" in names:
+            prepare_jax()  # it times the loss, from tables too
         study.output.mkdir(parents=True, exist_ok=True)
         with locked(study.output, "writing a report"), _joined(study.cluster):
+            chosen = [experiment_of(name) for name in names]
             report(study, chosen, _command(arguments))
 
-    return run_command(parser.prog, work)
+    return run_command(parser.prog, work, computes=options.tables is None)
+
+
+def experiment_of(name: str) -> Experiment:
+    """The experiment of a name of EXPERIMENTS."""
+    return import_module(f"experiments.{name}").EXPERIMENT
 
 
 def _joined(cluster: str | None) -> AbstractContextManager[Any]:
@@ -175,6 +173,7 @@ def _study(options: Namespace) -> Study:
         seeds = options.seeds
         scale = replace(scale, seeds=seeds, pairs=seeds, finals=seeds)
     if options.models:
+        _check_models(options.models)
         scale = replace(scale, models=tuple(options.models))
     for name in ("growth_rows", "batch_sizes"):
         sizes = getattr(options, name)
@@ -205,6 +204,15 @@ def _study(options: Namespace) -> Study:
         tables=options.tables,
         cluster=options.cluster,
     )
+
+
+def _check_models(names: Sequence[str]) -> None:
+    from pwiser_jax.models import MODELS  # loads jax
+
+    for name in names:
+        if name not in MODELS:
+            hint = did_you_mean(name, MODELS)
+            raise UserError(f"--models is {name}; expected {listed(MODELS)}{hint}")
 
 
 def _recorded(tables: Path, datasets: list[Dataset]) -> list[Dataset]:

@@ -181,7 +181,7 @@ def _answer(wide: pl.DataFrame) -> str:
     return f"Against BCE, PWiseR {'; it '.join(texts)} (MMoE, mean over datasets)."
 
 
-CALIBRATION = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "Calibration and harmony",
     "What does PWiseR do to log loss and calibration error, before and after a refit "

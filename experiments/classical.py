@@ -13,9 +13,9 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,8 +23,8 @@ from scipy import sparse, special
 
 from experiments.lib.arms import COMMON
 from experiments.lib.datasets import Dataset, kuairand
-from experiments.lib.grid import Run
 from experiments.lib.result_table import tag_text
+from experiments.lib.runs import Run
 from experiments.lib.search import Point, Space, at, point_text, sobol_points
 from experiments.lib.study import (
     TUNING_SEED,
@@ -36,7 +36,6 @@ from experiments.lib.study import (
 )
 from experiments.lib.words import counted, text_of
 from pwiser_jax import metrics
-from pwiser_jax.config import load_config
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import FILE, read_manifest
@@ -45,6 +44,9 @@ from pwiser_jax.metrics import Interval
 from pwiser_jax.reports.html import TableBlock
 from pwiser_jax.reports.tables import p_text
 from pwiser_jax.schema import Schema
+
+if TYPE_CHECKING:
+    from pwiser_jax.config import Config
 
 NAME = "classical"
 HEADS = ("ctr", "ctcvr")
@@ -292,23 +294,14 @@ def tune_deep(study: Study, dataset: Dataset, model: Deep) -> Tuned:
     scale, planned = study.scale, []
     for half, options in enumerate(HALVES):
         changes = (*scale.to_the_end, *model.options, *options)
-        options = study.options(dataset, changes)
-        config = load_config(dataset.configs / f"{model.config}.yaml", options)
         space = {**COMMON, **model.space}
         for point in sobol_points(space, max(scale.trials // 2, 1), seed=half):
-            config = at(config, point)
-            planned.append(Run(model.name, "bce", 0, config, {"half": half, **point}))
+            configure = partial(deep_config, study, dataset, model, changes, point)
+            tags = {"half": half, **point}
+            planned.append(Run(model.name, "bce", 0, configure, tags))
 
     def runs(which: Sequence[Run], seeds: Sequence[int], split: str) -> pl.DataFrame:
-        seeded = [
-            replace(
-                run,
-                seed=seed,
-                config=replace(run.config, train=replace(run.config.train, seed=seed)),
-            )
-            for run in which
-            for seed in seeds
-        ]
+        seeded = [run.seeded(seed) for run in which for seed in seeds]
         results = study.run(NAME, seeded, dataset, split)
         return results.filter(pl.col("task").is_in(HEADS))
 
@@ -327,6 +320,15 @@ def tune_deep(study: Study, dataset: Dataset, model: Deep) -> Tuned:
         dict(of_best.select("task", "auc").iter_rows()),
         finals.select("seed", "task", "auc", "log_loss", "run", *_keys(finals)),
     )
+
+
+def deep_config(
+    study: Study, dataset: Dataset, model: Deep, changes: Sequence[str], point: Point
+) -> "Config":
+    from pwiser_jax.config import load_config  # loads jax
+
+    path = dataset.configs / f"{model.config}.yaml"
+    return at(load_config(path, study.options(dataset, changes)), point)
 
 
 def _keys(results: pl.DataFrame) -> list[str]:
@@ -510,7 +512,7 @@ def _mean(tuned: Tuned, head: str, measure: str) -> float:
     return float(tuned.finals.filter(pl.col("task") == head)[measure].to_numpy().mean())
 
 
-CLASSICAL = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "Deep and classical models",
     "On the same columns, does a tuned deep model of cross-entropy rank better than "

@@ -14,6 +14,8 @@ the final seeds and measured on test.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -21,7 +23,6 @@ import polars as pl
 from experiments.lib import curves
 from experiments.lib.arms import ARMS, Arm, check_arm, chosen_arms
 from experiments.lib.datasets import Dataset
-from experiments.lib.grid import Run, Tag
 from experiments.lib.paired import (
     PairedTest,
     decision,
@@ -33,6 +34,7 @@ from experiments.lib.paired import (
     paired_tests,
 )
 from experiments.lib.planner import half_width, pilot_deviation, seeds_for_width
+from experiments.lib.runs import Configure, Run, Tag
 from experiments.lib.search import (
     Point,
     at,
@@ -41,7 +43,6 @@ from experiments.lib.search import (
     sobol_points,
     space_around,
 )
-from experiments.lib.step_time import cost, step_seconds
 from experiments.lib.study import (
     TUNING_SEED,
     Experiment,
@@ -58,13 +59,14 @@ from experiments.lib.words import (
     text_of,
 )
 from pwiser_jax import metrics
-from pwiser_jax.config import Config, load_config
 from pwiser_jax.errors import UserError
 from pwiser_jax.metrics import Interval
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences, interval_lines
 from pwiser_jax.tasks import heads, measured
-from pwiser_jax.training.run.folder import read_result
+
+if TYPE_CHECKING:
+    from pwiser_jax.config import Config
 
 NAME = "comparison"
 MODEL = "mmoe"
@@ -119,23 +121,28 @@ def arms_of(study: Study, dataset: Dataset) -> list[Arm]:
     return arms
 
 
-def arm_config(study: Study, dataset: Dataset, arm: Arm) -> Config:
+def arm_config(
+    study: Study, dataset: Dataset, arm: Arm, more: Sequence[str] = ()
+) -> "Config":
     """The configuration of an arm before its settings are chosen."""
-    options = study.options(dataset, (*study.scale.to_the_end, *arm.options))
-    return load_config(dataset.configs / f"{MODEL}.yaml", options)
+    from pwiser_jax.config import load_config  # loads jax
+
+    options = (*study.scale.to_the_end, *arm.options, *more)
+    path = dataset.configs / f"{MODEL}.yaml"
+    return load_config(path, study.options(dataset, options))
 
 
 def planned_runs(
-    config: Config, arm: Arm, points: Sequence[Point], seeds: Sequence[int]
+    configure: Configure, arm: Arm, points: Sequence[Point], seeds: Sequence[int]
 ) -> list[Run]:
+    """Runs of an arm, whose configuration is that of `configure` at a point."""
+    once = cache(configure)
+
+    def at_point(point: Point) -> "Config":
+        return at(once(), point)
+
     return [
-        Run(
-            MODEL,
-            arm.name,
-            seed,
-            replace(at(config, point), train=replace(config.train, seed=seed)),
-            dict(point),
-        )
+        Run(MODEL, arm.name, 0, partial(at_point, point), dict(point)).seeded(seed)
         for point in points
         for seed in seeds
     ]
@@ -144,14 +151,14 @@ def planned_runs(
 def tune(study: Study, dataset: Dataset, arm: Arm) -> Tuned:
     """Searches the settings of an arm on validation."""
     scale, space = study.scale, arm.whole_space
-    config = arm_config(study, dataset, arm)
+    configure = partial(arm_config, study, dataset, arm)
     tried: list[Point] = []
     aucs: dict[int, list[float]] = {}
     at_cap: list[float] = []
 
     def run(indices: Sequence[int], seeds: Sequence[int]) -> None:
         points = [tried[i] for i in indices]
-        planned = planned_runs(config, arm, points, seeds)
+        planned = planned_runs(configure, arm, points, seeds)
         results = study.run(NAME, planned, dataset, "valid")
         heads = results.filter(pl.col("task").is_in(HEADS))
         by_run = dict(heads.group_by("run").agg(pl.col("auc").mean()).iter_rows())
@@ -190,8 +197,9 @@ def final_runs(
         As `grid.results_of`, with a column for each further measure; and the rows of
         the first seed as `Study.run` returns them.
     """
-    config = arm_config(study, dataset, tuned.arm)
-    planned = planned_runs(config, tuned.arm, [tuned.chosen], range(study.scale.finals))
+    configure = partial(arm_config, study, dataset, tuned.arm)
+    seeds = range(study.scale.finals)
+    planned = planned_runs(configure, tuned.arm, [tuned.chosen], seeds)
     results = study.run(NAME, planned, dataset, "test")
     further: list[tuple[tuple[str, ...], Callable[[Outcome], Measures]]] = [
         (("at_cap",), _at_cap),
@@ -289,11 +297,8 @@ def runs_of_choice(
     """
     parts = []
     for arm in arms:
-        options = (*study.scale.to_the_end, *arm.options, *more)
-        config = load_config(
-            dataset.configs / f"{MODEL}.yaml", study.options(dataset, options)
-        )
-        runs = planned_runs(config, arm, [points[arm.name]], range(seeds))
+        configure = partial(arm_config, study, dataset, arm, more)
+        runs = planned_runs(configure, arm, [points[arm.name]], range(seeds))
         planned = [replace(run, tags=tags) for run in runs]
         results = study.run(experiment, planned, dataset, "test")
         columns = ["run", "task", "metric", "value"]
@@ -334,6 +339,8 @@ def step_costs(
     measured_now: dict[str, tuple[float, float]] = {}
 
     def measure_all() -> None:
+        from experiments.lib.step_time import cost, step_seconds  # loads jax
+
         configs = [
             at(arm_config(study, dataset, search.arm), search.chosen)
             for search in searches
@@ -363,6 +370,8 @@ def step_costs(
 
 def _at_cap(outcome: Outcome) -> Measures:
     """1 where a run ended at the cap on epochs, for each trained head."""
+    from pwiser_jax.training.run.folder import read_result  # loads jax
+
     result = read_result(outcome.folder)
     return {("ctr", "at_cap"): float(result.stopped != "early")}
 
@@ -860,7 +869,7 @@ def _verdict(sure: pl.DataFrame) -> str:
     return joined(parts)
 
 
-COMPARISON = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "The fair comparison",
     "Trained to the end and tuned with equal effort, is PWiseR better than "

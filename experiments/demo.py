@@ -9,11 +9,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from experiments.all import report
+from experiments.all import experiment_of, report
 from experiments.lib.commands import run_command
 from experiments.lib.datasets import CONFIGS, Dataset
 from experiments.lib.study import SCALES, Study
-from experiments.paper_table import PAPER_TABLE
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.options import Parser
 
@@ -45,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         scale=replace(SCALES["standard"], seeds=3),
         datasets=[Dataset("synthetic", output / "data", CONFIGS / "synthetic", _make)],
     )
-    return run_command(parser.prog, partial(report, study, [PAPER_TABLE], "make demo"))
+    chosen = [experiment_of("paper_table")]
+    return run_command(parser.prog, partial(report, study, chosen, "make demo"))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import Any
 import polars as pl
 
 from experiments.lib.datasets import CONFIGS, Dataset
-from experiments.lib.grid import Run, evaluation, in_turn
+from experiments.lib.grid import evaluation, in_turn
 from experiments.lib.measure import median_seconds
 from experiments.lib.result_table import tag_text
+from experiments.lib.runs import Run, fixed
 from experiments.lib.streams import days_of, deal, prepare_days, prepare_shift
 from experiments.lib.study import Experiment, Finding, Study, with_tags
 from experiments.lib.words import change, line_rows, text_of
@@ -118,7 +119,9 @@ def _stream(study: Study, dataset: Dataset) -> tuple[pl.DataFrame, Path]:
                 train(config, run, Silent())
                 before = run
                 tags = {"day": index + 1, "mode": mode}
-                rows += measures(replace(first, config=config, tags=tags), run, name)
+                rows += measures(
+                    replace(first, configure=fixed(config), tags=tags), run, name
+                )
     types = {"value": pl.Float64, "reason": pl.String}
     table = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
     table = table.with_columns(pl.lit(dataset.name).alias("dataset"))
@@ -257,7 +260,7 @@ def _answer(results: pl.DataFrame) -> str:
     )
 
 
-DRIFT = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "Drift and serving",
     "Day by day: is a warm start as good as retraining, does PWiseR's effect last, how "

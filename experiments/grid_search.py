@@ -21,7 +21,7 @@ from jsonargparse import Namespace
 
 from experiments.lib.commands import run_command
 from experiments.lib.datasets import Dataset, given
-from experiments.lib.grid import Run
+from experiments.lib.runs import Run, fixed
 from experiments.lib.search import Point, at, point_text
 from experiments.lib.study import SCALES, TUNING_SEED, Study
 from experiments.lib.words import joined
@@ -57,7 +57,7 @@ def grid_search(
         experiment: name of the result table.
         dataset: the dataset.
         grid: the points.
-        model, loss: as in `lib.grid`; a point's numbers replace those of the loss.
+        model, loss: as in `lib.runs`; a point's numbers replace those of the loss.
         seeds: number of tuning seeds of each point.
 
     Returns:
@@ -72,7 +72,7 @@ def grid_search(
     for point in grid:
         try:
             runs = [
-                replace(run, config=at(run.config, point), tags=dict(point))
+                replace(run, configure=fixed(at(run.config, point)), tags=dict(point))
                 for run in study.grid(dataset, [model], [loss], seeds, TUNING_SEED)
             ]
         except ValueError as error:

@@ -303,7 +303,7 @@ def answer(of_rows: pl.DataFrame, of_batch: pl.DataFrame) -> str:
     return " ".join(sentences)
 
 
-GROWTH = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "How it grows",
     "How does the effect change with the number of conversions and the batch size, at "

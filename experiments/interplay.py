@@ -6,6 +6,8 @@ PWiseR on the CTCVR head over a grid of L2 and lambda, 0 (BCE) included, trained
 end at one learning rate. Nothing is chosen here: the grid is described, on test.
 """
 
+from functools import partial
+
 import polars as pl
 
 from experiments.comparison import (
@@ -68,13 +70,13 @@ def find(study: Study) -> Finding:
 
 def _results(study: Study, dataset: Dataset) -> pl.DataFrame:
     """A row a run and task, with its L2 and lambda."""
-    config = arm_config(study, dataset, ARM)
+    configure = partial(arm_config, study, dataset, ARM)
     points: list[Point] = [
         {"learning_rate": LEARNING_RATE, "l2": l2, "lambda": value}
         for l2 in study.scale.interplay_l2
         for value in study.scale.interplay_lambdas
     ]
-    runs = planned_runs(config, ARM, points, range(study.scale.interplay_seeds))
+    runs = planned_runs(configure, ARM, points, range(study.scale.interplay_seeds))
     results = study.run(NAME, runs, dataset, "test")
     if not dataset.truth:
         return results
@@ -115,7 +117,7 @@ def _answer(results: pl.DataFrame, metric: str) -> str:
     )
 
 
-INTERPLAY = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "L2 and lambda",
     "Does the sign of PWiseR's effect follow the regularisation?",

@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 
 from experiments.lib.datasets import Dataset, synthetic
-from experiments.lib.grid import Run
 from experiments.lib.measure import median_seconds
+from experiments.lib.runs import Run, fixed
 from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
 from experiments.lib.words import average_difference, change, joined, line_rows, text_of
 from pwiser_jax import metrics
@@ -74,7 +74,9 @@ def _runs(study: Study, dataset: Dataset, labels: int) -> list[Run]:
         replace(
             run,
             loss="ladder",
-            config=replace(run.config, loss=replace(run.config.loss, margins=margins)),
+            configure=fixed(
+                replace(run.config, loss=replace(run.config.loss, margins=margins))
+            ),
         )
         for run in planned
         if run.loss == "pwiser"
@@ -205,7 +207,7 @@ def _answer(means: pl.DataFrame, study: Study) -> str:
     return f"On a ladder of {levels} levels, {joined(texts)}, against BCE (MMoE)."
 
 
-LADDER_LEVELS = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "More than two tasks",
     "On ladders of 3 to 6 levels: does ranking every level over every lower one gain "

@@ -19,7 +19,8 @@ import polars as pl
 
 from experiments.drift import auc_gap, day_pictures, measures
 from experiments.lib.datasets import CONFIGS, Dataset
-from experiments.lib.grid import Run, in_turn
+from experiments.lib.grid import in_turn
+from experiments.lib.runs import Run, fixed
 from experiments.lib.streams import GROWING, growing, night
 from experiments.lib.study import Experiment, Finding, Study, with_tags
 from experiments.lib.words import change, text_of
@@ -142,7 +143,7 @@ def _tagged(planned: Run, run: Path, day: int, mode: str) -> Run:
         "users": sizes["user_id"],
         "items": sizes["item_id"],
     }
-    return replace(planned, config=replace(config, data=data), tags=tags)
+    return replace(planned, configure=fixed(replace(config, data=data)), tags=tags)
 
 
 def _by_task(results: pl.DataFrame) -> pl.DataFrame:
@@ -169,7 +170,7 @@ def _by_day(results: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-NIGHTLY = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "Nightly updates",
     "New users and items come every day: is a warm start by `prepare --extend` and "

@@ -223,7 +223,7 @@ def _where(row: dict) -> str:
     return f"{row['task'].upper()} with {row['Noise']}{rival} ({gap_text(row)})"
 
 
-NOISE = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "Noise",
     "With accidental clicks, bots, position bias, delayed conversions or noisy "

@@ -148,7 +148,7 @@ def _distributions(results: pl.DataFrame, study: Study) -> Picture:
     )
 
 
-PAPER_TABLE = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "The paper's table",
     "Does PWiseR, with lambda 0.1 on both heads and default margins, raise AUC over "

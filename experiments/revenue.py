@@ -242,7 +242,7 @@ def _scaled(gap: Interval, factor: float) -> Interval:
     return Interval(*(factor * x for x in ends))
 
 
-REVENUE = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "Revenue",
     "Does PWiseR, or PWiseR with pairs weighted by value, bring more revenue by "

@@ -16,6 +16,7 @@ import polars as pl
 from experiments.lib.coverage import coverage
 from experiments.lib.datasets import Dataset
 from experiments.lib.relabel import shuffled_conversions
+from experiments.lib.runs import fixed
 from experiments.lib.study import Experiment, Finding, Measures, Outcome, Study
 from experiments.lib.words import after_holm, changes, text_of
 from pwiser_jax import metrics
@@ -102,7 +103,7 @@ def _runs(study: Study, dataset: Dataset) -> pl.DataFrame:
     planned = study.grid(dataset, [MODEL], ["bce", "pwiser"], pairs)
     again = study.grid(dataset, [MODEL], ["pwiser"], pairs, first_seed=pairs)
     nothing = [
-        replace(run, loss=NOTHING, config=_without_effect(run.config))
+        replace(run, loss=NOTHING, configure=fixed(_without_effect(run.config)))
         for run in study.grid(dataset, [MODEL], ["pwiser"], min(pairs, ROW_SEEDS))
     ]
     return study.run(NAME, [*planned, *again, *nothing], dataset)
@@ -247,7 +248,7 @@ def _answer(results: pl.DataFrame, real: pl.DataFrame) -> str:
     )
 
 
-SIGNIFICANCE = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "More than chance?",
     "Over paired seeds and over rows: is the difference significant, how many seeds "

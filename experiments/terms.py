@@ -90,7 +90,7 @@ def _answer(results: pl.DataFrame, variants: list[str]) -> str:
     )
 
 
-TERMS = Experiment(
+EXPERIMENT = Experiment(
     NAME,
     "Terms, heads and forms",
     "How much of PWiseR's effect remains without either term, without the "

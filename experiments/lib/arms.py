@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.lib.search import Space, check_space
-from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.errors import UserError
-from pwiser_jax.training import objective
+
+if TYPE_CHECKING:
+    from pwiser_jax.config import Config
 
 COMMON: Space = {"learning_rate": (1e-3, 3e-2), "l2": (1e-4, 3e-2)}
 LAMBDA: Space = {"lambda": (0.01, 10.0)}
@@ -156,8 +158,10 @@ def chosen_arms(names: list[str]) -> list[Arm]:
     return [arm for arm in ARMS.values() if arm.name in wanted]
 
 
-def check_arm(arm: Arm, config: Config, folder: Path) -> None:
+def check_arm(arm: Arm, config: "Config", folder: Path) -> None:
     """Raises UserError, naming the arm, where it cannot run on the data."""
+    from pwiser_jax.training import objective  # loads jax
+
     prepared = Prepared(folder)
     try:
         objective.build(config.loss, prepared.schema.labels, config.model.cvr_space)

@@ -11,8 +11,6 @@ from experiments.lib.words import (
     text_of,
 )
 from pwiser_jax import metrics
-from pwiser_jax.training.run.folder import run_config
-from pwiser_jax.training.run.metrics import read_metrics
 
 EPOCHS = 24  # of a curve
 CURVE = tuple(f"valid_auc_{epoch}" for epoch in range(1, EPOCHS + 1))
@@ -37,6 +35,8 @@ def end(outcome: Outcome) -> Measures:
     `train.patience` epochs; NaN for a shorter run. `last_gain`: AUC of the kept epoch
     less that of as many epochs before it.
     """
+    from pwiser_jax.training.run.folder import run_config  # loads jax
+
     lines, patience = _lines(outcome), run_config(outcome.folder).train.patience
     means = [line["mean_auc"] or -np.inf for line in lines]
     best = int(np.argmax(means))
@@ -54,6 +54,8 @@ def end(outcome: Outcome) -> Measures:
 
 
 def _lines(outcome: Outcome) -> list[dict]:
+    from pwiser_jax.training.run.metrics import read_metrics  # loads jax
+
     return [line for line in read_metrics(outcome.folder) if "mean_auc" in line]
 
 

@@ -1,4 +1,4 @@
-"""Runs on one prepared dataset, paired by seed.
+"""Trains and measures runs on one prepared dataset.
 
 The folder of a run is RUNS/DATASET-HASH/MODEL-LOSS-SEED-HASH, with hashes of the data's
 manifest and of the configuration. A finished run is not trained again, by this
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from rich.progress import (
     track,
 )
 
+from experiments.lib.runs import Run
 from pwiser_jax.atomic import InUse, locked
-from pwiser_jax.config import Config, load_config
+from pwiser_jax.config import Config
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import FILE
 from pwiser_jax.errors import UserError
@@ -46,93 +47,8 @@ from pwiser_jax.training.sweep import (
     train_sweep,
 )
 
-# The options of `loss` by the name of a loss, on top of PWISER. Paired runs share all
-# other options: they have the same initial weights and see the same batches. BCE is
-# PWiseR with lambda 0, so that one sweep trains both.
-PWISER = {"ranking": "pwiser", "lambdas": 0.1}
-LOSSES: Mapping[str, Mapping[str, Any]] = {
-    "bce": {"lambdas": 0.0},
-    "pwiser": {},
-    "without_click_only": {"margins": {"conversion>click": None}},
-    "without_no_click": {"margins": {"conversion>exposure": None}},
-    "bce_on_conversions": {"bce_rows": "conversions"},
-    "ctr_only": {"lambdas": {"ctr": 0.1}},
-    "ctcvr_only": {"lambdas": {"ctcvr": 0.1}},
-    "logit": {"scores": "logit"},
-    "logistic": {"scores": "logit", "surrogate": "logistic"},
-    "literal_gate": {"gate": "literal"},
-    "per_negative": {"normalize": "negatives"},
-    "plain_sums": {"lambdas": 1e-5, "normalize": "none"},
-    "balanced": {"lambdas": 1.0, "normalize": "balanced"},
-    "bank": {"bank": 64},
-    "bce_conversion_aware": {"lambdas": 0.0},
-    "conversion_aware": {},
-}
-# `data.min_conversions` of a loss. Its batches differ from those of the paired runs.
-MIN_CONVERSIONS = {"bce_conversion_aware": 8, "conversion_aware": 8}
-
-
 MEASURES = dict.fromkeys(("auc", "log_loss"), pl.Float64) | {"reason": pl.String}
 WAIT = 1.0  # seconds between attempts to take a lock
-
-Tag = str | int | float
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run.
-
-    Args:
-        model, loss, seed: its name in tables; no number depends on them.
-        config: its configuration; `data.path` is replaced by that of the experiment.
-        tags: further columns of its results, such as a rate of noise.
-    """
-
-    model: str
-    loss: str
-    seed: int
-    config: Config
-    tags: Mapping[str, Tag] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}-{self.loss}-seed{self.seed}-{config_hash(self.config)}"
-
-
-def paired_runs(
-    configs: Path,
-    models: Sequence[str],
-    losses: Sequence[str],
-    seeds: Sequence[int],
-    overrides: Sequence[str] = (),
-    tags: Mapping[str, Tag] | None = None,
-) -> list[Run]:
-    """MODEL.yaml in `configs` for each model, times losses, times seeds.
-
-    Ordered by seed, so that a killed experiment leaves complete pairs.
-    """
-    if not models or not losses or not seeds:
-        raise UserError("nothing to run: name a model, a loss and a seed")
-    base = {
-        model: load_config(configs / f"{model}.yaml", tuple(overrides))
-        for model in models
-    }
-    return [
-        Run(model, loss, seed, _changed(base[model], loss, seed), tags or {})
-        for seed in seeds
-        for model in models
-        for loss in losses
-    ]
-
-
-def _changed(config: Config, loss: str, seed: int) -> Config:
-    least = max(config.data.min_conversions, MIN_CONVERSIONS.get(loss, 0))
-    return replace(
-        config,
-        loss=replace(config.loss, **{**PWISER, **LOSSES[loss]}),
-        data=replace(config.data, min_conversions=least),
-        train=replace(config.train, seed=seed),
-    )
 
 
 def results_of(

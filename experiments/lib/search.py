@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import qmc
 
-from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pwiser_jax.config import Config
 
 Point = Mapping[str, float]
 Space = Mapping[str, tuple[float, float]]
@@ -71,7 +73,7 @@ def settings_on_edge(tried: Sequence[Point], chosen: Point) -> list[str]:
     return names
 
 
-def at(config: Config, point: Point) -> Config:
+def at(config: "Config", point: Point) -> "Config":
     """The configuration of a point.
 
     lambda is that of all heads, or of the heads that the configuration names; m1 is the

@@ -5,26 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from experiments.lib.datasets import Dataset
-from experiments.lib.grid import Run, Tag, paired_runs, results_of
 from experiments.lib.result_table import ResultTable, long_rows, tag_text, wide_rows
-from pwiser_jax.config import Protocol
+from experiments.lib.runs import Run, Tag, paired_runs
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.errors import UserError
 from pwiser_jax.evaluation import Prediction, predict_task
-from pwiser_jax.inference.load import load_best
 from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.tasks import measured
-from pwiser_jax.training.logits import predict_logits
-from pwiser_jax.training.run.folder import run_config
 from pwiser_jax.training.run.protocol import note
+
+if TYPE_CHECKING:
+    from pwiser_jax.config import Protocol
 
 PAPER_MODELS = ("single_task", "shared_bottom", "mmoe", "ple")
 TUNING_SEED = 1000  # first seed of runs that choose settings; final runs use others
@@ -233,6 +232,11 @@ class Outcome:
 
     def predictions(self, split: str) -> dict[str, Prediction]:
         """Scores and probabilities of every measured task for every row."""
+        # These load jax, which a report from tables does without.
+        from pwiser_jax.inference.load import load_best
+        from pwiser_jax.training.logits import predict_logits
+        from pwiser_jax.training.run.folder import run_config
+
         config, schema = run_config(self.folder), self.prepared.schema
         rows, state = self.rows(split), load_best(self.folder, config, schema)
         logits = predict_logits(config, schema, state, rows)
@@ -272,7 +276,7 @@ class Study:
     scale: Scale
     datasets: Sequence[Dataset]
     split: str = "test"
-    protocol: Protocol = "default"
+    protocol: "Protocol" = "default"
     kuairand: Path | None = None
     overrides: Sequence[str] = ()
     arms: Sequence[str] = ()
@@ -352,6 +356,8 @@ class Study:
         split = split or self.split
         if self.tables is not None:
             return self._recorded(experiment, planned, dataset, split)
+        from experiments.lib.grid import results_of  # loads jax
+
         folder = dataset.ready()
         if not read_manifest(folder).splits[split].rows:
             raise UserError(f"{folder} has no {split} rows to measure on")

@@ -11,6 +11,7 @@ from experiments import all as experiments
 from experiments import comparison
 from experiments.lib.arms import ARMS, Arm, check_arm, chosen_arms
 from experiments.lib.planner import half_width, pilot_deviation, seeds_for_width
+from experiments.lib.runs import fixed
 from experiments.lib.search import (
     at,
     check_space,
@@ -96,7 +97,7 @@ def test_every_arm_is_a_configuration_whose_points_share_a_sweep():
         points = sobol_points(arm.whole_space, 4, seed=0)
         keys = {sweep_key(at(config, point)) for point in points}
         assert len(keys) == 1, arm.name
-        runs = comparison.planned_runs(config, arm, points, [3])
+        runs = comparison.planned_runs(fixed(config), arm, points, [3])
         assert {run.config.train.seed for run in runs} == {3}
 
 

@@ -19,6 +19,7 @@ from experiments import all as experiments
 from experiments.bench.make_raw import main as make_raw
 from experiments.lib import grid as grids
 from experiments.lib.relabel import relabelled
+from experiments.lib.runs import paired_runs
 from pwiser_jax.atomic import locked
 from pwiser_jax.data.aliccp.prepare import prepare_aliccp
 from pwiser_jax.data.datasets.aliexpress import prepare_aliexpress
@@ -139,7 +140,7 @@ def test_experiments_end_to_end(
     assert pl.read_parquet(table).sort(first.columns).equals(first.sort(first.columns))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "nan" not in (tmp_path / "out" / "findings.md").read_text()
-    assert experiments.EXPERIMENTS[name].title in page
+    assert experiments.experiment_of(name).title in page
 
 
 @pytest.mark.parametrize("dataset", ["aliexpress", "aliccp"])
@@ -165,7 +166,7 @@ def test_paired_runs_start_from_the_same_weights_and_see_the_same_batches(
     data: Path,
 ) -> None:
     configs = CONFIGS / "synthetic"
-    planned = grids.paired_runs(configs, ["mmoe"], ["bce", "pwiser"], range(2))
+    planned = paired_runs(configs, ["mmoe"], ["bce", "pwiser"], range(2))
     assert [(run.loss, run.seed) for run in planned] == [
         ("bce", 0),
         ("pwiser", 0),
@@ -247,7 +248,7 @@ def test_a_split_without_rows_is_told_before_training(
 
 def test_runs_have_their_tags_as_columns(data: Path, tmp_path: Path) -> None:
     overrides = ("--train.epochs=1", "--model.bottom=[4]")
-    (run,) = grids.paired_runs(
+    (run,) = paired_runs(
         CONFIGS / "synthetic", ["shared_bottom"], ["bce"], [0], overrides
     )
     tagged = [
@@ -274,6 +275,25 @@ def test_a_report_is_made_again_from_its_tables(data: Path, tmp_path: Path) -> N
     assert (again / "findings.md").read_text() == findings
     assert (again / "effect.png").read_bytes().startswith(b"\x89PNG")
     assert not runs_of(again)
+
+
+def test_a_report_of_committed_tables_loads_no_jax(tmp_path: Path) -> None:
+    program = """
+import sys
+from experiments.all import main
+code = main(sys.argv[1:])
+print(code, sorted({"jax", "flax", "optax", "orbax"} & sys.modules.keys()))
+"""
+    tables = CONFIGS.parent / "experiments" / "results" / "kuairand_seeds"
+    options = ["--full", "--seeds=60", f"--tables={tables}", f"--output={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options],
+        cwd=CONFIGS.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 @pytest.mark.parametrize(
@@ -315,7 +335,7 @@ def test_a_run_is_never_made_twice_at_once(
 ) -> None:
     """Commands that share runs take turns; the second makes only what is missing."""
     monkeypatch.setattr(grids, "WAIT", 0.01)
-    planned = grids.paired_runs(
+    planned = paired_runs(
         CONFIGS / "synthetic", ["shared_bottom"], ["bce"], [0], ["--train.epochs=1"]
     )
     at_work = threading.Event()

@@ -13,24 +13,26 @@ Reference: https://github.com/easezyc/Multitask-Recommendation-Library, main.py
 """
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pwiser_jax.config import Config, Protocol
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
 
-LEARNED: dict[Protocol, tuple[str, ...]] = {
+if TYPE_CHECKING:  # it loads jax, and reports from tables need only the notes here
+    from pwiser_jax.config import Config, Protocol
+
+LEARNED: dict["Protocol", tuple[str, ...]] = {
     "default": ("train",),
     "mtreclib": ("train", "valid"),
 }
-CHOSEN: dict[Protocol, str] = {"default": "valid", "mtreclib": "test"}
+CHOSEN: dict["Protocol", str] = {"default": "valid", "mtreclib": "test"}
 NAMES = {"valid": "validation", "test": "test"}
 
 OPTIMISTIC = "protocol mtreclib, optimistic: the epoch was chosen on the test split"
 TRAINED_ON = "protocol mtreclib: these rows were trained on"
 
 
-def rows_of(protocol: Protocol, prepared: Prepared) -> tuple[Rows, Rows]:
+def rows_of(protocol: "Protocol", prepared: Prepared) -> tuple[Rows, Rows]:
     """The rows to train on, and the rows that choose the epoch.
 
     Raises:
@@ -39,29 +41,29 @@ def rows_of(protocol: Protocol, prepared: Prepared) -> tuple[Rows, Rows]:
     return prepared.load(*LEARNED[protocol]), prepared.load(CHOSEN[protocol])
 
 
-def note(protocol: Protocol, split: str) -> str | None:
+def note(protocol: "Protocol", split: str) -> str | None:
     """The caution that must accompany each figure of a split; None for no caution."""
     if protocol == "default":
         return None
     return TRAINED_ON if split in LEARNED[protocol] else OPTIMISTIC
 
 
-def label(config: Config) -> dict[str, Any]:
+def label(config: "Config") -> dict[str, Any]:
     """The entries of result.json about the protocol; none for the default one."""
     if config.protocol == "default":
         return {}
     return {"protocol": config.protocol, "note": OPTIMISTIC, "other": other(config)}
 
 
-def lines(config: Config) -> list[str]:
+def lines(config: "Config") -> list[str]:
     """Lines about the protocol, printed at the start of a run."""
     entries = label(config)
     return [entries["note"], *entries["other"]] if entries else []
 
 
-def other(config: Config) -> list[str]:
+def other(config: "Config") -> list[str]:
     """Options that differ from MTReclib's, such as "model.experts is 3, theirs 8"."""
-    ours, theirs = asdict(config), asdict(Config())
+    ours, theirs = asdict(config), asdict(type(config)())
     sections = {
         "data": ("batch_size", "min_conversions"),
         "model": tuple(theirs["model"].keys() - {"name"}),
