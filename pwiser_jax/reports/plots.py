@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -472,7 +473,8 @@ def to_svg(figure: Figure) -> str:
         # Solving the layout again at each drawing would move it slightly.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        # What `savefig` calls after another drawing, for a layout that is solved here.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     return buffer.getvalue()
 
 
