@@ -25,6 +25,7 @@ from experiments.lib.arms import ARMS, Arm, check_arm, chosen_arms
 from experiments.lib.datasets import Dataset
 from experiments.lib.paired import (
     PairedTest,
+    by_seed,
     decision,
     decisions_table,
     difference_and_p,
@@ -639,11 +640,11 @@ def rivals_table(
 
 def best_rival_table(part: pl.DataFrame, rival: str, metric: str) -> pl.DataFrame:
     """A row an arm: differences to the rival that is best on validation."""
-    rows = []
+    rows, values = [], by_seed(part, metric)
     for name in part["loss"].unique(maintain_order=True):
         row: dict[str, str] = {"Arm": name}
         for task in HEADS if name != rival else ():
-            gaps = paired_gaps(part, task, name, rival, metric)
+            gaps = paired_gaps(values, task, name, rival)
             row[f"{task.upper()} minus {rival}"] = short_text(
                 metrics.mean_interval(gaps)
             )
@@ -708,10 +709,10 @@ SHOWN = ("pwiser ctcvr", "pwiser", "ranknet", "jrc")
 
 def planning(part: pl.DataFrame, dataset: Dataset, metric: str) -> pl.DataFrame:
     """Seeds that the wanted widths take, from the first seeds and from all."""
-    rows = []
+    rows, values = [], by_seed(part, metric)
     for loss in [n for n in ("pwiser ctcvr", "pwiser") if n in set(part["loss"])]:
         for task in HEADS:
-            gaps = paired_gaps(part, task, loss, "bce", metric).tolist()
+            gaps = paired_gaps(values, task, loss, "bce").tolist()
             width = WIDTHS[dataset.truth][task]
             pilot, every = pilot_deviation(gaps[:PILOT]), pilot_deviation(gaps)
             rows.append(
@@ -735,13 +736,14 @@ def planning(part: pl.DataFrame, dataset: Dataset, metric: str) -> pl.DataFrame:
 
 def rows_table(part: pl.DataFrame) -> pl.DataFrame:
     """The difference in AUC on labels: over seeds, and over the rows of test."""
-    rows = []
+    rows, aucs = [], by_seed(part, "auc")
     for (loss,), own in part.group_by("loss", maintain_order=True):
         if not own[ROWS[1]].is_not_null().any():
             continue
         baseline = ARMS[str(loss)].baseline
         for task in HEADS:
-            over_seeds = average_difference(part, task, str(loss), baseline)
+            gaps = paired_gaps(aucs, task, str(loss), baseline)
+            over_seeds = metrics.mean_interval(gaps)
             few = own.filter((pl.col("task") == task) & pl.col(ROWS[1]).is_finite())
             value, error = _mean(few, ROWS[0]), _mean(few, ROWS[1])
             if value is None or error is None:
@@ -839,7 +841,7 @@ def _precision(part: pl.DataFrame, ours: str | None) -> str:
     if ours is None:
         return ""
     metric = _of(part)
-    gaps = paired_gaps(part, "ctcvr", ours, "bce", metric).tolist()
+    gaps = paired_gaps(by_seed(part, metric), "ctcvr", ours, "bce").tolist()
     deviation, width = pilot_deviation(gaps), WIDTHS[metric == TRUTH[0]]["ctcvr"]
     reached = half_width(deviation, len(gaps))
     if not deviation or reached <= width:

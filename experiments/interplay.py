@@ -20,7 +20,7 @@ from experiments.comparison import (
 )
 from experiments.lib.arms import ARMS
 from experiments.lib.datasets import Dataset
-from experiments.lib.paired import paired_gaps
+from experiments.lib.paired import by_seed, paired_gaps
 from experiments.lib.search import Point
 from experiments.lib.study import Experiment, Finding, Study
 from experiments.lib.words import counted, text_of
@@ -91,8 +91,9 @@ def _gaps(results: pl.DataFrame, metric: str):
     values = results["lambda"].unique().sort().to_list()
     for task in HEADS:
         for (l2,), part in named.group_by("l2", maintain_order=True):
+            of_part = by_seed(part, metric)
             for value in values[1:]:
-                gaps = paired_gaps(part, task, str(value), str(values[0]), metric)
+                gaps = paired_gaps(of_part, task, str(value), str(values[0]))
                 yield task, l2, value, mean_interval(gaps)
 
 

@@ -14,6 +14,7 @@ from pwiser_jax.reports.tables import p_text
 
 # Further columns, runs, head, loss, baseline.
 PairedTest = tuple[Mapping[str, str], pl.DataFrame, str, str, str]
+BySeed = dict[tuple[str, str], dict[int, float]]  # by (task, loss), then by seed
 
 
 def paired_tests(
@@ -27,10 +28,14 @@ def paired_tests(
     """
     keys = list(comparisons[0][0]) if comparisons else ["dataset"]
     names = [*keys, "task", "loss", "baseline"]
+    parts = {id(part): part for _, part, *_ in comparisons}  # tables have no hash
+    values = {
+        key: by_seed(part, metric if isinstance(metric, str) else metric(part))
+        for key, part in parts.items()
+    }
     rows, p_values = [], []
     for columns, part, task, loss, baseline in comparisons:
-        name = metric if isinstance(metric, str) else metric(part)
-        gaps = paired_gaps(part, task, loss, baseline, name)
+        gaps = paired_gaps(values[id(part)], task, loss, baseline)
         gap = metrics.mean_interval(gaps)
         rows.append(
             (*columns.values(), task, loss, baseline, gap.value, gap.low, gap.high)
@@ -62,14 +67,19 @@ def difference_and_p(row: Mapping[str, Any], short: bool = False) -> str:
     return f"{text} ({p_text(p)})" if np.isfinite(p) else text
 
 
-def paired_gaps(
-    part: pl.DataFrame, task: str, loss: str, baseline: str, metric: str
-) -> np.ndarray:
+def by_seed(part: pl.DataFrame, metric: str) -> BySeed:
+    """The finite values of a measure by (task, loss) and seed."""
+    rows = part.filter(pl.col(metric).is_finite())
+    values: BySeed = {}
+    for task, loss, seed, value in rows.select("task", "loss", "seed", metric).rows():
+        values.setdefault((task, loss), {})[seed] = value
+    return values
+
+
+def paired_gaps(values: BySeed, task: str, loss: str, baseline: str) -> np.ndarray:
     """The differences of the seeds that both have, in the seeds' order."""
-    rows = part.filter((pl.col("task") == task) & pl.col(metric).is_finite())
-    a, b = (rows.filter(pl.col("loss") == name) for name in (loss, baseline))
-    pairs = a.join(b, on="seed", suffix="_baseline").sort("seed")
-    return (pairs[metric] - pairs[f"{metric}_baseline"]).to_numpy()
+    a, b = values.get((task, loss), {}), values.get((task, baseline), {})
+    return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def null_rates(
