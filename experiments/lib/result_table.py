@@ -25,6 +25,7 @@ COLUMNS: dict[str, type[pl.DataType]] = {
 CELL = ("dataset", "model", "loss", "seed", "split", "task", "run", "config_hash")
 METRICS = ("auc", "log_loss", "best_epoch")
 ADDED = ("reason",)  # columns that older tables lack
+RUN = ("run", "split", "tags")  # runs of one configuration may have several tags
 KEY = ("dataset", "loss", "tags", "split", "task", "metric", "run")
 
 
@@ -82,21 +83,19 @@ class ResultTable:
         finally:
             partial.unlink(missing_ok=True)
 
-    def of_runs(
-        self, runs: Sequence[str], metrics: tuple[str, ...]
-    ) -> dict[tuple[str, str, str], pl.DataFrame]:
-        """The rows with these metrics by (run, split, tags), where none is missing."""
+    def of_runs(self, runs: pl.DataFrame, metrics: Sequence[str]) -> pl.DataFrame:
+        """The rows with these metrics of runs, in their order, that lack none of them.
+
+        Args:
+            runs: with the columns RUN.
+            metrics: names of measures.
+        """
         rows = self.frame.filter(
-            pl.col("run").is_in(runs) & pl.col("metric").is_in(metrics)
+            pl.col("run").is_in(runs["run"].to_list()) & pl.col("metric").is_in(metrics)
         )
-        parts = rows.partition_by(
-            "run", "split", "tags", as_dict=True, maintain_order=True
-        )
-        return {
-            (run, split, tags): part
-            for (run, split, tags), part in parts.items()
-            if set(part["metric"]) == set(metrics)
-        }
+        found = runs.select(RUN).join(rows, on=RUN, maintain_order="left_right")
+        count = pl.col("metric").n_unique().over(RUN)
+        return found.filter(count == len(metrics)).select(list(COLUMNS))
 
 
 def long_rows(results: pl.DataFrame) -> pl.DataFrame:
@@ -127,10 +126,10 @@ def long_rows(results: pl.DataFrame) -> pl.DataFrame:
 
 def wide_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """The inverse of `long_rows`: one row per run and task, one column per measure."""
-    reasons = rows.filter(pl.col("metric") == "auc").select("run", "task", "reason")
     kept = rows.filter(pl.col("metric").is_in(METRICS))
     wide = kept.pivot("metric", index=[*CELL, "tags"], values="value")
-    return wide.join(reasons.unique(), on=["run", "task"], maintain_order="left")
+    reasons = kept.filter(metric="auc").select(*RUN, "task", "reason").unique()
+    return wide.join(reasons, on=[*RUN, "task"], maintain_order="left")
 
 
 def tag_text(tags: Mapping[str, str | int | float | None]) -> str:

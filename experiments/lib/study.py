@@ -11,7 +11,13 @@ import numpy as np
 import polars as pl
 
 from experiments.lib.datasets import Dataset
-from experiments.lib.result_table import ResultTable, long_rows, tag_text, wide_rows
+from experiments.lib.result_table import (
+    RUN,
+    ResultTable,
+    long_rows,
+    tag_text,
+    wide_rows,
+)
 from experiments.lib.runs import Run, Tag, paired_runs
 from pwiser_jax.data.batches.rows import Rows
 from pwiser_jax.data.prepared.folder import Prepared
@@ -283,6 +289,7 @@ class Study:
     tables: Path | None = None
     cluster: str | None = None
     _tables: dict[str, ResultTable] = field(default_factory=dict)
+    _wide: dict[str, pl.DataFrame] = field(default_factory=dict)  # of `tables`
 
     @property
     def core(self) -> list[Dataset]:
@@ -310,7 +317,7 @@ class Study:
         """Whether measures can be had: recorded tables of older runs may lack some."""
         if self.tables is None:
             return True
-        return set(metrics) <= set(self.table(experiment).frame["metric"])
+        return set(metrics) <= set(self.table(experiment).frame["metric"].unique())
 
     def titled(self, text: str) -> str:
         """A title, with the note that every figure of the protocol needs."""
@@ -370,19 +377,21 @@ class Study:
         self, experiment: str, planned: Sequence[Run], dataset: Dataset, split: str
     ) -> pl.DataFrame:
         """The results of runs as the table has them."""
-        names = ["model", "loss", "seed", "tags"]
+        if experiment not in self._wide:
+            self._wide[experiment] = wide_rows(self.table(experiment).frame)
+        wide = self._wide[experiment]
         keys = pl.DataFrame(
-            [(run.model, run.loss, run.seed, tag_text(run.tags)) for run in planned],
-            schema=names,
+            [
+                (dataset.name, split, run.model, run.loss, run.seed, tag_text(run.tags))
+                for run in planned
+            ],
+            schema=["dataset", "split", "model", "loss", "seed", "tags"],
             orient="row",
         )
-        frame = self.table(experiment).frame.filter(
-            (pl.col("dataset") == dataset.name) & (pl.col("split") == split)
-        )
-        rows = keys.join(frame, on=names, how="inner", maintain_order="left_right")
+        rows = keys.join(wide, on=keys.columns, maintain_order="left_right")
         if rows.is_empty():
             raise UserError(f"{self.tables} has no {experiment} of {dataset.name}")
-        return with_tags(wide_rows(rows)).drop("tags")
+        return with_tags(rows.select(wide.columns)).drop("tags")
 
     def measure(
         self,
@@ -406,32 +415,30 @@ class Study:
         """
         table = self.table(experiment)
         folder = dataset.ready() if self.tables is None else dataset.folder
-        runs = long_rows(results).unique("run", keep="first", maintain_order=True)
-        known = table.of_runs(runs["run"].to_list(), metrics)
-        parts = []
-        for row in runs.iter_rows(named=True):
-            # Runs of one configuration may be in the table under several tags.
-            key = row["run"], row["split"], row["tags"]
-            if key not in known and self.tables is not None:
+        firsts = results.unique("run", keep="first", maintain_order=True)
+        runs = long_rows(firsts).filter(metric="auc")
+        known = table.of_runs(runs, metrics)
+        missing = runs.join(known, on=RUN, how="anti", maintain_order="left")
+        for row in missing.iter_rows(named=True):
+            if self.tables is not None:
                 raise UserError(f"{table.path} lacks {metrics[0]} of {row['run']}")
-            if key not in known:
-                measures = compute(Outcome(self.runs / row["run"], folder))
-                rows = [
-                    row
-                    | {"task": task, "metric": metric, "value": value, "reason": None}
-                    for (task, metric), value in measures.items()
-                ]
-                table.add(pl.DataFrame(rows, infer_schema_length=None))
-                known |= table.of_runs([row["run"]], metrics)
-            parts.append(known[key])
-        return with_tags(pl.concat(parts))
+            measures = compute(Outcome(self.runs / row["run"], folder))
+            rows = [
+                row | {"task": task, "metric": metric, "value": value, "reason": None}
+                for (task, metric), value in measures.items()
+            ]
+            table.add(pl.DataFrame(rows, infer_schema_length=None))
+        if not missing.is_empty():
+            known = table.of_runs(runs, metrics)
+        return with_tags(known)
 
 
 def with_tags(rows: pl.DataFrame) -> pl.DataFrame:
     """The tags of a result table as columns of their own."""
-    trees = [json.loads(text) for text in rows["tags"]]
-    names = dict.fromkeys(name for tree in trees for name in tree)
+    texts = rows["tags"].to_list()
+    trees = {text: json.loads(text) for text in dict.fromkeys(texts)}
+    names = dict.fromkeys(name for tree in trees.values() for name in tree)
     return rows.with_columns(
-        pl.Series(name, [tree.get(name) for tree in trees], strict=False)
+        pl.Series(name, [trees[text].get(name) for text in texts], strict=False)
         for name in names
     )
