@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from pwiser_jax.metrics import Interval, mean_interval
-from pwiser_jax.reports.tables import difference_text
+from pwiser_jax.reports.tables import difference_text, number_text
 
 Comparison = tuple[str, str]  # a loss and its baseline
 
@@ -19,7 +19,7 @@ def text_of(interval: Interval, number: str = ".4f") -> str:
 
 def short_text(interval: Interval) -> str:
     """+0.0021 ±0.0024, for an interval that is symmetric."""
-    number = f"{interval.value:+.4f}".replace("-", "\N{MINUS SIGN}")
+    number = number_text(interval.value, "+.4f")
     half = (interval.high - interval.low) / 2
     return number if np.isnan(half) else f"{number} \N{PLUS-MINUS SIGN}{half:.4f}"
 

@@ -24,6 +24,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from pwiser_jax.metrics import Reliability
+from pwiser_jax.reports.tables import number_text
 
 BLACK, GREY = "#000000", "#767676"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -173,7 +174,7 @@ def _whisker(
     left = value <= low
     axes.plot(low if left else high, y, "<" if left else ">", color=color)
     axes.annotate(
-        f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
+        number_text(value, "+.3f"),
         (low if left else high, y),
         (8 if left else -8, 5),
         textcoords="offset points",

@@ -367,7 +367,14 @@ def _row(key: tuple, values: dict, others: dict, baseline: str) -> tuple[object,
 def _text(value: float | None, number: str, reason: str | None = None) -> str:
     if value is None:
         return f"{UNDEFINED} ({reason})" if reason else UNDEFINED
-    return format(value, number).replace("-", MINUS)
+    return number_text(value, number)
+
+
+def number_text(value: float, number: str) -> str:
+    """A number with a true minus sign; one that rounds to zero has no sign."""
+    text = format(value, number)
+    zero = not text.strip("+-0.,%")
+    return text.lstrip("+-") if zero else text.replace("-", MINUS)
 
 
 def difference_text(

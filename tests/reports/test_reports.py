@@ -159,6 +159,17 @@ def test_written_tables_show_the_numbers(results, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_a_difference_that_rounds_to_zero_has_no_sign():
+    text = tables.difference_text(-0.00004, -0.0016, 0.00004)
+    assert text == "0.0000 [\N{MINUS SIGN}0.0016, 0.0000]"
+    assert tables.difference_text(0.00006, -1.0, None, ".2f").startswith("0.00 [")
+    numbers = pl.DataFrame({"share [%]": [-0.0001, 0.25], "x": [-0.0, -0.25]})
+    assert tables.as_texts(numbers).rows() == [
+        ("0.0%", "0.0000"),
+        ("25.0%", "\N{MINUS SIGN}0.2500"),
+    ]
+
+
 def test_the_dataset_is_named_where_there_are_several(results):
     both = pl.concat([results, results.with_columns(dataset=pl.lit("kuairand"))])
     assert "Dataset" not in tables.formatted(tables.summary(results)).columns
