@@ -143,10 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             names = [name for name in names if study.table(name).frame.height]
         if options.tables is not None and "ladders" in names:
             prepare_jax()  # it times the loss, from tables too
-        study.output.mkdir(parents=True, exist_ok=True)
-        with locked(study.output, "writing a report"), _joined(study.cluster):
-            chosen = [experiment_of(name) for name in names]
-            report(study, chosen, _command(arguments))
+        chosen = [experiment_of(name) for name in names]
+        _check(study, chosen)
+        with _joined(study.cluster):
+            study.output.mkdir(parents=True, exist_ok=True)
+            with locked(study.output, "writing a report"):
+                report(study, chosen, _command(arguments))
 
     return run_command(parser.prog, work, computes=options.tables is None)
 
@@ -154,6 +156,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def experiment_of(name: str) -> Experiment:
     """The experiment of a name of EXPERIMENTS."""
     return import_module(f"experiments.{name}").EXPERIMENT
+
+
+def _check(study: Study, chosen: Sequence[Experiment]) -> None:
+    """Refuses what cannot run, before a folder is created."""
+    if study.tables is None:
+        from pwiser_jax.config import load_config
+
+        for dataset in study.datasets:
+            if dataset.make is None:
+                dataset.ready()
+            for model in study.scale.models:
+                load_config(dataset.configs / f"{model}.yaml", study.options(dataset))
+    for experiment in chosen:
+        if experiment.check is not None:
+            experiment.check(study)
 
 
 def _joined(cluster: str | None) -> AbstractContextManager[Any]:

@@ -395,11 +395,15 @@ def _over_rows(outcome: Outcome, other: Outcome) -> Measures:
     return measures
 
 
-def find(study: Study) -> Finding:
+def check(study: Study) -> None:
+    """Refuses a number of seeds without a spread."""
     if study.scale.finals < 2:
         raise UserError(
             "the comparison has 1 seed; its spread needs at least 2 (--seeds)"
         )
+
+
+def find(study: Study) -> Finding:
     if study.tables is None:
         for dataset in study.core:
             folder = dataset.ready()
@@ -877,4 +881,5 @@ EXPERIMENT = Experiment(
     "Trained to the end and tuned with equal effort, is PWiseR better than "
     "cross-entropy and than its rivals, on which head?",
     find,
+    check,
 )

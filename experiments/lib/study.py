@@ -210,12 +210,14 @@ class Experiment:
         name: its name on the command line and that of its result table.
         title, asked: title and question in the report.
         find: makes the runs that are missing and answers.
+        check: raises UserError for what the experiment cannot run with.
     """
 
     name: str
     title: str
     asked: str
     find: Callable[["Study"], Finding]
+    check: Callable[["Study"], None] | None = None
 
 
 @dataclass(frozen=True)

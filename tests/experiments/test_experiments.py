@@ -212,6 +212,7 @@ def exit_code(command: list[str]) -> object:
         (["--kuairand=nowhere"], "nowhere"),
         (["--datasets", "kuaishou"], "no 'kuaishou'; there are"),
         (["--seeds=0"], "seeds"),
+        (["--only", "comparison", "--seeds=1"], "needs at least 2 (--seeds)"),
         (["--models", "gpt"], "gpt"),
         (["--only", "everything"], "everything"),
         (["--quick", "--full"], "choose one"),
@@ -232,7 +233,7 @@ def test_a_mistake_gets_one_sentence(
     assert exit_code(command) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert word in error[-1]
-    assert not runs_of(tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_split_without_rows_is_told_before_training(
