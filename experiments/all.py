@@ -36,7 +36,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.text import Text
 
-from experiments.lib.arms import chosen_arms
+from experiments.lib.arms import arm_titles, chosen_arms
 from experiments.lib.commands import prepare_jax, run_command
 from experiments.lib.datasets import Dataset, given, industrial, kuairand, synthetic
 from experiments.lib.measure import machine
@@ -281,10 +281,12 @@ def report(study: Study, chosen: Sequence[Experiment], command: str) -> None:
     console = Console(stderr=True, highlight=False, markup=False)
     chosen_on = NAMES[CHOSEN[study.protocol]]
     source = "Numbers from recorded result tables; the page" if study.tables else "Made"
+    titles = "; ".join(dataset.title for dataset in study.datasets)
+    data = f"Data: {titles}. " if titles else ""  # a stream is no dataset
     introduction = (
-        f"Data: {'; '.join(dataset.name for dataset in study.datasets)}; AUC on "
-        f"{study.split}, of the epoch with the best mean AUC on {chosen_on}. Runs of "
-        "one seed share initial weights and batches; differences are paired by seed. "
+        f"{data}AUC on {study.split}, of the epoch with the best mean AUC on "
+        f"{chosen_on}. Runs of one seed share initial weights and batches; "
+        "differences are paired by seed. "
         "Each number is in results/EXPERIMENT.parquet with its run folder, seed and "
         f"config hash. {source} on {machine()}."
     )
@@ -343,7 +345,12 @@ def verdict(findings: Mapping[str, Finding]) -> Verdict:
     if table is not None:
         pictures.append(
             Picture(
-                differences(table, baseline="BCE", rows=("loss", "dataset")),
+                differences(
+                    table,
+                    baseline="BCE",
+                    rows=("loss", "dataset"),
+                    titles=arm_titles(table["loss"]),
+                ),
                 "Effect of PWiseR on AUC, with intervals, by head, dataset and form.",
                 "The effect on each head's AUC against BCE: 95% intervals over paired "
                 "seeds. Right of 0 PWiseR is better.",
@@ -380,7 +387,7 @@ def _configuration(study: Study) -> str:
     if options:
         texts.append(f"# every run: {' '.join(options)}\n")
     texts += [
-        f"# every run on {dataset.name}: {' '.join(dataset.overrides)}\n"
+        f"# every run on {dataset.title}: {' '.join(dataset.overrides)}\n"
         for dataset in study.datasets
         if dataset.overrides
     ]

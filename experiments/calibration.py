@@ -162,8 +162,8 @@ def _reliability(study: Study) -> Picture:
     return Picture(
         reliability_curves(curves),
         "Share of positives by predicted probability, by task and loss.",
-        f"{dataset.name}, MMoE, seed 0, {study.split}, as trained; the line is perfect "
-        "calibration.",
+        f"{dataset.title}, MMoE, seed 0, {study.split}, as trained; the line is "
+        "perfect calibration.",
     )
 
 

@@ -398,18 +398,18 @@ def find(study: Study) -> Finding:
     for dataset in datasets_of(study):
         reason = unreadable(study, dataset)
         if reason:
-            sentences.append(f"Not on {dataset.name}: {reason}.")
+            sentences.append(f"Not on {dataset.title}: {reason}.")
             continue
         models = list(tuned_models(study, dataset))
         if not models:
             continue
-        caption = f"{dataset.name}: tuned with equal trials; test, mean over seeds"
+        caption = f"{dataset.title}: tuned with equal trials; test, mean over seeds"
         blocks.append(TableBlock(models_table(models), caption))
         if dataset.name.startswith("kuairand"):
-            curve += [(dataset.name, *row) for row in curve_rows(models)]
-        own = [(dataset.name, *row) for row in compared(study, dataset, models)]
+            curve += [(dataset.title, *row) for row in curve_rows(models)]
+        own = [(dataset.title, *row) for row in compared(study, dataset, models)]
         if not own:
-            sentences.append(f"On {dataset.name}, not tested: {auc_text(models)}.")
+            sentences.append(f"On {dataset.title}, not tested: {auc_text(models)}.")
         tests += own
     if tests:
         table, answer = tests_table(tests)

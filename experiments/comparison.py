@@ -21,7 +21,14 @@ import numpy as np
 import polars as pl
 
 from experiments.lib import curves
-from experiments.lib.arms import ARMS, Arm, check_arm, chosen_arms
+from experiments.lib.arms import (
+    ARMS,
+    Arm,
+    arm_title,
+    arm_titles,
+    check_arm,
+    chosen_arms,
+)
 from experiments.lib.datasets import Dataset
 from experiments.lib.paired import (
     PairedTest,
@@ -418,76 +425,87 @@ def find(study: Study) -> Finding:
         firsts: dict[str, pl.DataFrame] = {}
         for arm in arms_of(study, dataset):
             search = tune(study, dataset, arm)
-            tuned.setdefault(dataset.name, []).append(search)
+            tuned.setdefault(dataset.title, []).append(search)
             baseline = parts.get(arm.baseline)
             parts[arm.name], firsts[arm.name] = final_runs(
                 study, dataset, search, baseline
             )
         if parts:
-            costs[dataset.name] = step_costs(
-                study, dataset, tuned[dataset.name], firsts
+            costs[dataset.title] = step_costs(
+                study, dataset, tuned[dataset.title], firsts
             )
-            finals[dataset.name] = pl.concat(parts.values(), how="diagonal")
+            finals[dataset.title] = pl.concat(parts.values(), how="diagonal")
     tests = question_tests(finals, tuned)
     to_do: list[pl.DataFrame] = []
     for dataset in study.core:
-        if dataset.name not in finals:
+        if dataset.title not in finals:
             continue
-        part, searches = finals[dataset.name], tuned[dataset.name]
+        part, searches = finals[dataset.title], tuned[dataset.title]
         metric = _metric(dataset)
-        own = tests.filter(pl.col("dataset") == dataset.name)
-        to_do.append(decisions(part, metric, dataset.name))
+        own = tests.filter(pl.col("dataset") == dataset.title)
+        to_do.append(decisions(part, metric, dataset.title))
         blocks += [
             TableBlock(
-                rivals_table(part, searches, own, metric, costs[dataset.name]),
-                f"{dataset.name}: each arm, tuned by the same rule; "
+                rivals_table(part, searches, own, metric, costs[dataset.title]),
+                f"{dataset.title}: each arm, tuned by the same rule; "
                 f"{_measure(dataset)} on test, mean of "
                 f"{counted(part['seed'].n_unique(), 'seed')}; milliseconds of a step, "
                 "measured in turns. Differences to BCE on the same batches (of forms "
-                "within groups: to 'bce, groups'), paired by seed, with half of the "
-                "95% interval of that one difference; p after Holm over all "
-                f"{tests.height} questions",
+                f"within groups: to {arm_title('bce, groups')}), paired by seed, with "
+                "half of the 95% interval of that one difference; p after Holm over "
+                f"all {tests.height} questions",
             ),
-            *_to_best_rival(part, searches, metric, dataset.name),
+            *_to_best_rival(part, searches, metric, dataset.title),
             TableBlock(
                 calibration_table(part),
-                f"{dataset.name}: probabilities, mean over seeds",
+                f"{dataset.title}: probabilities, mean over seeds",
             ),
         ]
         if own.height and own["low"].is_not_null().any():
             blocks.append(
                 Picture(
-                    differences(own, metric=_measure(dataset), rows=("loss",)),
-                    f"Paired differences to cross-entropy by arm, {dataset.name}.",
-                    f"{dataset.name}: differences to tuned cross-entropy on the same "
+                    differences(
+                        own,
+                        metric=_measure(dataset),
+                        rows=("loss",),
+                        titles=arm_titles(own["loss"]),
+                    ),
+                    f"Paired differences to cross-entropy by arm, {dataset.title}.",
+                    f"{dataset.title}: differences to tuned cross-entropy on the same "
                     "batches, 95% intervals over seeds. Right of 0 the arm is better.",
                 )
             )
-        blocks += _curve_blocks(dataset.name, part)
+        blocks += _curve_blocks(dataset.title, part)
         blocks.append(
-            TableBlock(planning(part, dataset, metric), f"{dataset.name}: seeds")
+            TableBlock(planning(part, dataset, metric), f"{dataset.title}: seeds")
         )
         blocks.append(
             TableBlock(
-                rows_table(part), f"{dataset.name}: over seeds and over test rows"
+                rows_table(part), f"{dataset.title}: over seeds and over test rows"
             )
         )
         blocks.append(
             TableBlock(
                 pl.concat(
-                    null_rates(part.filter(pl.col("loss") == loss), metric, loss)
+                    null_rates(
+                        part.filter(pl.col("loss") == loss), metric, arm_title(loss)
+                    )
                     for loss in part["loss"].unique(maintain_order=True)[:2]
                 ),
-                f"{dataset.name}: no true effect. One arm's runs paired at random with "
-                "its own of other seeds; share of p < .05, 5% is nominal",
+                f"{dataset.title}: no true effect. One arm's runs paired at random "
+                "with its own of other seeds; share of p < .05, 5% is nominal",
             )
         )
         blocks.append(
-            TableBlock(choices_table(searches), f"{dataset.name}: chosen on validation")
+            TableBlock(
+                choices_table(searches), f"{dataset.title}: chosen on validation"
+            )
         )
         columns = dict.fromkeys(("loss", "seed", "task", metric, "auc", "best_epoch"))
         runs = part.select(*columns, "run")
-        blocks.append(TableBlock(runs, f"{dataset.name}: every final run", folded=True))
+        blocks.append(
+            TableBlock(runs, f"{dataset.title}: every final run", folded=True)
+        )
     ours = pl.col("loss").str.starts_with("pwiser")
     effects = tests.filter(ours & ~pl.col("loss").str.contains(" minus "))
     names = ["dataset", "task", "loss", "difference", "low", "high"]
@@ -506,7 +524,8 @@ def _to_best_rival(
     _, rival = best_of(searches)
     if not rival:
         return []
-    caption = f"{dataset}: differences to {rival}, the best rival on validation"
+    best = arm_title(rival)
+    caption = f"{dataset}: differences to {best}, the best rival on validation"
     return [TableBlock(best_rival_table(part, rival, metric), caption)]
 
 
@@ -522,6 +541,7 @@ def _curve_blocks(dataset: str, part: pl.DataFrame) -> list[TableBlock | Picture
                 curves.curve_lines(part, HEADS, few),
                 "training step",
                 "validation AUC",
+                titles=arm_titles(few),
             ),
             "Validation AUC against training steps, BCE and forms of PWiseR.",
             f"{dataset}: mean over seeds, 95% intervals, after each of the "
@@ -539,6 +559,7 @@ def _curve_blocks(dataset: str, part: pl.DataFrame) -> list[TableBlock | Picture
                 "epoch",
                 "validation AUC minus BCE",
                 zero="as BCE",
+                titles=arm_titles(others),
             ),
             "Validation AUC minus that of BCE after each epoch, by arm.",
             f"{dataset}: the difference in validation AUC by epoch; a gain of "
@@ -627,7 +648,7 @@ def rivals_table(
         name = search.arm.name
         own = part.filter(pl.col("loss") == name)
         means = dict(own.group_by("task").agg(pl.col(metric).mean()).iter_rows())
-        row: dict[str, str | float | None] = {"Arm": name}
+        row: dict[str, str | float | None] = {"Arm": search.arm.title}
         row |= {task.upper(): means.get(task) for task in (*HEADS, "cvr")}
         if TRUTH[2] in own.columns:
             ctcvr = own.filter(pl.col("task") == "ctcvr")
@@ -646,12 +667,11 @@ def best_rival_table(part: pl.DataFrame, rival: str, metric: str) -> pl.DataFram
     """A row an arm: differences to the rival that is best on validation."""
     rows, values = [], by_seed(part, metric)
     for name in part["loss"].unique(maintain_order=True):
-        row: dict[str, str] = {"Arm": name}
+        row: dict[str, str] = {"Arm": arm_title(name)}
         for task in HEADS if name != rival else ():
             gaps = paired_gaps(values, task, name, rival)
-            row[f"{task.upper()} minus {rival}"] = short_text(
-                metrics.mean_interval(gaps)
-            )
+            column = f"{task.upper()} minus {arm_title(rival)}"
+            row[column] = short_text(metrics.mean_interval(gaps))
         if len(row) > 1:
             rows.append(row)
     return pl.DataFrame(rows)
@@ -666,7 +686,7 @@ def calibration_table(part: pl.DataFrame) -> pl.DataFrame:
     """A row a rival: how far its probabilities are from the true ones."""
     rows = []
     for (loss,), own in part.group_by("loss", maintain_order=True):
-        row: dict[str, str | float | None] = {"Arm": str(loss)}
+        row: dict[str, str | float | None] = {"Arm": arm_title(str(loss))}
         for task in HEADS:
             of_task = own.filter(pl.col("task") == task)
             row[f"{task.upper()} log loss"] = _mean(of_task, _loss_of(part))
@@ -721,7 +741,7 @@ def planning(part: pl.DataFrame, dataset: Dataset, metric: str) -> pl.DataFrame:
             pilot, every = pilot_deviation(gaps[:PILOT]), pilot_deviation(gaps)
             rows.append(
                 (
-                    loss,
+                    arm_title(loss),
                     task.upper(),
                     every,
                     len(gaps),
@@ -753,7 +773,8 @@ def rows_table(part: pl.DataFrame) -> pl.DataFrame:
             if value is None or error is None:
                 continue
             gap = Interval(value, value - 1.96 * error, value + 1.96 * error, error)
-            rows.append((str(loss), task.upper(), text_of(over_seeds), text_of(gap)))
+            arm, head = arm_title(str(loss)), task.upper()
+            rows.append((arm, head, text_of(over_seeds), text_of(gap)))
     names = ["Arm", "Head", "Over seeds", f"Over test rows (mean of {ROW_SEEDS} seeds)"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
@@ -762,7 +783,7 @@ def choices_table(searches: Sequence[Tuned]) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {
-                "Arm": search.arm.name,
+                "Arm": search.arm.title,
                 "Source": search.arm.source,
                 "Trials": len(search.tried),
                 "Chosen": point_text(search.chosen),
@@ -791,14 +812,14 @@ def _answer(
             ]
             if heads:
                 against = "" if " minus " in label else " minus BCE"
-                texts.append(f"{label}{against}: {joined(heads)}")
+                texts.append(f"{arm_title(label)}{against}: {joined(heads)}")
         sure = own.filter(pl.col("p_holm") < 0.05)
         capped = [x for search in tuned[dataset] for x in search.at_cap]
         capped += part.filter(pl.col("task") == "ctr")["at_cap"].to_list()
         share = float(np.mean(capped)) if capped else np.nan
         sentences.append(
             f"On {dataset}, {_verdict(sure)} ({counted(len(tuned[dataset]), 'arm')} of "
-            f"{MODEL}, {counted(part['seed'].n_unique(), 'paired seed')}, Holm over "
+            f"MMoE, {counted(part['seed'].n_unique(), 'paired seed')}, Holm over "
             f"{counted(own.height, 'question')}). The form of PWiseR and the rival "
             f"that are best on validation: {'; '.join(texts)}. "
             f"{_precision(part, ours)}{share:.1%} of {len(capped):,} runs, trials and "
@@ -828,9 +849,10 @@ def _early(dataset: str, part: pl.DataFrame) -> str:
     for loss in forms if _has_curves(part) else ():
         for task in HEADS:
             whole = average_difference(curves.area(part), task, loss, "bce", "area")
+            gain = curves.early_gain(part, task, loss)
             texts.append(
-                f"{loss} in {task.upper()}: {curves.early_gain(part, task, loss)} "
-                f"(area under the curve {text_of(whole)})"
+                f"{arm_title(loss)} in {task.upper()}: {gain} (area under the curve "
+                f"{text_of(whole)})"
             )
     if not texts:
         return ""
@@ -861,7 +883,7 @@ def _precision(part: pl.DataFrame, ours: str | None) -> str:
 def _verdict(sure: pl.DataFrame) -> str:
     """What is significant, for PWiseR and for its rivals alike."""
     parts = [
-        f"{row['loss']} {'raises' if row['difference'] > 0 else 'lowers'} "
+        f"{arm_title(row['loss'])} {'raises' if row['difference'] > 0 else 'lowers'} "
         f"{row['task'].upper()} AUC significantly ({gap_text(row)})"
         for row in sure.iter_rows(named=True)
     ]

@@ -42,7 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         output=output,
         runs=output / "cells",
         scale=replace(SCALES["standard"], seeds=3),
-        datasets=[Dataset("synthetic", output / "data", CONFIGS / "synthetic", _make)],
+        datasets=[
+            Dataset(
+                "synthetic",
+                "synthetic data",
+                output / "data",
+                CONFIGS / "synthetic",
+                _make,
+            )
+        ],
     )
     chosen = [experiment_of("paper_table")]
     return run_command(parser.prog, partial(report, study, chosen, "make demo"))

@@ -73,6 +73,7 @@ def _streams(study: Study) -> list[Dataset]:
     streams = [
         Dataset(
             "synthetic shift",
+            "synthetic data with a shift",
             place / f"shift_{rows}",
             CONFIGS / "synthetic",
             partial(prepare_shift, rows=rows),
@@ -82,6 +83,7 @@ def _streams(study: Study) -> list[Dataset]:
         streams.append(
             Dataset(
                 "kuairand, like",
+                "KuaiRand-Pure (conversions are likes)",
                 place / "kuairand_days",
                 CONFIGS / "kuairand",
                 partial(prepare_days, study.kuairand),

@@ -11,7 +11,6 @@ settings are carried over from one size, learning rate included.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 
 import polars as pl
@@ -24,7 +23,7 @@ from experiments.comparison import (
     chosen_settings,
     runs_of_choice,
 )
-from experiments.lib.arms import ARMS
+from experiments.lib.arms import VARIANTS, arm_title, arm_titles
 from experiments.lib.datasets import Dataset, synthetic
 from experiments.lib.paired import (
     decision,
@@ -40,20 +39,9 @@ from pwiser_jax.reports.plots import interval_lines
 
 NAME = "growth"
 OURS = "pwiser ctcvr"
-BANK = replace(
-    ARMS[OURS],
-    name=f"{OURS}, bank",
-    options=(*ARMS[OURS].options, "--loss.bank=256"),
-)
-AWARE_OPTION = "--data.min_conversions=8"
-# Their batches differ from those of the other arms, so they have a BCE of their own.
-AWARE_BCE = replace(ARMS["bce"], name="bce, 8 conversions", options=(AWARE_OPTION,))
-AWARE = replace(
-    ARMS[OURS],
-    name=f"{OURS}, 8 conversions",
-    options=(*ARMS[OURS].options, AWARE_OPTION),
-    baseline=AWARE_BCE.name,
-)
+BANK = VARIANTS[f"{OURS}, bank"]
+AWARE_BCE = VARIANTS["bce, 8 conversions"]
+AWARE = VARIANTS[f"{OURS}, 8 conversions"]
 EPOCHS = 10  # at equal epochs
 STEPS = 300  # at equal steps, rounded up to whole epochs
 LENGTHS = ("epochs", "steps")
@@ -239,7 +227,12 @@ def _picture(tests: pl.DataFrame, x: str, caption: str) -> Picture:
     rows = tests.select("task", "loss", "x", "difference", "low", "high").rows()
     return Picture(
         interval_lines(
-            line_rows(rows), x, "expected AUC minus BCE", zero="as BCE", log=True
+            line_rows(rows),
+            x,
+            "expected AUC minus BCE",
+            zero="as BCE",
+            log=True,
+            titles=arm_titles(tests["loss"]),
         ),
         f"Difference of AUC to BCE by {x}, a line an arm.",
         caption,
@@ -255,7 +248,9 @@ def _means(parts: Mapping[tuple[str, int], pl.DataFrame]) -> pl.DataFrame:
                 part.filter((pl.col("loss") == loss) & (pl.col("task") == task))
                 for task in HEADS
             ]
-            row[loss] = " / ".join(f"{mean[TRUTH[0]].mean():.4f}" for mean in means)
+            row[arm_title(loss)] = " / ".join(
+                f"{mean[TRUTH[0]].mean():.4f}" for mean in means
+            )
         rows.append(row)
     return pl.DataFrame(rows)
 
@@ -274,8 +269,9 @@ def answer(of_rows: pl.DataFrame, of_batch: pl.DataFrame) -> str:
         + (
             joined(
                 [
-                    f"{row['loss']} differs from BCE in {row['task'].upper()} with "
-                    f"{row['Conversions']} conversions ({gap_text(row)})"
+                    f"{arm_title(row['loss'])} differs from BCE in "
+                    f"{row['task'].upper()} with {row['Conversions']} conversions "
+                    f"({gap_text(row)})"
                     for row in sure
                 ]
             )
@@ -288,7 +284,7 @@ def answer(of_rows: pl.DataFrame, of_batch: pl.DataFrame) -> str:
         part = of_batch.filter(pl.col("Equal") == length)
         sure = [row for row in part.rows(named=True) if row["p_holm"] < 0.05]
         named = [
-            f"{row['loss']} in {row['task'].upper()} at {row['Batch']} rows "
+            f"{arm_title(row['loss'])} in {row['task'].upper()} at {row['Batch']} rows "
             f"({gap_text(row)})"
             for row in sure
         ]

@@ -12,7 +12,6 @@ import polars as pl
 
 from experiments.comparison import (
     HEADS,
-    MODEL,
     TRUTH,
     arm_config,
     planned_runs,
@@ -52,7 +51,7 @@ def find(study: Study) -> Finding:
         Picture(
             grid_cells(shown, "L2", "lambda", "mean AUC on test", "best"),
             "AUC over L2 and lambda, a panel a head.",
-            f"{dataset.name}, {MODEL}, learning rate {LEARNING_RATE}, mean of {seeds}; "
+            f"{dataset.title}, MMoE, learning rate {LEARNING_RATE}, mean of {seeds}; "
             "lambda 0 is BCE.",
         )
     )
@@ -64,7 +63,7 @@ def find(study: Study) -> Finding:
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
         pl.col("L2", "lambda").map_elements("{:g}".format, pl.String)
     )
-    blocks.append(TableBlock(table, f"{dataset.name}: PWiseR minus BCE, by L2"))
+    blocks.append(TableBlock(table, f"{dataset.title}: PWiseR minus BCE, by L2"))
     return Finding(_answer(results, metric), blocks)
 
 

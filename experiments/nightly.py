@@ -70,7 +70,7 @@ def _stream(study: Study) -> None:
     schema = place / "schema.yaml"
     write_whole(schema, GROWING)
     days = range(BEGIN, BEGIN + study.scale.days)
-    dataset = Dataset("growing stream", place, CONFIGS / "synthetic")
+    dataset = Dataset("growing stream", "growing stream", place, CONFIGS / "synthetic")
     results = []
     with in_turn(study.runs / place.name):
         planned = study.grid(dataset, [MODEL], [LOSS], study.scale.seeds)

@@ -10,6 +10,7 @@ the settings that the comparison chose on the log without noise.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import polars as pl
 
@@ -21,6 +22,7 @@ from experiments.comparison import (
     chosen_settings,
     runs_of_choice,
 )
+from experiments.lib.arms import arm_title
 from experiments.lib.datasets import synthetic
 from experiments.lib.paired import (
     decision,
@@ -42,13 +44,27 @@ from pwiser_jax.reports.plots import interval_lines
 NAME = "noise"
 OURS = "pwiser ctcvr"
 TOTAL = 0.5  # the shares of noise in clicks and in conversions sum to it
-# What a level of each kind is; 0 is the log without noise.
+
+
+class Kind(NamedTuple):
+    """A kind of noise: what its level is, and the title of a level."""
+
+    axis: str
+    title: str = ""
+
+
 KINDS = {
-    "accidents": "accidental clicks, share of the clicks",
-    "bots": "bots, share of the users",
-    "position_bias": "position bias, exponent",
-    "delayed": "delayed conversions, share of the conversions",
-    "moved": f"conversions' noise, of {TOTAL:.0%} in clicks and conversions",
+    "accidents": Kind(
+        "accidental clicks, share of the clicks", "{:.0%} accidental clicks"
+    ),
+    "bots": Kind("bots, share of the users", "{:.0%} bots among the users"),
+    "position_bias": Kind(
+        "position bias, exponent", "a position bias of exponent {:g}"
+    ),
+    "delayed": Kind(
+        "delayed conversions, share of the conversions", "{:.0%} delayed conversions"
+    ),
+    "moved": Kind(f"conversions' noise, of {TOTAL:.0%} in clicks and conversions"),
 }
 CLEAN = ("none", 0.0)
 Case = tuple[str, float]
@@ -63,12 +79,15 @@ def options(kind: str, level: float) -> dict[str, float]:
 
 
 def title(kind: str, level: float) -> str:
-    if kind == "moved":
-        return f"{TOTAL - level:.0%} of clicks, {level:.0%} of conversions"
-    if not level:
+    if (kind, level) == CLEAN:
         return "no noise"
-    amount = f"{level:g}" if kind == "position_bias" else f"{level:.0%}"
-    return f"{kind.replace('_', ' ')} {amount}"
+    if kind == "moved":
+        shares = {"clicks": TOTAL - level, "conversions": level}
+        parts = [
+            f"{share:.0%} of the {what}" for what, share in shares.items() if share
+        ]
+        return f"noise in {joined(parts)}"
+    return KINDS[kind].title.format(level)
 
 
 def cases_of(study: Study) -> list[Case]:
@@ -115,8 +134,8 @@ def find(study: Study) -> Finding:
         ),
         TableBlock(
             tests_texts(tests),
-            f"{OURS} minus each rival, 95% intervals over paired seeds (p after Holm "
-            f"over all {tests.height})",
+            f"{arm_title(OURS)} minus each rival, 95% intervals over paired seeds (p "
+            f"after Holm over all {tests.height})",
         ),
     ]
     for kind, levels in study.scale.noise.items():
@@ -149,7 +168,9 @@ def _means(parts: dict[Case, pl.DataFrame]) -> pl.DataFrame:
                 part.filter((pl.col("loss") == loss) & (pl.col("task") == task))
                 for task in HEADS
             ]
-            row[loss] = " / ".join(f"{mean[TRUTH[0]].mean():.4f}" for mean in means)
+            row[arm_title(loss)] = " / ".join(
+                f"{mean[TRUTH[0]].mean():.4f}" for mean in means
+            )
         rows.append(row)
     return pl.DataFrame(rows)
 
@@ -168,18 +189,18 @@ def _picture(
         for rival in rivals:
             for level, part in at:
                 gap = average_difference(part, task, OURS, rival, TRUTH[0])
-                line = (task, f"minus {rival}", level)
+                line = (task, f"minus {arm_title(rival)}", level)
                 rows.append((*line, gap.value, gap.low, gap.high))
     return Picture(
         interval_lines(
             line_rows(rows),
-            KINDS[kind],
-            f"expected AUC of {OURS}",
+            KINDS[kind].axis,
+            f"expected AUC of {arm_title(OURS)}",
             zero="as the rival",
             percent=kind != "position_bias",
         ),
-        f"{OURS} minus each rival by {kind.replace('_', ' ')}.",
-        f"Funnel with noise: {KINDS[kind]}; above 0 PWiseR is better.",
+        f"{arm_title(OURS)} minus each rival by {kind.replace('_', ' ')}.",
+        f"Funnel with noise: {KINDS[kind].axis}; above 0 PWiseR is better.",
     )
 
 
@@ -219,7 +240,7 @@ def answer(tests: pl.DataFrame) -> str:
 
 
 def _where(row: dict) -> str:
-    rival = "" if row["baseline"] == "bce" else f" against {row['baseline']}"
+    rival = "" if row["baseline"] == "bce" else f" against {arm_title(row['baseline'])}"
     return f"{row['task'].upper()} with {row['Noise']}{rival} ({gap_text(row)})"
 
 

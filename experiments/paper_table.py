@@ -58,14 +58,14 @@ def find(study: Study) -> Finding:
     caption = f"AUC on {study.split}; {_rows(study)}"
     blocks.append(TableBlock(texts, caption, folded=True))
     if study.tables is None:
-        main = results.filter(pl.col("dataset") == study.datasets[0].name)
+        main = results.filter(pl.col("dataset") == study.datasets[0].title)
         curves = _curves(main, study)
         if curves.height:
             blocks.append(
                 Picture(
                     training_curves(curves),
                     "AUC by epoch on the rows that choose it, by model, task and loss.",
-                    f"{study.datasets[0].name}: thin lines are seeds, bold the mean.",
+                    f"{study.datasets[0].title}: thin lines are seeds, bold the mean.",
                 )
             )
         blocks.append(_distributions(main, study))
@@ -144,7 +144,7 @@ def _distributions(results: pl.DataFrame, study: Study) -> Picture:
     return Picture(
         score_distributions(scores, level, names, task),
         f"Density of the {task.upper()} logit of {model} by level, a panel a loss.",
-        f"{dataset.name}, {model}, seed 0, {study.split}: scores by level and loss.",
+        f"{dataset.title}, {model}, seed 0, {study.split}: scores by level and loss.",
     )
 
 

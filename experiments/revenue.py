@@ -10,8 +10,6 @@ chose; the form with weighted pairs has those of the form without, and JRC withi
 sessions those of JRC.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import polars as pl
 
@@ -22,7 +20,7 @@ from experiments.comparison import (
     runs_of_choice,
     truth_measures,
 )
-from experiments.lib.arms import ARMS, Arm
+from experiments.lib.arms import ARMS, VALUE, VARIANTS, Arm, arm_title, arm_titles
 from experiments.lib.datasets import synthetic
 from experiments.lib.paired import (
     decision,
@@ -40,7 +38,6 @@ from pwiser_jax.reports.html import Picture, TableBlock
 from pwiser_jax.reports.plots import differences
 
 NAME = "revenue"
-VALUE = "order_value"
 OURS = "pwiser ctcvr"
 WEIGHTED = f"{OURS}, value"
 SESSIONS = ("bce, sessions", "jrc, sessions")
@@ -61,14 +58,9 @@ NAMES = (*TRUTH, *list(MEASURES)[1:], *ERRORS, *BEST)
 def arms_of(study: Study) -> list[Arm]:
     """The arms; each is compared with cross-entropy on the same batches."""
     known = carried_arms(study)
-    ours = ARMS[OURS]
-    option = f"--loss.pair_value={VALUE}"
-    arms = [*known, replace(ours, name=WEIGHTED, options=(*ours.options, option))]
+    arms = [*known, VARIANTS[WEIGHTED]]
     if ARMS["jrc"] in known:
-        arms += [
-            replace(ARMS["bce, groups"], name=SESSIONS[0]),
-            replace(ARMS["jrc, groups"], name=SESSIONS[1], baseline=SESSIONS[0]),
-        ]
+        arms += [VARIANTS[name] for name in SESSIONS]
     return arms
 
 
@@ -118,7 +110,13 @@ def find(study: Study) -> Finding:
     if percent["low"].is_not_null().any():
         blocks.append(
             Picture(
-                differences(percent, "cross-entropy", "revenue@3 [%]", rows=("loss",)),
+                differences(
+                    percent,
+                    "cross-entropy",
+                    "revenue@3 [%]",
+                    rows=("loss",),
+                    titles=arm_titles(percent["loss"]),
+                ),
                 "Difference of revenue@3 to cross-entropy by arm.",
                 f"Expected revenue of the first 3 rows of a session, minus that of "
                 f"cross-entropy on the same batches, in percent of it; {runs}.",
@@ -172,7 +170,7 @@ def _levels(results: pl.DataFrame) -> pl.DataFrame:
     rows = []
     ctcvr = results.filter(pl.col("task") == "ctcvr")
     for (loss,), own in ctcvr.group_by("loss", maintain_order=True):
-        row = {"Arm": str(loss)}
+        row = {"Arm": arm_title(str(loss))}
         for name, text in MEASURES.items():
             row[text] = f"{own[name].mean():.4f}"
             if f"{name}_error" in ERRORS:
@@ -218,7 +216,7 @@ def answer(results: pl.DataFrame, tests: pl.DataFrame) -> str:
         gap = interval_of(named.row(0, named=True))
         level = _level(results, baseline, "revenue_3")
         sentences.append(
-            f"Revenue@3 by session of {loss} minus {baseline}: "
+            f"Revenue@3 by session of {arm_title(f'{loss} minus {baseline}')}: "
             f"{text_of(_scaled(gap, 100 / level), '.2f')} percent."
         )
     sure = [row for row in tests.rows(named=True) if row["p_holm"] < 0.05]
@@ -229,7 +227,8 @@ def answer(results: pl.DataFrame, tests: pl.DataFrame) -> str:
         )
         return " ".join(sentences)
     texts = [
-        f"{row['loss']} minus {row['baseline']} in {row['Measure']} ({gap_text(row)})"
+        f"{arm_title(row['loss'])} minus {arm_title(row['baseline'])} in "
+        f"{row['Measure']} ({gap_text(row)})"
         for row in sure
     ]
     of = f"{len(sure)} of {tests.height} differences are"

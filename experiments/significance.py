@@ -40,7 +40,7 @@ def find(study: Study) -> Finding:
     for dataset in study.core:
         results = _runs(study, dataset)
         every.append(results)
-        rates.append(_null_rates(results, dataset.name))
+        rates.append(_null_rates(results, dataset.title))
         if study.tables is None:
             row_tables.append(_over_rows(study, dataset, results))
     results = pl.concat(every)
@@ -176,7 +176,7 @@ def _over_rows(study: Study, dataset: Dataset, results: pl.DataFrame) -> pl.Data
             drawn = metrics.bootstrap_auc_difference(*given, draws=DRAWS, seed=seed)
             table.append(
                 {
-                    "Dataset": dataset.name,
+                    "Dataset": dataset.title,
                     "Seed": seed,
                     "Task": task.upper(),
                     "Difference, DeLong": text_of(gap),

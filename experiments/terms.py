@@ -59,14 +59,14 @@ def find(study: Study) -> Finding:
     ]
     for dataset in study.core:
         shown = table.filter(
-            (pl.col("dataset") == dataset.name) & pl.col("low").is_not_null()
+            (pl.col("dataset") == dataset.title) & pl.col("low").is_not_null()
         )
         if shown.height:
             blocks.append(
                 Picture(
                     differences(shown, rows=("loss",)),
-                    f"Paired differences of AUC to BCE by variant, {dataset.name}.",
-                    f"{dataset.name}, MMoE, {study.split} rows.",
+                    f"Paired differences of AUC to BCE by variant, {dataset.title}.",
+                    f"{dataset.title}, MMoE, {study.split} rows.",
                 )
             )
     blocks.append(TableBlock(formatted(table), f"AUC on {study.split}", folded=True))

@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 
+from experiments.lib.arms import arm_title
 from experiments.lib.study import Measures, Outcome
 from experiments.lib.words import (
     average_difference,
@@ -103,7 +104,7 @@ def ends_table(part: pl.DataFrame, tasks: tuple[str, ...]) -> pl.DataFrame:
             slope = metrics.mean_interval(_finite(of_task, END[0]))
             rows.append(
                 {
-                    "Arm": str(loss),
+                    "Arm": arm_title(str(loss)),
                     "Head": task.upper(),
                     "Epochs": of_task["epochs"].mean(),
                     "At the cap [%]": own["at_cap"].mean(),
@@ -131,7 +132,7 @@ def areas_table(
     for task in tasks:
         for loss in losses:
             own = part.filter((pl.col("task") == task) & (pl.col("loss") == loss))
-            row = {"Head": task.upper(), "Arm": loss}
+            row = {"Head": task.upper(), "Arm": arm_title(loss)}
             row["Mean AUC of the epochs"] = f"{own['area'].mean():.4f}"
             if loss != "bce":
                 for name, column in (

@@ -23,7 +23,8 @@ class Dataset:
     """A prepared folder, created at first use, and the configs of its models.
 
     Args:
-        name: name in tables and plots.
+        name: in result tables and on the command line.
+        title: in reports.
         folder: the prepared folder.
         configs: a folder with MODEL.yaml for each model.
         make: prepares the folder; None: it must exist.
@@ -33,6 +34,7 @@ class Dataset:
     """
 
     name: str
+    title: str
     folder: Path
     configs: Path
     make: Callable[[Path], object] | None = None
@@ -92,10 +94,12 @@ def synthetic(
             **more,
         )
 
-    name = "synthetic" if labels == 2 else f"synthetic, {labels} labels"
+    name, title = "synthetic", "synthetic data"
+    if labels != 2:
+        name, title = f"{name}, {labels} labels", f"{title} with {labels} labels"
     kind = "".join(f"_{key}_{value:g}" for key, value in more.items())
     folder = place / f"synthetic_{rows}_{labels}{kind}"
-    return Dataset(name, folder, CONFIGS / "synthetic", make, truth=True)
+    return Dataset(name, title, folder, CONFIGS / "synthetic", make, truth=True)
 
 
 def industrial(place: Path, rows: int) -> Dataset:
@@ -103,6 +107,7 @@ def industrial(place: Path, rows: int) -> Dataset:
     folder = place / f"industrial_{rows}"
     return Dataset(
         "industrial",
+        "simulated industrial data",
         folder,
         CONFIGS / "synthetic",
         lambda output: prepare_industrial(output, rows),
@@ -128,13 +133,18 @@ def kuairand(
             train_rows=train_rows,
         )
 
-    name, folder = f"kuairand, {conversion.replace('_', ' ')}", f"kuairand_{conversion}"
+    label = conversion.replace("_", " ")
+    name, title = f"kuairand, {label}", f"KuaiRand-Pure (conversions are {label}s"
+    folder = f"kuairand_{conversion}"
     if train_rows is not None:
         name, folder = f"{name} ({train_rows:,} train rows)", f"{folder}_{train_rows}"
+        title = f"{title}; {train_rows:,} train rows"
     core = conversion == "like"
-    return Dataset(name, place / folder, CONFIGS / "kuairand", make, core=core)
+    return Dataset(
+        name, f"{title})", place / folder, CONFIGS / "kuairand", make, core=core
+    )
 
 
 def given(folder: Path, configs: Path) -> Dataset:
     """A folder that `pwiser prepare` wrote, called by its name."""
-    return Dataset(folder.name, folder, configs)
+    return Dataset(folder.name, folder.name, folder, configs)

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from scipy.special import stdtrit
 
+from experiments.lib.arms import arm_title
 from experiments.lib.words import effect_rows, short_text, text_of
 from pwiser_jax import metrics
 from pwiser_jax.metrics import Interval
@@ -51,6 +52,7 @@ def tests_texts(tests: pl.DataFrame) -> pl.DataFrame:
     """`paired_tests` as texts: a row a case and rival, a column a head."""
     texts = tests.with_columns(
         pl.col("task").str.to_uppercase(),
+        *(pl.Series(c, [*map(arm_title, tests[c])]) for c in ("loss", "baseline")),
         pl.Series(
             "text", [difference_and_p(row) for row in tests.iter_rows(named=True)]
         ),
@@ -135,13 +137,13 @@ def decision(
         return None
     others = [({}, part, task, loss, "bce") for loss in losses if loss != "bce"]
     tests = paired_tests(others, metric)
-    best = losses[0]
+    best, title = losses[0], arm_title(losses[0])
     if best == "bce":
-        return situation, best, "\N{EN DASH}", "use BCE: no other has a better mean"
+        return situation, title, "\N{EN DASH}", "use BCE: no other has a better mean"
     row = tests.filter(pl.col("loss") == best).row(0, named=True)
     sure = row["p_holm"] < 0.05
-    so = f"use {best}" if sure else "undecided: no reason to leave BCE"
-    return situation, best, difference_and_p(row), so
+    so = f"use {title}" if sure else "undecided: no reason to leave BCE"
+    return situation, title, difference_and_p(row), so
 
 
 def decisions_table(rows: Sequence[tuple[str, ...] | None]) -> pl.DataFrame:

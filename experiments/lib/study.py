@@ -360,7 +360,7 @@ class Study:
         """Makes the runs that are missing and adds them to the experiment's table.
 
         Returns:
-            As `grid.results_of`, with this dataset's name.
+            As `grid.results_of`, with this dataset's title.
         """
         split = split or self.split
         if self.tables is not None:
@@ -373,7 +373,7 @@ class Study:
         results = results_of(planned, folder, self.runs, split, self.cluster)
         results = results.with_columns(pl.lit(dataset.name).alias("dataset"))
         self.table(experiment).add(long_rows(results))
-        return results
+        return results.with_columns(pl.lit(dataset.title).alias("dataset"))
 
     def _recorded(
         self, experiment: str, planned: Sequence[Run], dataset: Dataset, split: str
@@ -393,7 +393,8 @@ class Study:
         rows = keys.join(wide, on=keys.columns, maintain_order="left_right")
         if rows.is_empty():
             raise UserError(f"{self.tables} has no {experiment} of {dataset.name}")
-        return with_tags(rows.select(wide.columns)).drop("tags")
+        results = with_tags(rows.select(wide.columns)).drop("tags")
+        return results.with_columns(pl.lit(dataset.title).alias("dataset"))
 
     def measure(
         self,
@@ -426,13 +427,15 @@ class Study:
                 raise UserError(f"{table.path} lacks {metrics[0]} of {row['run']}")
             measures = compute(Outcome(self.runs / row["run"], folder))
             rows = [
-                row | {"task": task, "metric": metric, "value": value, "reason": None}
+                row
+                | {"dataset": dataset.name, "task": task, "metric": metric}
+                | {"value": value, "reason": None}
                 for (task, metric), value in measures.items()
             ]
             table.add(pl.DataFrame(rows, infer_schema_length=None))
         if not missing.is_empty():
             known = table.of_runs(runs, metrics)
-        return with_tags(known)
+        return with_tags(known.with_columns(pl.lit(dataset.title).alias("dataset")))
 
 
 def with_tags(rows: pl.DataFrame) -> pl.DataFrame:

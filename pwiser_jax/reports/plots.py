@@ -76,6 +76,7 @@ def differences(
     baseline: str = "bce",
     metric: str = "AUC",
     rows: Sequence[str] = ("model", "dataset"),
+    titles: Mapping[str, str] = TITLES,
 ) -> Figure:
     """Mean paired differences with intervals: one panel per task, zero marked.
 
@@ -85,6 +86,7 @@ def differences(
         metric: name of the compared measure, for the axis.
         rows: the columns that name a row of the plot; those after the first only where
             there are several. With the loss among them each row has one mark.
+        titles: names of losses as they are shown.
 
     Outliers are arrows at the edge, with their values.
 
@@ -120,14 +122,17 @@ def differences(
             panel.set_xlim(*limits)
         # The zero line is the only meaningful vertical.
         panel.spines["left"].set_visible(False)
-    axes[0].set_yticks(range(len(places)), ["\n".join(map(str, k)) for k in places])
+    names = ["\n".join(_title(str(key), titles) for key in place) for place in places]
+    axes[0].set_yticks(range(len(places)), names)
     axes[0].set_ylim(len(places) - 0.5, -0.5)
-    who = f"{metric} of {_title(losses[0])}" if len(losses) == 1 else metric
-    text = f"{who} minus that of {_title(baseline)}"
+    who = f"{metric} of {_title(losses[0], titles)}" if len(losses) == 1 else metric
+    text = f"{who} minus that of {_title(baseline, titles)}"
     text = f"{text}; mean over paired seeds, 95% intervals"
     figure.supxlabel(text, fontsize=10)
     if beside > 1:
-        _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()])
+        _legend(
+            figure, [Line2D([], [], label=k, **v) for k, v in looks.items()], titles
+        )
     return figure
 
 
@@ -193,6 +198,7 @@ def interval_lines(
     baseline: str = "bce",
     percent: bool = False,
     log: bool = False,
+    titles: Mapping[str, str] = TITLES,
 ) -> Figure:
     """A measure over a setting, with intervals: one panel per task, one line per loss.
 
@@ -203,6 +209,7 @@ def interval_lines(
         baseline: the line drawn in grey.
         percent: show x, a share, in percent.
         log: x is above 0 and drawn on a logarithmic axis.
+        titles: names of lines as they are shown.
     """
     panels, lines = _distinct(table, "panel"), _distinct(table, "line")
     looks = {name: a | b for name, (a, b) in _looks(lines, baseline).items()}
@@ -232,7 +239,7 @@ def interval_lines(
             panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.supxlabel(x, fontsize=10)
     axes[0].set_ylabel(y)
-    _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()])
+    _legend(figure, [Line2D([], [], label=k, **v) for k, v in looks.items()], titles)
     return figure
 
 
@@ -487,8 +494,8 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _title(loss: str) -> str:
-    return TITLES.get(loss, loss)
+def _title(loss: str, titles: Mapping[str, str] = TITLES) -> str:
+    return titles.get(loss, TITLES.get(loss, loss))
 
 
 def _distinct(table: pl.DataFrame, name: str) -> list[str]:
@@ -515,9 +522,11 @@ def _looks(losses: Sequence[str], baseline: str) -> dict[str, tuple[Look, Look]]
     return looks
 
 
-def _legend(figure: Figure, lines: list[Line2D]) -> None:
+def _legend(
+    figure: Figure, lines: list[Line2D], titles: Mapping[str, str] = TITLES
+) -> None:
     for line in lines:
-        label = _title(str(line.get_label()))
+        label = _title(str(line.get_label()), titles)
         # Matplotlib leaves out labels that begin with an underscore.
         line.set_label(f" {label}" if label.startswith("_") else label)
     longest = max(len(str(line.get_label())) for line in lines)

@@ -9,7 +9,14 @@ from scipy import stats
 
 from experiments import all as experiments
 from experiments import comparison
-from experiments.lib.arms import ARMS, Arm, check_arm, chosen_arms
+from experiments.lib.arms import (
+    ARMS,
+    TITLES,
+    Arm,
+    arm_title,
+    check_arm,
+    chosen_arms,
+)
 from experiments.lib.planner import half_width, pilot_deviation, seeds_for_width
 from experiments.lib.runs import fixed
 from experiments.lib.search import (
@@ -87,7 +94,7 @@ def test_a_space_of_one_point_is_refused():
     with pytest.raises(UserError, match=r"bce: the space of l2 is 0.001 to 0.001"):
         check_space("bce", {"l2": (1e-3, 1e-3)})
     with pytest.raises(UserError, match="above 0"):
-        _ = Arm("bce", "", (), {"lambda": (0.0, 1.0)}).whole_space
+        _ = Arm("bce", "BCE", "", (), {"lambda": (0.0, 1.0)}).whole_space
 
 
 def test_every_arm_is_a_configuration_whose_points_share_a_sweep():
@@ -123,9 +130,15 @@ def test_an_arm_comes_with_its_baseline():
         chosen_arms(["gbdt"])
 
 
+def test_arms_are_told_apart_by_their_titles():
+    assert len(set(TITLES.values())) == len(TITLES)
+    assert arm_title("pwiser ctcvr minus esmm") == "PWiseR on CTCVR minus ESMM"
+    assert arm_title("of another table") == "of another table"
+
+
 def test_an_arm_that_cannot_run_is_refused_before_training(tmp_path: Path):
     prepare_synthetic(tmp_path / "data", rows=2_000, users=50, items=50)
-    arm = Arm("by value", "", ("--loss.ranking=pwiser", "--loss.pair_value=price"))
+    arm = Arm("by value", "", "", ("--loss.ranking=pwiser", "--loss.pair_value=price"))
     configs = Path(__file__).parents[2] / "configs" / "synthetic"
     config = load_config(configs / "mmoe.yaml", arm.options)
     with pytest.raises(UserError, match=r"by value cannot run on data: .*price"):

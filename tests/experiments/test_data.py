@@ -9,11 +9,13 @@ import pytest
 from experiments.grid_search import at, best_point, edge_text, on_edge, points
 from experiments.grid_search import main as grid_search
 from experiments.ladders import every_margin
-from experiments.lib.datasets import given, industrial, synthetic
+from experiments.lib.datasets import given, industrial, kuairand, synthetic
 from experiments.lib.industrial import prepare_industrial
 from experiments.lib.relabel import shuffled_conversions
 from experiments.lib.result_table import ResultTable, long_rows
+from experiments.lib.runs import Run, fixed
 from experiments.lib.streams import days_of, deal, prepare_shift
+from experiments.lib.study import SCALES, Study
 from experiments.lib.words import average_difference
 from pwiser_jax.config import Config, LossConfig
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
@@ -98,6 +100,24 @@ def test_a_result_table_keeps_every_number_once(tmp_path: Path) -> None:
     assert table.of_runs(runs, ("auc", "ece")).is_empty()
     assert [p.name for p in path.parent.iterdir()] == ["table.parquet"]
     assert ResultTable(path, "mine").frame.equals(stored)
+
+
+def test_results_have_the_datasets_title_and_its_table_the_name(
+    tmp_path: Path,
+) -> None:
+    dataset = kuairand(tmp_path, tmp_path, "long_view", 20_000)
+    path = tmp_path / "table.parquet"
+    named = RESULTS.with_columns(pl.lit(dataset.name).alias("dataset"))
+    ResultTable(path, "table").add(long_rows(named))
+    study = Study(tmp_path, tmp_path, SCALES["quick"], [dataset], tables=tmp_path)
+    results = study.run("table", [Run("mmoe", "pwiser", 1, fixed(Config()))], dataset)
+    title = "KuaiRand-Pure (conversions are long views; 20,000 train rows)"
+    assert results.select("dataset", "auc").rows() == [(title, pytest.approx(0.73))]
+    measured = study.measure("table", results, dataset, ("auc",), lambda _: {})
+    assert measured["dataset"].to_list() == [title]
+    assert set(pl.read_parquet(path)["dataset"]) == {
+        "kuairand, long view (20,000 train rows)"
+    }
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "empty"])

@@ -122,8 +122,8 @@ def test_a_mean_curve_that_rises_is_not_flat():
     )
     flat = curves.ends_table(part, ("ctr",))
     assert dict(flat.select("Arm", "Flat").iter_rows()) == {
-        "bce": "yes",
-        "pwiser": "no",
+        "BCE": "yes",
+        "PWiseR on both heads": "no",
     }
 
 
@@ -131,7 +131,7 @@ def test_a_mean_curve_that_rises_is_not_flat():
     ("effects", "best", "so"),
     [
         ({"bce": 0.0, "a": 0.03, "b": 0.001}, "a", "use a"),
-        ({"bce": 0.03, "a": 0.0}, "bce", "use BCE: no other has a better mean"),
+        ({"bce": 0.03, "a": 0.0}, "BCE", "use BCE: no other has a better mean"),
     ],
 )
 def test_a_decision_follows_the_numbers(effects: dict[str, float], best: str, so: str):
@@ -187,6 +187,11 @@ def test_noise_moves_from_clicks_to_conversions():
     assert noise.of_different_logs(cases) == [*cases[:2], cases[3]]
     assert noise.options("moved", 0.5) == {"conversion_noise": 0.5}
     assert noise.options(*noise.CLEAN) == {}
+    assert noise.title(*noise.CLEAN) == "no noise"
+    assert noise.title("accidents", 0.3) == "30% accidental clicks"
+    moved = "noise in 20% of the clicks and 30% of the conversions"
+    assert noise.title("moved", 0.3) == moved
+    assert noise.title("moved", 0.5) == "noise in 50% of the conversions"
     kinds = {kind for scale in experiments.SCALES.values() for kind in scale.noise}
     assert kinds <= set(noise.KINDS)
 
@@ -197,7 +202,7 @@ def test_the_answer_on_growth_names_what_is_significant():
         [({"Rows": "9", "Conversions": "3"}, part, "ctcvr", growth.OURS, "bce")], "auc"
     )
     text = growth.answer(tests, tests.clear())
-    assert "pwiser ctcvr differs from BCE in CTCVR with 3 conversions" in text
+    assert "PWiseR on CTCVR differs from BCE in CTCVR with 3 conversions" in text
 
 
 @pytest.mark.parametrize("option", ["--growth_rows=0", "--batch_sizes=-1"])

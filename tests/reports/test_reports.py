@@ -202,6 +202,21 @@ def test_differences_are_drawn_where_they_are(results):
         plots.differences(table.filter(pl.col("loss") == "bce"), baseline="x")
 
 
+def test_titles_replace_the_names_of_losses(results):
+    titles = {"pwiser": "PWiseR on both heads", "bce": "tuned BCE"}
+    table = tables.summary(results)
+    figure = plots.differences(table, rows=("loss",), titles=titles)
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == ["PWiseR on both heads", "pwiser_no_click_only_term"]
+    assert "minus that of tuned BCE" in figure.get_supxlabel()
+    lines = table.filter(task="ctr", model="ple").select(
+        panel="task", line="loss", x=pl.lit(1.0), value="mean", low=None, high=None
+    )
+    figure = plots.interval_lines(lines, "x", "y", titles=titles)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["tuned BCE", *shown]
+
+
 def test_a_single_pair_is_a_point_without_a_bar(results):
     table = tables.summary(results.filter(pl.col("seed") == 0))
     axes = plots.differences(table).axes[0]
