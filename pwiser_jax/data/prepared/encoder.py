@@ -40,6 +40,7 @@ from pwiser_jax.schema import (
 VALUES = "\0value of "  # no column of a file can have these names
 LISTS = "\0lists of "
 LIST_TYPE = pl.Struct({"ids": pl.List(pl.Int32), "weights": pl.List(pl.Float32)})
+MOST_WEIGHT = 1e30  # of a row: a batch's sums of weights times costs fit into float32
 
 
 class EncodedPart(NamedTuple):
@@ -392,10 +393,10 @@ def side_columns(spec: FlatSpec, dtypes: pl.Schema) -> dict[str, Reading]:
 
 def _row_weight(name: str, dtype: pl.DataType) -> Reading:
     _, value, bad, _ = columns.number(name, dtype)
-    refused = value.is_null() | (value < 0)
+    refused = value.is_null() | (value < 0) | (value > MOST_WEIGHT)
     if bad is not None:
         refused = refused | bad.fill_null(False)
-    expected = "a finite weight of at least 0 in every row"
+    expected = f"a weight from 0 to {MOST_WEIGHT:g} in every row"
     return Reading(name, value.cast(pl.Float32), refused, expected)
 
 

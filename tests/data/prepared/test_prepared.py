@@ -107,8 +107,10 @@ def test_row_weights_come_back_and_change_nothing_else(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("bad", [-0.5, None, float("nan"), float("inf"), 1e39])
-def test_row_weights_are_finite_and_not_negative(tmp_path: Path, bad: float | None):
+@pytest.mark.parametrize("bad", [-0.5, None, float("nan"), float("inf"), 1e31])
+def test_row_weights_are_not_negative_and_their_sums_finite(
+    tmp_path: Path, bad: float | None
+):
     source = flat(spec=dataclasses.replace(SPEC, weight="p", extra=()))
     train = (
         source.splits["train"]
@@ -116,7 +118,9 @@ def test_row_weights_are_finite_and_not_negative(tmp_path: Path, bad: float | No
         .with_columns(p=pl.when(pl.col("at") == 6).then(bad).otherwise("p"))
     )
     splits = {**source.splits, "train": train}
-    with pytest.raises(UserError, match=r"^train, row 7: column 'p' .*at least 0"):
+    with pytest.raises(
+        UserError, match=r"^train, row 7: column 'p' .*from 0 to 1e\+30"
+    ):
         write(dataclasses.replace(source, splits=splits), tmp_path / "out")
 
 
