@@ -40,6 +40,12 @@ def refuse_names(spec: FlatSpec) -> None:
                 raise UserError(f"column {name!r} is the {role}, never a feature")
         if features.count(name) > 1:
             raise UserError(f"column {name!r} is named twice among the features")
+    for role in ("group", "time", "weight"):
+        if (name := getattr(spec, role)) in spec.labels.values():
+            raise UserError(
+                f"column {name!r} is a label: it cannot be the {role} column; name "
+                f"another one, or leave {role!r} out"
+            )
     weight = (ROW_WEIGHT,) if spec.weight else ()
     reserved = (GROUP, TIME, *weight, *spec.labels)
     for name in (*features, *spec.extra):

@@ -328,6 +328,10 @@ SPLIT = f"{COLUMNS}split: "
             "column 'clicked' is a label: it cannot be a feature",
         ),
         (
+            COLUMNS.replace("group: session", "group: clicked") + BY_GROUP,
+            "column 'clicked' is a label: it cannot be the group column; name another",
+        ),
+        (
             COLUMNS.replace("click: clicked", "user: clicked") + BY_GROUP,
             "column 'user' has the name of a prepared column",
         ),
