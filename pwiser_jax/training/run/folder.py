@@ -26,6 +26,7 @@ from pwiser_jax.atomic import LOCK, locked, write_whole
 from pwiser_jax.config import Config, load_config
 from pwiser_jax.errors import UserError
 from pwiser_jax.training.run.record import TrainResult
+from pwiser_jax.typed import read_yaml
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -71,9 +72,15 @@ def run_config(run: Path) -> Config:
     """
     if not run.is_dir():
         raise UserError(f"{run}: {'not a' if run.exists() else 'no such'} folder")
-    if not (run / CONFIG).is_file():
+    path = run / CONFIG
+    if not path.is_file():
         raise UserError(f"{run} holds no run: {CONFIG} is missing")
-    return load_config(run / CONFIG)
+    if read_yaml(path) is None:
+        raise UserError(
+            f"{path} is empty: copy the run's folder again, or train the run anew into "
+            "another --output"
+        )
+    return load_config(path)
 
 
 def check_run(output: Path, config: Config, data: Path) -> dict[str, Any] | None:
