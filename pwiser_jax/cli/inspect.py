@@ -19,7 +19,14 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--output",
         type=Path | None,
-        help="a folder for the PNG files; default: FOLDER/inspect",
+        help="a folder for the PNG files; default: FOLDER/inspect, where those of an "
+        "earlier call are replaced",
+    )
+    parser.add_argument(
+        "--overwrite",
+        type=bool,
+        default=False,
+        help="replace existing PNG files in OUTPUT",
     )
 
 
@@ -29,5 +36,6 @@ def run(options: Namespace) -> int:
     from pwiser_jax.reports.inspection.show import inspect
 
     output = options.output or options.folder / "inspect"
-    inspect(options.folder, options.batch_size, output, Console())
+    overwrite = options.overwrite or options.output is None
+    inspect(options.folder, options.batch_size, output, Console(), overwrite=overwrite)
     return 0

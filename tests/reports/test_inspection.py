@@ -114,6 +114,14 @@ def test_the_command_prints_tables_and_writes_pictures(
     for path in (tmp_path / "out").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
 
+    (tmp_path / "out" / "drift.png").write_text("mine")
+    command = [*arguments, f"--output={tmp_path / 'out'}"]
+    assert main(command) == 2
+    assert "splits.png exists; --overwrite replaces it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "drift.png").read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert (tmp_path / "out" / "drift.png").read_bytes().startswith(b"\x89PNG")
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),

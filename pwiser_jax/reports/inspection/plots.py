@@ -18,8 +18,11 @@ from pwiser_jax.reports.plots import GREY, PALETTE, WIDTH, styled
 HATCHES = ("", "///", "...")
 
 
+PICTURES = ("splits", "sizes", "conversions", "drift", "shares")
+
+
 def pictures(inspection: Inspection) -> dict[str, Figure]:
-    """The pictures of a folder, by file name."""
+    """The pictures of a folder, by file name, of `PICTURES`."""
     figures = {
         "splits": splits(inspection),
         "sizes": sizes(inspection.fields),

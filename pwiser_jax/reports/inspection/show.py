@@ -15,7 +15,7 @@ from pwiser_jax.data.prepared.leaks import REFUSED, WARNED, FeatureAuc, feature_
 from pwiser_jax.data.prepared.manifest import read_manifest
 from pwiser_jax.errors import UserError
 from pwiser_jax.reports.inspection.measures import RESERVED, Inspection, inspect_folder
-from pwiser_jax.reports.inspection.plots import pictures
+from pwiser_jax.reports.inspection.plots import PICTURES, pictures
 from pwiser_jax.reports.plots import STYLE
 from pwiser_jax.reports.tables import UNDEFINED
 from pwiser_jax.tasks import measured
@@ -27,12 +27,23 @@ SHOWN_COUNTS = 20
 SHOWN_FEATURES = 8
 
 
-def inspect(folder: Path, batch_size: int, output: Path, console: Console) -> None:
+def inspect(
+    folder: Path,
+    batch_size: int,
+    output: Path,
+    console: Console,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Prints what the folder holds and writes a PNG of each part into `output`.
 
     Raises:
-        UserError: no prepared folder, or `output` cannot be written.
+        UserError: no prepared folder, `output` cannot be written, or it holds such
+            pictures and `overwrite` is not set.
     """
+    earlier = [name for name in PICTURES if (output / f"{name}.png").exists()]
+    if earlier and not overwrite:
+        raise UserError(f"{output / earlier[0]}.png exists; --overwrite replaces it")
     inspection = inspect_folder(folder, batch_size)
     for table in tables(inspection):
         console.print(table)
