@@ -87,15 +87,17 @@ def add_options(parser: Parser, argv: Sequence[str]) -> None:
 def run(options: Namespace, given: Namespace) -> int:
     from pwiser_jax.config import config_of
     from pwiser_jax.host import prepare_host
+    from pwiser_jax.models.registry import refuse_unread
     from pwiser_jax.training.devices import processes
     from pwiser_jax.training.devices.signals import Interrupted, answered
 
+    config = config_of(given)
+    refuse_unread(config.model.name, given.as_dict().get("model") or {})
     if options.cluster is not None:
-        return _run_on_cluster(options, config_of(given))
+        return _run_on_cluster(options, config)
     if options.hosts != 1:
         raise UserError("--hosts needs --cluster, which names the cluster")
     prepare_host()
-    config = config_of(given)
     explicit = options.coordinator, options.num_processes, options.process_id
     if any(v is not None for v in explicit) and any(v is None for v in explicit):
         raise UserError(

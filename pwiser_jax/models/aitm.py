@@ -29,6 +29,8 @@ class AITM(MultiTaskModel):
     https://arxiv.org/abs/2105.08489
     """
 
+    reads = ("bottom",)
+
     def features(self, inputs, context):
         sizes = self.config
         if not sizes.bottom:

@@ -29,6 +29,8 @@ class MultiTaskModel(nn.Module):
         axis_name: the mapped axis over whose devices a batch is split.
         blocks: what hidden layers are made of; a benchmark's subclass has others.
         stacked: names of parameters with a first axis of towers.
+        reads: the sizes that not every model has, of those that this one reads; None:
+            not known.
     """
 
     config: ModelConfig
@@ -36,6 +38,7 @@ class MultiTaskModel(nn.Module):
     axis_name: str | None = None
     blocks: ClassVar[type[Blocks]] = Blocks
     stacked: ClassVar[tuple[str, ...]] = ("towers",)
+    reads: ClassVar[tuple[str, ...] | None] = None
 
     @nn.compact
     def __call__(

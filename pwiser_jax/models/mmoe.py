@@ -16,6 +16,7 @@ class MMoE(MultiTaskModel):
     """
 
     stacked = ("towers", "gates")
+    reads = ("expert", "experts")
 
     def features(self, inputs, context):
         sizes = self.config

@@ -34,6 +34,8 @@ class PLE(MultiTaskModel):
     equations 1 to 8.
     """
 
+    reads = ("levels", "shared_experts", "task_experts")
+
     def features(self, inputs, context):
         sizes = self.config
         shared = self.embed("embedding", inputs, context)

@@ -9,6 +9,8 @@ class SharedBottom(MultiTaskModel):
     Reference: Caruana, Multitask Learning, 1997.
     """
 
+    reads = ("bottom",)
+
     def features(self, inputs, context):
         sizes = self.config
         z = self.embed("embedding", inputs, context)

@@ -8,6 +8,8 @@ from pwiser_jax.models.base import MultiTaskModel
 class SingleTask(MultiTaskModel):
     """logit_k = tower_k(bottom_k(embedding_k(x))): the baseline of separate models."""
 
+    reads = ("bottom",)
+
     def features(self, inputs, context):
         sizes = self.config
         features = []

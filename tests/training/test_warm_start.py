@@ -97,8 +97,6 @@ def test_a_run_with_lazy_sharded_tables_starts_warm(
         "--optimizer.embedding=lazy_adam",
         "--optimizer.shard_tables=true",
         "--model.small_rows=0",
-        "--model.name=shared_bottom",
-        "--model.bottom=[8]",
     )
     data, before = runs / "data/day1", tmp_path / "before"
     small.train(data, before, *options)
