@@ -120,6 +120,20 @@ class Gauc:
 
 
 @dataclass(frozen=True)
+class SessionMean:
+    """A measure of sessions, with its 95% interval over them.
+
+    `sessions`: the number of sessions that have the measure.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    sessions: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class TaskMeasures:
     """The measures of one task; each is also an attribute: `ctr.auc.value`.
 
@@ -153,6 +167,7 @@ class Evaluation:
         tasks: measures by task: "ctr", "ctcvr", "cvr", ...
         pairs: by task and pair of levels ("conversion_over_click_only").
         note: caution that must accompany every figure of the split, if any.
+        sessions: what `session_measures` returns, if it was asked for.
     """
 
     split: str
@@ -162,12 +177,14 @@ class Evaluation:
     tasks: Mapping[str, TaskMeasures]
     pairs: Mapping[str, Mapping[str, PairAuc]]
     note: str | None = None
+    sessions: Mapping[str, SessionMean] | None = None
 
     def to_dict(self) -> Tree:
         """The tree of evaluation_SPLIT.json; undefined measures are None.
 
         {"split", "rows", "groups", task: {"rows", "positives", measure: ...},
-        "pairs": {task: {pair: ...}}}, with a "reason" beside each None.
+        "pairs": {task: {pair: ...}}, "sessions": {measure: ...}}, with a "reason"
+        beside each None.
         """
         note = {} if self.note is None else {"note": self.note}
         tasks = {
@@ -184,7 +201,10 @@ class Evaluation:
             for name, aucs in self.pairs.items()
         }
         counts = {"split": self.split, "rows": self.rows, "groups": self.groups}
-        return note | counts | tasks | {"pairs": pairs}
+        tree = note | counts | tasks | {"pairs": pairs}
+        if self.sessions is not None:
+            tree["sessions"] = {k: _tree(v) for k, v in self.sessions.items()}
+        return tree
 
     @classmethod
     def from_dict(cls, tree: Tree, label_names: tuple[str, ...]) -> "Evaluation":
@@ -202,12 +222,16 @@ class Evaluation:
             name: {pair: PairAuc(**value) for pair, value in by_pair.items()}
             for name, by_pair in tree["pairs"].items()
         }
+        sessions = tree.get("sessions")
+        if sessions is not None:
+            sessions = {name: SessionMean(**value) for name, value in sessions.items()}
         return cls(
             **{name: tree[name] for name in ("split", "rows", "groups")},
             label_names=label_names,
             tasks={name: measures(**tree[name]) for name in names},
             pairs=pairs,
             note=tree.get("note"),
+            sessions=sessions,
         )
 
 
@@ -266,6 +290,57 @@ def evaluate(
         del prediction  # frees a double a row
         pairs[task.name] = _pairs(by_score, label_names)
     return Evaluation(split, len(level), group_count, label_names, tasks, pairs, note)
+
+
+def session_measures(
+    scores: np.ndarray,
+    converted: np.ndarray,
+    groups: np.ndarray,
+    prices: np.ndarray | None = None,
+) -> dict[str, SessionMean]:
+    """Measures of the ranking within each session, for a score of conversions.
+
+    Args:
+        scores: f[rows].
+        converted: bool[rows], rows with the highest label.
+        groups: int[rows], the session of each row.
+        prices: f[rows], at least 0, the price of a conversion.
+
+    Returns:
+        gauc: GAUC of conversions; ndcg: mean NDCG, where the gain of a row is its
+        revenue: the price of a conversion (1 without prices), 0 for other rows. With
+        prices revenue_1 and revenue_3: mean revenue of a session's first 1 or 3 rows.
+    """
+    revenue = converted * (1.0 if prices is None else prices)
+    ranked = scores, groups
+    gauc = metrics.gauc_interval(converted, *ranked)
+    both = np.isfinite(metrics.session_auc(converted, *ranked))
+    result = {
+        "gauc": _session_mean(
+            gauc, both, "no session has both a conversion and another row"
+        )
+    }
+    each = {"ndcg": metrics.session_ndcg(revenue, *ranked)}
+    if prices is not None:
+        for k in (1, 3):
+            each[f"revenue_{k}"] = metrics.session_revenue(revenue, *ranked, k)
+    for name, values in each.items():
+        defined = np.isfinite(values)
+        mean = metrics.mean_interval(values[defined])
+        result[name] = _session_mean(mean, defined, "no session has revenue")
+    return result
+
+
+def _session_mean(
+    interval: metrics.Interval, defined: NDArray[np.bool_], missing: str
+) -> SessionMean:
+    ends = {k: _number(getattr(interval, k)) for k in ("value", "low", "high")}
+    reason = None
+    if ends["value"] is None:
+        reason = missing if len(defined) else "no rows"
+    elif ends["low"] is None:
+        reason = SPREADLESS
+    return SessionMean(**ends, sessions=int(defined.sum()), reason=reason)
 
 
 def mean_auc(

@@ -1,15 +1,27 @@
 """Measures a run's best checkpoint on a split of its data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from pwiser_jax.config import Config
+from pwiser_jax.data.batches.rows import Rows, refuse_bad_weights
 from pwiser_jax.data.prepared.folder import Prepared
 from pwiser_jax.data.prepared.manifest import refuse_other_data
 from pwiser_jax.errors import UserError
-from pwiser_jax.evaluation import Auc, Evaluation, evaluate, level_name
+from pwiser_jax.evaluation import (
+    Auc,
+    Evaluation,
+    SessionMean,
+    evaluate,
+    level_name,
+    predict_task,
+    session_measures,
+)
 from pwiser_jax.inference.load import load_best
-from pwiser_jax.tasks import measured, title
+from pwiser_jax.tasks import joint_task, measured, title
 from pwiser_jax.training.devices import processes
 from pwiser_jax.training.logits import predict_logits
 from pwiser_jax.training.run import protocol
@@ -19,7 +31,12 @@ Line = tuple[str, ...]
 
 
 def evaluate_run(
-    run: str | Path, split: str = "valid", *, data: str | Path | None = None
+    run: str | Path,
+    split: str = "valid",
+    *,
+    data: str | Path | None = None,
+    sessions: bool = False,
+    price: str | None = None,
 ) -> Evaluation:
     """Measures a run's best checkpoint; writes evaluation_SPLIT.json into its folder.
 
@@ -28,9 +45,12 @@ def evaluate_run(
         split: "valid" or "test".
         data: a prepared folder of the same encoding; by default the run's, which must
             still hold the same rows.
+        sessions: measure the ranking within each group too: `session_measures`.
+        price: an extra column, the price of a conversion, for revenue by session.
 
     Raises:
-        UserError: no such run, checkpoint or split, or data that have changed.
+        UserError: no such run, checkpoint or split, or data that have changed; rows
+            without groups or without that price.
     """
     run = Path(run)
     config = run_config(run)
@@ -38,6 +58,8 @@ def evaluate_run(
     refuse_other_data(run, folder, rows=data is None)
     prepared = Prepared(folder)
     rows = prepared.load(split)
+    if sessions or price is not None:
+        check_sessions(rows, folder, split, price)
     state = load_best(run, config, prepared.schema)
     logits = predict_logits(config, prepared.schema, state, rows)
     evaluation = evaluate(
@@ -49,6 +71,17 @@ def evaluate_run(
         split=split,
         note=protocol.note(config.protocol, split),
     )
+    if sessions or price is not None:
+        top = joint_task(prepared.schema.labels, len(prepared.schema.labels))
+        space = config.model.cvr_space
+        prediction = predict_task(top, logits, prepared.schema.labels, space, len(rows))
+        measures = session_measures(
+            prediction.scores,
+            rows.labels[:, -1] == 1,
+            rows.group,
+            None if price is None else rows.extra[price],
+        )
+        evaluation = replace(evaluation, sessions=measures)
     if processes.first():
         path = run / f"evaluation_{split}.json"
         try:
@@ -56,6 +89,23 @@ def evaluate_run(
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return evaluation
+
+
+def check_sessions(rows: Rows, folder: Path, split: str, price: str | None) -> None:
+    """Raises a UserError where measures by session are not defined."""
+    if len(np.unique(rows.group)) == len(rows):
+        raise UserError(
+            f"no two {split} rows of {folder} share a group: prepare the data with a "
+            "group column, or leave out --sessions and --price"
+        )
+    if price is None:
+        return
+    if price not in rows.extra:
+        raise UserError(
+            f"--price {price!r} is no extra column of {folder} (it has "
+            f"{', '.join(rows.extra) or 'none'})"
+        )
+    refuse_bad_weights(f"--price: column {price!r}", rows.extra[price])
 
 
 def read_evaluation(run: Path, split: str) -> Evaluation:
@@ -84,7 +134,8 @@ def _run_data(run: Path, config: Config) -> Path:
 def summary(evaluation: Evaluation) -> str:
     """A table of the tasks and of conversions over lower levels, then any note.
 
-    Conversions over a level are ranked by the score of the highest joint task (CTCVR).
+    Conversions over a level, and rows of a session, are ranked by the score of the
+    highest joint task (CTCVR).
     """
     labels = evaluation.label_names
     header = ("", "rows", "positives", "AUC", "95% interval", "log loss", "pred/obs")
@@ -108,7 +159,18 @@ def summary(evaluation: Evaluation) -> str:
             shown = name.replace("_", " ")
             lines.append((shown, rows, f"{pair.positives:,}", *_auc(pair), "", ""))
     note = [] if evaluation.note is None else [evaluation.note]
-    return "\n".join([*aligned(lines), *note])
+    return "\n".join([*aligned(lines), *_sessions(evaluation), *note])
+
+
+def _sessions(evaluation: Evaluation) -> list[str]:
+    """A table of the measures by session, below an empty line."""
+    if evaluation.sessions is None:
+        return []
+    lines: list[Line] = [("by session", "sessions", "mean", "95% interval")]
+    for name, measure in evaluation.sessions.items():
+        shown = name.upper() if name in ("gauc", "ndcg") else name.replace("_", "@")
+        lines.append((shown, f"{measure.sessions:,}", *_auc(measure)))
+    return ["", *aligned(lines)]
 
 
 def aligned(lines: list[Line]) -> list[str]:
@@ -124,7 +186,7 @@ def aligned(lines: list[Line]) -> list[str]:
     return ["  ".join(text).rstrip() for text in texts]
 
 
-def _auc(auc: Auc) -> tuple[str, str]:
+def _auc(auc: Auc | SessionMean) -> tuple[str, str]:
     if auc.value is None:
         return "-", auc.reason or ""
     if auc.low is None:

@@ -1,13 +1,19 @@
 """`evaluate`: its measures, and its errors."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from pwiser_jax.cli import main
+from pwiser_jax.data.batches.rows import Rows
+from pwiser_jax.errors import UserError
+from pwiser_jax.inference.evaluate import check_sessions
 from pwiser_jax.training.run.metrics import read_metrics
 from tests.inference.small import prepare, rows, train
 
@@ -26,6 +32,70 @@ def error_of(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1, error
     return error
+
+
+def test_measures_by_session_are_numpys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    prepare = ["prepare", "synthetic", "--rows=3000", "--order-values"]
+    prepare += ["--users=60", "--items=40", "--click-rate=0.4"]
+    assert main([*prepare, "--conversion-rate=0.4", f"--output={data}"]) == 0
+    train(data, run)
+    command = ["evaluate", f"--run={run}", "--price=order_value"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out.split("by session")[1]
+    assert re.search(r"^revenue@3 +\d+ +\d+\.\d{4} +\[\d", shown, re.MULTILINE)
+    assert main([*command, "--json"]) == 0
+    measures = json.loads(capsys.readouterr().out)["sessions"]
+
+    written = tmp_path / "predictions.parquet"
+    source = data / "valid-00000.parquet"
+    predict = ["predict", f"--run={run}", f"--input={source}", f"--output={written}"]
+    assert main(predict) == 0
+    rows = pl.read_parquet(source).with_columns(p=pl.read_parquet(written)["ctcvr"])
+    each = {name: [] for name in ("auc", "rows", "ndcg", "revenue_1", "revenue_3")}
+    for _, session in rows.group_by("group"):
+        ranked = session.sort("p", descending=True)
+        bought = ranked["conversion"].to_numpy() == 1
+        revenue = bought * ranked["order_value"].to_numpy()
+        discounts = np.log2(np.arange(len(revenue)) + 2)
+        if bought.any():
+            best = (np.sort(revenue)[::-1] / discounts).sum()
+            each["ndcg"].append((revenue / discounts).sum() / best)
+        if 0 < bought.sum() < len(bought):
+            p = ranked["p"].to_numpy()
+            wins = p[bought][:, None] > p[~bought]
+            each["auc"].append(wins.mean())
+            each["rows"].append(len(p))
+        each["revenue_1"].append(revenue[:1].sum())
+        each["revenue_3"].append(revenue[:3].sum())
+    gauc = np.average(each["auc"], weights=each["rows"])
+    assert measures["gauc"]["value"] == pytest.approx(gauc, abs=1e-9)
+    assert measures["gauc"]["low"] < gauc < measures["gauc"]["high"]
+    assert measures["gauc"]["sessions"] == len(each["auc"])
+    for name in ("ndcg", "revenue_1", "revenue_3"):
+        assert measures[name]["sessions"] == len(each[name])
+        assert measures[name]["value"] == pytest.approx(np.mean(each[name]), rel=1e-9)
+        half = stats.t.ppf(0.975, len(each[name]) - 1) * stats.sem(each[name])
+        width = measures[name]["high"] - measures[name]["low"]
+        assert width == pytest.approx(2 * half, rel=1e-9)
+
+
+def test_measures_by_session_need_groups_and_a_price(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", f"--run={home / 'run'}"]
+    assert main([*command, "--sessions", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["sessions"]) == ["gauc", "ndcg"]
+    said = "--price 'price' is no extra column of"
+    assert said in error_of(capsys, [*command, "--price=price"])
+    alone = Rows({}, labels=np.zeros((5, 2)), group=np.arange(5))
+    with pytest.raises(UserError, match="no two valid rows of data share a group: pre"):
+        check_sessions(alone, Path("data"), "valid", None)
+    priced = Rows({}, np.zeros((2, 2)), np.zeros(2), extra={"p": np.array([1, -1.0])})
+    with pytest.raises(UserError, match="--price: column 'p', row 2 of the split"):
+        check_sessions(priced, Path("data"), "valid", "p")
 
 
 def every_click_converts(part: str) -> pl.DataFrame:

@@ -286,8 +286,8 @@ def refuse_bad_weights(what: str, values: np.ndarray) -> None:
     if bad.any():
         row = int(bad.argmax())
         raise UserError(
-            f"{what}, row {row + 1} of the split, is {values[row]:g} in float32; "
-            "expected a finite number of at least 0"
+            f"{what}, row {row + 1} of the split, is {values[row]:g} in "
+            f"{values.dtype}; expected a finite number of at least 0"
         )
 
 
