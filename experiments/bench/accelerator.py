@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,14 +22,14 @@ import polars as pl
 from rich.console import Console
 
 from experiments.bench.losses import ALL_RATES, Case, batch, fits, loss_of
+from experiments.bench.tables import origin, write_results
 from experiments.bench.training import BEST_COPY, BEST_PRODUCT, MODELS, RUNS
 from experiments.bench.training_cell import Cell
 from experiments.bench.turns import Group, in_turns
-from experiments.lib.measure import machine, median_seconds
-from pwiser_jax.atomic import write_whole
+from experiments.lib.measure import median_seconds
 from pwiser_jax.losses.pairs import FORMS, PairOptions, form_name
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, write_csv
+from pwiser_jax.reports.tables import to_markdown
 
 PartName = Literal["loss", "steps"]
 SHARES = ("few", "rare", "many", "half")  # of conversions: 0.1% to 50%
@@ -255,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(options.models) - set(MODELS):
         parser.error(f"--models: {min(unknown)} is none of {', '.join(MODELS)}")
     console = Console(stderr=True, highlight=False)
+    made = origin("accelerator", ("jax",))
     kind = jax.devices()[0].device_kind
     name = re.sub(r"\W+", "_", kind).strip("_").lower()
     losses = list(loss_rows(options)) if "loss" in options.parts else []
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def write() -> None:
         """After each part, so that finished parts can be read."""
         steps = list(step_rows(groups))
-        sections = ["# On an accelerator", note(kind), "## Goals"]
+        sections = ["# On an accelerator", f"{note(kind)} {made}", "## Goals"]
         sections += [to_markdown(goals(losses, groups)).rstrip()]
         if losses:
             table = to_markdown(loss_table(losses)).rstrip()
@@ -273,8 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sections += ["## Training steps", table]
         path = options.output / f"accelerator_{name}"
         rows = pl.DataFrame(losses + steps, infer_schema_length=None)
-        write_csv(rows, path.with_suffix(".csv"))
-        write_whole(path.with_suffix(".md"), "\n\n".join(sections) + "\n")
+        write_results(path, rows, "\n\n".join(sections))
 
     if losses:
         write()
@@ -292,8 +291,7 @@ def note(kind: str) -> str:
         "the time to start it. Steps: AliExpress' sizes, cross-entropy, medians of "
         "rounds in turns. 'share of the copy's bandwidth': bytes a second that the "
         "compiler counts for a step, over those of a large array read and written. "
-        f"Machine: {machine(('jax',))}; jax device: {kind}; {date.today()}. Made by "
-        "`python -m experiments.bench.accelerator`."
+        f"Device: {kind}."
     )
 
 

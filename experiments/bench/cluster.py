@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, median
@@ -29,12 +28,11 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from experiments.bench.exchange import KINDS
-from experiments.lib.measure import machine
-from pwiser_jax.atomic import write_whole
+from experiments.bench.tables import origin, write_results
 from pwiser_jax.data.datasets.synthetic import prepare_synthetic
 from pwiser_jax.models import MODELS
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, write_csv
+from pwiser_jax.reports.tables import to_markdown
 from pwiser_jax.training.run.metrics import read_metrics
 
 MEASURED = Path(__file__).parents[1] / "results" / "training_h200.csv"
@@ -403,12 +401,16 @@ def _share(value: float) -> str:
     return f"{value:.0%}"
 
 
-def note(options: Options) -> str:
-    about = " ".join((__doc__ or "").split("\n\n")[2].split())
+def _command(options: Options) -> str:
     every = options.parts == get_args(PartName)
     command = "" if every else f" --parts [{','.join(options.parts)}]"
     if options.models != tuple(MODELS):
         command += f" --models [{','.join(options.models)}]"
+    return f"cluster --work DIR{command}"
+
+
+def note(options: Options) -> str:
+    about = " ".join((__doc__ or "").split("\n\n")[2].split())
     links = "; ".join(
         f"{speed / 1e9:.0f} GB/s and {1e6 * latency:.0f} us a collective on {count}"
         for count, (speed, latency) in LINKS.items()
@@ -417,8 +419,7 @@ def note(options: Options) -> str:
         f"{about}\n\nThe study has {len(LAMBDAS) * options.seeds} runs of "
         f"{options.epochs} epochs of a synthetic funnel of {options.rows:,} exposures, "
         f"{options.part} runs a part, in batches of {options.batch} rows. Links: "
-        f"{links}. Machine: {machine(('jax', 'ray'))}. Made on {date.today()} by "
-        f"`python -m experiments.bench.cluster{command}`."
+        f"{links}."
     )
 
 
@@ -443,6 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
     if options.work.exists():
         parser.error(f"--work {options.work} exists: name a new folder")
+    made = origin(_command(options), ("jax", "ray"))
     options.work.mkdir(parents=True)
     prepare_synthetic(options.work / "data", rows=options.rows, seed=0)
     lines = {part: MEASURE[part](options) for part in options.parts}
@@ -454,15 +456,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "exchange" in lines:
         tables["exchange"] = exchange_table(lines["exchange"])
         tables["estimate"] = estimate(lines["exchange"])
-    sections = [f"# Cluster\n\n{note(options)}"]
+    sections = [f"# Cluster\n\n{note(options)} {made}"]
     sections += [
         f"## {TITLES[name]}\n\n{to_markdown(table).rstrip()}"
         for name, table in tables.items()
     ]
-    write_whole(options.output.with_suffix(".md"), "\n\n".join(sections) + "\n")
     rows = [{"part": part} | line for part, each in lines.items() for line in each]
     table = pl.DataFrame(rows, infer_schema_length=None)
-    write_csv(table, options.output.with_suffix(".csv"))
+    write_results(options.output, table, "\n\n".join(sections))
     return 0
 
 

@@ -10,7 +10,6 @@ for an H100, which takes no GPU.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,16 +22,15 @@ import polars as pl
 from rich.console import Console
 
 from experiments.bench.losses import MARGINS
+from experiments.bench.tables import origin, write_results
 from experiments.bench.training import MODELS
 from experiments.bench.training_cell import Cell, batches, step_parts
 from experiments.lib.kernels import work
-from experiments.lib.measure import machine
-from pwiser_jax.atomic import write_whole
 from pwiser_jax.losses import pwiser_loss
 from pwiser_jax.losses.pairs import FORMS
 from pwiser_jax.losses.positives import PACKS
 from pwiser_jax.options import Parser, PositiveInt
-from pwiser_jax.reports.tables import to_markdown, write_csv
+from pwiser_jax.reports.tables import to_markdown
 from pwiser_jax.training.devices.several import several_steps
 from pwiser_jax.training.step import state_shapes, train_step
 
@@ -192,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=PositiveInt, default=BATCH)
     options = parser.parse(argv)
     console = Console(stderr=True, highlight=False)
+    made = origin("programs", ("jax", "jax-cuda12-pjrt"))
 
     def counted(rows: Iterator[Row]) -> list[Row]:
         found = list(rows)
@@ -218,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
     ]
-    sections = ["# What programs launch", note()]
+    sections = ["# What programs launch", f"{note()} {made}"]
     for device in devices():
         parts = [
             [row for row in rows if row["device"] == device] for rows in (losses, steps)
@@ -229,9 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"## A step of {options.batch:,} rows, compiled for the {device}",
             to_markdown(step_table(parts[1])).rstrip(),
         ]
-    write_csv(pl.DataFrame(losses + steps), options.output.with_suffix(".csv"))
-    text = "\n\n".join(sections) + "\n"
-    write_whole(options.output.with_suffix(".md"), text)
+    rows = pl.DataFrame(losses + steps)
+    write_results(options.output, rows, "\n\n".join(sections))
     return 0
 
 
@@ -244,9 +242,7 @@ def note() -> str:
         "conversion. 'loops': loops entered, whose kernels count as often as they run; "
         "'sorted': keys sorted, of which the conversions must be; 'what must move': a "
         "score, a gradient and two labels, 10 bytes a row. A step has AliExpress' "
-        "sizes and cross-entropy. "
-        f"Machine: {machine(('jax', 'jax-cuda12-pjrt'))}, {date.today()}. Made by "
-        "`JAX_PLATFORMS=cpu python -m experiments.bench.programs`."
+        "sizes and cross-entropy. Run it with JAX_PLATFORMS=cpu."
     )
 
 

@@ -18,6 +18,8 @@ def test_the_loss_is_measured_at_all_shares(tmp_path: Path):
     assert set(rows["program"]) == {"broadcast", "blocked", "sorted"}
     text = (tmp_path / "accelerator_cpu.md").read_text()
     assert "loss, 16 rows, 0.5% conversions, `auto` [ms]" in text
+    assert "Made by `python -m experiments.bench.accelerator` on 2" in text
+    assert "load average at the start" in text
 
 
 def test_every_claim_has_a_goal_and_a_figure():

@@ -1,5 +1,6 @@
 """Command lines of the benchmarks and of the demo."""
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -93,3 +94,11 @@ def test_a_wrong_option_is_one_sentence_and_writes_nothing(
     assert word in message
     assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_benchmarks_leave_origin_and_files_to_one_module() -> None:
+    for path in Path(bench_losses.__file__).parent.rglob("*.py"):
+        if path.name != "tables.py":
+            text = path.read_text()
+            assert "date.today" not in text, path
+            assert not re.search(r"import .*\bwrite_csv\b", text), path

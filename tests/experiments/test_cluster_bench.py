@@ -72,6 +72,8 @@ def test_it_measures_and_writes_its_tables(tmp_path: Path) -> None:
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         f"## {title}" for title in cluster.TITLES.values()
     ]
+    command = "experiments.bench.cluster --work DIR --models [shared_bottom]`"
+    assert f"Made by `python -m {command} on 2" in text
     table = pl.read_csv(tmp_path / "out.csv")
     assert table.filter(part="study")["runs"].to_list() == [4, 4]
     assert all(step > 0 for step in table.filter(part="run")["step"])
