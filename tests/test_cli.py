@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 
-from experiments.bench.make_raw import main as make_raw
+from experiments.bench.raw.make_raw import main as make_raw
 from pwiser_jax import __version__
 from pwiser_jax.cli import main
 from pwiser_jax.cli import parser as cli_parser

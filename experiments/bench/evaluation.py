@@ -156,7 +156,7 @@ def trained(work: Path, rows: int, model: str) -> tuple[Path, Path]:
     raw, data, output = work / f"raw_{rows}", work / f"data_{rows}", work / model
     if not data.is_dir():
         options = [f"--rows={rows}", f"--output={raw}"]
-        run("experiments.bench.make_raw", "aliexpress", *options)
+        run("experiments.bench.raw.make_raw", "aliexpress", *options)
         places = [f"--source={raw}", f"--output={data}"]
         run("pwiser_jax", "prepare", "aliexpress", *places)
     if not (output / "evaluation_valid.json").is_file():

@@ -6,8 +6,9 @@ From the command to its end: `pwiser train` of one epoch of AliExpress-shaped ro
 validation, checkpoints and the measures that it prints. "first": there are no compiled
 programs and no cache of rows; "again": both are kept from the first. "PyTorch": one
 epoch and validation of a plain network from CSV files, as MTReclib's script does it
-(`experiments.bench.torch_epoch`). They take turns, each in a process of its own, whose
-peak memory is given: resident pages, without those of PyTorch's loading processes.
+(`experiments.bench.plain.torch_epoch`). They take turns, each in a process of its own,
+whose peak memory is given: resident pages, without those of PyTorch's loading
+processes.
 """
 
 import json
@@ -24,7 +25,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.bench import make_raw
+from experiments.bench.raw import make_raw
 from experiments.bench.tables import origin, spread, write_results
 from experiments.lib.measure import Cost, run
 from pwiser_jax.config import load_config
@@ -140,7 +141,7 @@ def train_torch(options: Options, model: str, folder: Path) -> Cost:
         "learning_rate": config.optimizer.learning_rate,
         "l2": config.optimizer.l2,
     }
-    module, python = "experiments.bench.torch_epoch", str(options.torch_python)
+    module, python = "experiments.bench.plain.torch_epoch", str(options.torch_python)
     return run(module, json.dumps(task), python=python)
 
 

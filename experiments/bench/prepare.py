@@ -3,9 +3,9 @@
     python -m experiments.bench.prepare --work /tmp/bench
 
 Generated raw files of several sizes are prepared, each in its own process. The smallest
-are also prepared in plain Python (`experiments.bench.plain_reader`), in turns; their
-figures are of the run of median time. Raw files are read once before, so they are in
-the system's file cache. Time, memory and disk of the published 85 M rows are
+are also prepared in plain Python (`experiments.bench.plain.plain_reader`), in turns;
+their figures are of the run of median time. Raw files are read once before, so they are
+in the system's file cache. Time, memory and disk of the published 85 M rows are
 extrapolated twice: by a straight line through two measured sizes of the published
 proportions, and at the larger size's rate. A stopped benchmark resumes and reuses
 measurements of the same code.
@@ -25,8 +25,9 @@ import polars as pl
 from rich.console import Console
 
 import pwiser_jax as package
-from experiments.bench import make_raw, plain_reader
-from experiments.bench.raw_aliccp import TEST_ROWS, TRAIN_ROWS
+from experiments.bench.plain import plain_reader
+from experiments.bench.raw import make_raw
+from experiments.bench.raw.raw_aliccp import TEST_ROWS, TRAIN_ROWS
 from experiments.bench.tables import origin, spread, write_results
 from experiments.lib.measure import run
 from pwiser_jax.atomic import write_whole

@@ -207,7 +207,12 @@ def _zipped(work: Path, rows: int) -> Path:
     target, raw = work / f"aliexpress_{rows}.zip", work / f"raw_{rows}"
     if target.exists():
         return target
-    run("experiments.bench.make_raw", "aliexpress", f"--rows={rows}", f"--output={raw}")
+    run(
+        "experiments.bench.raw.make_raw",
+        "aliexpress",
+        f"--rows={rows}",
+        f"--output={raw}",
+    )
     partial = target.with_suffix(".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for path in sorted(raw.glob("*.csv")):

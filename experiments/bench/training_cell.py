@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.bench.plain_forms import FORMS, WITHOUT, plain_model
+from experiments.bench.plain.plain_forms import FORMS, WITHOUT, plain_model
 from experiments.lib.measure import median_seconds, on_accelerator, product_operations
 from pwiser_jax.config import Config, DataConfig, LossConfig, OptimizerConfig
 from pwiser_jax.data.batches.batches import Batch
@@ -264,7 +264,7 @@ def torch_step(cell: Cell) -> tuple[Callable[[], Any], dict[str, float]]:
     rounded as JAX rounds them there, to TensorFloat-32.
     """
     torch: Any = import_module("torch")
-    from experiments.bench.plain_torch import MODELS
+    from experiments.bench.plain.plain_torch import MODELS
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from experiments import all as experiments
-from experiments.bench.make_raw import main as make_raw
+from experiments.bench.raw.make_raw import main as make_raw
 from experiments.lib import grid as grids
 from experiments.lib.relabel import relabelled
 from experiments.lib.runs import paired_runs

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench.plain_forms import FlaxDropout, plain_model
+from experiments.bench.plain.plain_forms import FlaxDropout, plain_model
 from pwiser_jax.models import build
 from pwiser_jax.models.context import Context
 from tests.models.data import make_inputs, make_schema, make_variables, tiny

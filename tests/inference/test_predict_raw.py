@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import yaml
 
-from experiments.bench.make_raw import main as make_raw
+from experiments.bench.raw.make_raw import main as make_raw
 from pwiser_jax.cli import main
 from pwiser_jax.data.aliccp.prepare import prepare_aliccp
 from pwiser_jax.data.datasets.aliexpress import (

@@ -49,7 +49,7 @@ def test_equals_the_layout_s_own_forward_pass(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_a_plain_pytorch_network(name):
     torch = pytest.importorskip("torch")
-    from experiments.bench.plain_torch import MODELS as NETWORKS
+    from experiments.bench.plain.plain_torch import MODELS as NETWORKS
 
     config = sized(name)
     network = NETWORKS[name](config, SCHEMA)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench.make_raw import main as make_raw
+from experiments.bench.raw.make_raw import main as make_raw
 from pwiser_jax.config import load_config
 from pwiser_jax.data.aliccp.prepare import prepare_aliccp
 from pwiser_jax.inference.evaluate import evaluate_run

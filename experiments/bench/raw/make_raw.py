@@ -1,7 +1,7 @@
 """Raw files in the publishers' exact formats, at any size, for tests and benchmarks.
 
-    python -m experiments.bench.make_raw aliexpress --rows 5000000 --output /tmp/ae
-    python -m experiments.bench.make_raw aliccp --rows 5000000 --output /tmp/aliccp
+    python -m experiments.bench.raw.make_raw aliexpress --rows 5000000 --output /tmp/ae
+    python -m experiments.bench.raw.make_raw aliccp --rows 5000000 --output /tmp/aliccp
 
 Rates, cardinalities, long tails and grouping follow the published data, but rows are
 random: models trained on them are meaningless. The same options give the same bytes.
@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.bench.raw_aliccp import make_aliccp
-from experiments.bench.raw_aliexpress import RATES, make_aliexpress
+from experiments.bench.raw.raw_aliccp import make_aliccp
+from experiments.bench.raw.raw_aliexpress import RATES, make_aliexpress
 from pwiser_jax.options import Parser
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="experiments.bench.make_raw", description=__doc__)
+    parser = Parser(prog="experiments.bench.raw.make_raw", description=__doc__)
     datasets = parser.add_subcommands(required=True, dest="dataset")
     aliexpress = Parser(description="{cc}_{user,item}_{train,test}.csv")
     aliexpress.add_argument("--country", choices=list(RATES), default="nl")

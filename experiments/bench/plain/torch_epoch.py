@@ -1,6 +1,6 @@
 """One epoch of a plain PyTorch network, from a CSV file to AUCs, as MTReclib's script.
 
-    python -m experiments.bench.torch_epoch '{"model": "mmoe", ...}'
+    python -m experiments.bench.plain.torch_epoch '{"model": "mmoe", ...}'
 
 pandas reads the files, a `DataLoader` with four workers collates batches row by row,
 scikit-learn computes the AUCs, which are printed. It needs torch, pandas and
@@ -17,7 +17,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from sklearn.metrics import roc_auc_score
 
-from experiments.bench.plain_torch import MODELS
+from experiments.bench.plain.plain_torch import MODELS
 
 WORKERS = 4
 

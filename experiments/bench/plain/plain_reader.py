@@ -1,6 +1,6 @@
 """Prepares Ali-CCP in plain Python, line by line: the baseline of `bench.prepare`.
 
-    python -m experiments.bench.plain_reader SOURCE OUTPUT 18
+    python -m experiments.bench.plain.plain_reader SOURCE OUTPUT 18
 
 It follows the public scripts for this dataset, in the same order:
 
