@@ -27,6 +27,8 @@ from pwiser_jax.models.gates import SOWN
 Diagnostics = dict[str, jax.Array]
 
 DEAD = 0.01
+SMALL = 1 << 18
+"""The largest leaf that norms take together with others: 1 MiB."""
 
 
 def when(due: jax.Array, diagnostics: Callable[[], Diagnostics]) -> Diagnostics:
@@ -44,9 +46,21 @@ def norms(
 ) -> Diagnostics:
     """Norms of the gradient and of the update, learning_rate * directions."""
     return {
-        "norm/gradient": optax.tree.norm(gradient),
-        "norm/update": learning_rate * optax.tree.norm(directions),
+        "norm/gradient": _norm(gradient),
+        "norm/update": learning_rate * _norm(directions),
     }
+
+
+def _norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves.
+
+    Small leaves are summed as one array: XLA compiles three kernels for each sum.
+    """
+    leaves = jax.tree.leaves(tree)
+    parts = [leaf for leaf in leaves if leaf.size > SMALL]
+    if small := [leaf.ravel() for leaf in leaves if leaf.size <= SMALL]:
+        parts.append(jnp.concatenate(small))
+    return optax.tree.norm(parts)
 
 
 def gates(
