@@ -9,6 +9,9 @@ epoch and validation of a plain network from CSV files, as MTReclib's script doe
 (`experiments.bench.plain.torch_epoch`). They take turns, each in a process of its own,
 whose peak memory is given: resident pages, without those of PyTorch's loading
 processes.
+
+Most of what "first" adds to "again" is the program of a training step. The second table
+gives the seconds of tracing and of compiling it, at AliExpress' sizes, by model.
 """
 
 import json
@@ -25,8 +28,10 @@ import polars as pl
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from experiments.bench import compiling
 from experiments.bench.raw import make_raw
 from experiments.bench.tables import origin, spread, write_results
+from experiments.bench.training_cell import Cell
 from experiments.lib.measure import Cost, run
 from pwiser_jax.config import load_config
 from pwiser_jax.data.prepared.folder import Prepared
@@ -37,6 +42,7 @@ from pwiser_jax.reports.plots import GREY, PALETTE, WIDTH, styled, to_png
 from pwiser_jax.reports.tables import to_markdown, to_rich
 
 TORCH, FIRST, AGAIN = "PyTorch", "first", "again"
+STEP = ("tracing", "compiling")  # the stages of a step's program
 COLOURS = {TORCH: GREY, FIRST: PALETTE[0], AGAIN: PALETTE[5]}
 MODELS = tuple(name for name, cls in ALL_MODELS.items() if cls in BODIES)
 CONFIGS = Path(__file__).parents[2] / "configs" / "aliexpress"
@@ -53,6 +59,7 @@ class Options:
         output: path of the results, without a suffix.
         rows: about so many train rows.
         models: the models to train; two by default, which take about ten minutes.
+        compiled: the models whose step is compiled.
         rounds: number of measurements of each.
         torch_python: a Python that has torch, pandas and scikit-learn.
         set: options of every run, such as model.embedding_dim=16.
@@ -62,6 +69,7 @@ class Options:
     output: Path = Path("experiments/results/first_result")
     rows: PositiveInt = 100_000
     models: tuple[str, ...] = ("shared_bottom", "mmoe")
+    compiled: tuple[str, ...] = MODELS
     rounds: PositiveInt = 3
     torch_python: Path = Path(sys.executable)
     set: tuple[str, ...] = ()
@@ -115,7 +123,6 @@ def train(options: Options, model: str, how: str, folder: Path) -> Cost:
     if how == FIRST:
         shutil.rmtree(programs, ignore_errors=True)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMP")}
     return run(
         "pwiser_jax",
         "train",
@@ -124,7 +131,7 @@ def train(options: Options, model: str, how: str, folder: Path) -> Cost:
         f"--output={output}",
         "--train.epochs=1",
         *_overrides(options),
-        environment=environment | {"PWISER_COMPILATION_CACHE": str(programs)},
+        environment=_uncached() | {"PWISER_COMPILATION_CACHE": str(programs)},
     )
 
 
@@ -143,6 +150,11 @@ def train_torch(options: Options, model: str, folder: Path) -> Cost:
     }
     module, python = "experiments.bench.plain.torch_epoch", str(options.torch_python)
     return run(module, json.dumps(task), python=python)
+
+
+def _uncached() -> dict[str, str]:
+    """The environment, without a compilation cache of jax's."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMP")}
 
 
 def _overrides(options: Options) -> list[str]:
@@ -165,6 +177,31 @@ def bench(options: Options, hows: Sequence[str]) -> pl.DataFrame:
                     | {"seconds": cost.seconds, "peak_mib": cost.peak_mib}
                 )
                 Console(stderr=True).print(lines[-1])
+    return pl.DataFrame(lines)
+
+
+def bench_step(options: Options) -> pl.DataFrame:
+    """A row for each stage of compiling a step, model and round."""
+    lines = []
+    for turn in range(options.rounds):
+        for model in options.compiled:
+            cell = json.dumps(asdict(Cell(model=model)))
+            cost = run(compiling.__name__, cell, environment=_uncached())
+            for how, seconds in json.loads(cost.output).items():
+                line = {"model": model, "how": how, "round": turn, "seconds": seconds}
+                lines.append(line)
+                Console(stderr=True).print(line)
+    return pl.DataFrame(lines)
+
+
+def formatted_step(table: pl.DataFrame) -> pl.DataFrame:
+    """A line for each model: seconds of each stage of compiling a step, and of both."""
+    lines = []
+    for (model,), part in table.group_by("model", maintain_order=True):
+        stages = part.pivot("how", index="round", values="seconds").select(STEP)
+        seconds = stages.with_columns(both=pl.sum_horizontal(STEP))
+        texts = {name: spread(seconds[name].to_list(), 1) for name in seconds.columns}
+        lines.append({"Model": model} | {f"{k}, seconds": v for k, v in texts.items()})
     return pl.DataFrame(lines)
 
 
@@ -221,8 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="experiments.bench.first_result", description=__doc__)
     parser.add_class_arguments(Options, as_group=False)
     options = Options(**vars(parser.instantiate(parser.parse(argv))))
-    if unknown := set(options.models) - set(MODELS):
-        parser.error(f"--models: {min(unknown)} is none of {', '.join(MODELS)}")
+    for option in ("models", "compiled"):
+        if unknown := set(getattr(options, option)) - set(MODELS):
+            names = ", ".join(MODELS)
+            parser.error(f"--{option}: {min(unknown)} is none of {names}")
     missing = missing_packages(options.torch_python)
     hows, without = [TORCH, FIRST, AGAIN], ""
     if missing:
@@ -230,10 +269,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         without = f" No PyTorch: {options.torch_python} lacks {', '.join(missing)}."
     made = origin("first_result --work DIR", rounds=options.rounds)
     options.work.mkdir(parents=True, exist_ok=True)
-    table = bench(options, hows)
+    table, step = bench(options, hows), bench_step(options)
     texts = formatted(table)
     head = f"{__doc__}\n{made} {options.rows:,} train rows.{without}\n\n"
-    write_results(options.output, table, head + to_markdown(texts))
+    tables = [to_markdown(texts), to_markdown(formatted_step(step))]
+    both = pl.concat([table, step], how="diagonal")
+    write_results(options.output, both, head + "\n".join(tables))
     options.output.with_suffix(".png").write_bytes(to_png(plot(table)))
     Console().print(to_rich(texts, "From the command to the first result"))
     return 0

@@ -107,15 +107,12 @@ def step_program(cell: Cell) -> Program:
     return several_steps(partial(train_step, spec)), shapes
 
 
-def compiled(
-    program: Program, device: Any, options: dict[str, Any], donate: bool = False
-) -> Any:
-    """A program, compiled for a device.
+def lowered(program: Program, device: Any, donate: bool = False) -> Any:
+    """A program, traced for a device and ready to be compiled.
 
     Args:
         program: the program.
         device: the device, or one of a topology.
-        options: the compiler's options.
         donate: whether the first argument may be overwritten, as a step's state is.
     """
     function, shapes = program
@@ -124,7 +121,14 @@ def compiled(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
     jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
-    return jitted.lower(*placed).compile(compiler_options=options)
+    return jitted.lower(*placed)
+
+
+def compiled(
+    program: Program, device: Any, options: dict[str, Any], donate: bool = False
+) -> Any:
+    """A program, compiled for a device with the compiler's options; see `lowered`."""
+    return lowered(program, device, donate).compile(compiler_options=options)
 
 
 def rows_of(
