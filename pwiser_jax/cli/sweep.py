@@ -248,11 +248,12 @@ def _mean(values: list[float | None]) -> str:
 
 def _difference(values: list[float | None], base: list[float | None]) -> str:
     from pwiser_jax.metrics import paired_interval
+    from pwiser_jax.reports.tables import difference_text, number_text
 
     ours, theirs = ([v for v in each if v is not None] for each in (values, base))
     if len(ours) < len(values) or len(theirs) < len(base):
         return "-"
     change = paired_interval(ours, theirs)
     if len(values) == 1:
-        return f"{change.value:+.4f}"
-    return f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+        return number_text(change.value, "+.4f")
+    return difference_text(change.value, change.low, change.high)

@@ -12,6 +12,8 @@ from pwiser_jax.config import Config
 from pwiser_jax.errors import UserError
 from tests.inference.small import TINY, prepare, rows
 
+SIGN = r"[+\N{MINUS SIGN}]"
+
 
 def test_runs_are_made_and_compared(
     tmp_path: Path,
@@ -32,7 +34,7 @@ def test_runs_are_made_and_compared(
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert lines[0].split()[:4] == ["loss.lambdas", "CTR", "CTCVR", "CVR"]
     assert lines[1].split()[0] == "0"
-    assert re.search(r"^0\.3 .*[+-]0\.\d{4} \[[+-]\d\.\d{4}, ", lines[2])
+    assert re.search(rf"^0\.3 .*{SIGN}0\.\d{{4}} \[{SIGN}\d\.\d{{4}}, ", lines[2])
     # The same command again trains nothing and prints the same; a damaged evaluation is
     # made again.
     damaged = tmp_path / "runs" / "loss.lambdas=0.3,seed=1" / "evaluation_valid.json"
@@ -83,3 +85,9 @@ def test_the_table_is_paired_by_seed() -> None:
     # Both seeds gain 0.01, so that the interval has no width.
     assert "+0.0100 [+0.0100, +0.0100]" in text.splitlines()[2]
     assert text.splitlines()[2].split()[:3] == ["1", "0.7600", "0.6000"]
+
+
+def test_a_difference_that_rounds_to_zero_has_no_sign() -> None:
+    base, level = [{"CTR": 0.7}], [{"CTR": 0.699999}]
+    text = comparison({(("l", 0),): base, (("l", 1),): level})
+    assert text.splitlines()[2].split() == ["1", "0.7000", "0.0000"]
