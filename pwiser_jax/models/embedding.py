@@ -41,33 +41,39 @@ class Embedding(nn.Module):
     def __call__(self, inputs: Mapping[str, jax.Array], context: Context) -> Features:
         layout, schema = self.layout, self.layout.schema
         singles = self._large(inputs, context) if layout.large else {}
-        small = self._small() if layout.small else {}
-        parts = []
-        for i, field in enumerate(schema.categorical):
-            if field.name in small:
-                hot = jax.nn.one_hot(inputs["categorical"][:, i], field.rows)
-                parts.append(Feature(hot, small[field.name]))
-            else:
-                parts.append(Feature(singles[field.name]))
+        hot = self._one_hot(inputs) if layout.small else {}
+        parts = [
+            Feature(hot[field.name], True)
+            if field.name in hot
+            else Feature(singles[field.name])
+            for field in schema.categorical
+        ]
         parts += [Feature(singles[field.name]) for field in schema.multi_valued]
+        small = self._table("small", layout.small) if layout.small else None
+        vectors = None
         if schema.numerical:
             x = context.zero_padding(inputs["numerical"], 0)
             linear = Linear(self.dim, zeros=self.zeros, name="numerical")(x.shape[1])
             if layout.factored:
                 ones = jnp.ones((x.shape[0], 1))
+                parts.append(Feature(jnp.concatenate([x, ones], axis=1), True))
                 vectors = jnp.concatenate([linear.kernel, linear.bias[None]])
-                parts.append(Feature(jnp.concatenate([x, ones], axis=1), vectors))
             else:
                 parts.append(Feature(product(x, linear, context.dtype)))
-        return Features(parts)
+        return Features.of(parts, small, vectors)
 
-    def _small(self) -> dict[str, jax.Array]:
-        """The table [rows, dim] of each small field, by name."""
-        fields = self.layout.small
-        ends = np.cumsum([field.rows for field in fields])[:-1]
-        tables = jnp.split(self._table("small", fields), ends)
-        names = (field.name for field in fields)
-        return dict(zip(names, tables, strict=True))
+    def _one_hot(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The one-hot vectors [B, rows] of each small field, by name."""
+        fields, categorical = self.layout.small, self.layout.schema.categorical
+        sizes = [field.rows for field in fields]
+        # One comparison for all fields: each would be a kernel.
+        columns = np.repeat([categorical.index(field) for field in fields], sizes)
+        rows = np.concatenate([np.arange(size) for size in sizes])
+        hot = (
+            jnp.take(inputs["categorical"], columns, axis=1, mode="clip") == rows[None]
+        )
+        several = jnp.split(hot.astype(jnp.float32), np.cumsum(sizes)[:-1], axis=1)
+        return dict(zip((field.name for field in fields), several, strict=True))
 
     def _large(
         self, inputs: Mapping[str, jax.Array], context: Context

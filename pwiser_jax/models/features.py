@@ -5,7 +5,8 @@ with it is the one-hot vector times (table @ weights): the table is projected on
 batch, instead of one embedding per row.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,34 +25,87 @@ class LinearWeights(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """Some inputs of a layer: x [B, n] @ table [n, D], or without a table x [B, D]."""
+    """Some inputs of a layer: x [B, D], or x [B, n] @ n rows [n, D] of a table."""
 
     x: jax.Array
-    table: jax.Array | None = None
+    has_rows: bool = False
 
     @property
-    def width(self) -> int:
-        """D."""
-        return (self.x if self.table is None else self.table).shape[1]
+    def columns(self) -> int:
+        """D, or n with rows of a table."""
+        return self.x.shape[1]
 
 
 class Features(NamedTuple):
     """z [B, I], the concatenation of the features, which is not materialised.
 
     A layer computes z W = Σ_f (x_f table_f) W_f as Σ_f x_f (table_f W_f): the same
-    function, with far fewer operations where x_f has few columns.
+    function, with far fewer operations where x_f has few columns. Tables of similar n
+    are padded with zeros to a power of two and multiplied in one batched product: an
+    accelerator starts many small products more slowly than it computes them.
+
+    Attributes:
+        features: the features.
+        tables: of the features that have rows, one below another.
+        padded: the tables of each batched product, [some, n, D], by n.
     """
 
     features: Sequence[Feature]
+    tables: Sequence[jax.Array]
+    padded: Mapping[int, Sequence[jax.Array]]
+
+    @classmethod
+    def of(
+        cls,
+        features: Sequence[Feature],
+        shared: jax.Array | None = None,
+        last: jax.Array | None = None,
+    ) -> "Features":
+        """The features.
+
+        Args:
+            features: the features.
+            shared: the rows of those that have some, one below another.
+            last: the rows of the last one, if they are not among the shared ones.
+        """
+        padded: dict[int, list[jax.Array]] = {}
+        if shared is not None:
+            sharing = features if last is None else features[:-1]
+            rows = _consecutive([f.columns * f.has_rows for f in sharing])
+            batches = {size: some for size, some in _batches(sharing).items() if size}
+            indices = [
+                np.stack([_padded(rows[i], size) for i in some])
+                for size, some in batches.items()
+            ]
+            stacks = take_rows(shared, *indices)
+            padded = {
+                size: [stack] for size, stack in zip(batches, stacks, strict=True)
+            }
+        if last is not None:
+            size = _up_to_power(len(last))
+            stack = jnp.pad(last, ((0, size - len(last)), (0, 0)))[None]
+            padded.setdefault(size, []).append(stack)
+        tables = [table for table in (shared, last) if table is not None]
+        return cls(features, tables, padded)
+
+    @property
+    def widths(self) -> list[int]:
+        """D of each feature."""
+        dim = self.tables[0].shape[1] if self.tables else 0
+        return [dim if f.has_rows else f.columns for f in self.features]
 
     @property
     def width(self) -> int:
         """I."""
-        return sum(feature.width for feature in self.features)
+        return sum(self.widths)
 
     def concatenated(self) -> jax.Array:
         """z as an array."""
-        blocks = [f.x if f.table is None else f.x @ f.table for f in self.features]
+        ends = np.cumsum([f.columns for f in self.features if f.has_rows])[:-1]
+        tables = iter(
+            jnp.split(jnp.concatenate(self.tables), ends) if self.tables else []
+        )
+        blocks = [f.x @ next(tables) if f.has_rows else f.x for f in self.features]
         return jnp.concatenate(blocks, axis=1)
 
     def product(self, layer: LinearWeights, dtype: DTypeLike) -> jax.Array:
@@ -62,7 +116,7 @@ class Features(NamedTuple):
     @property
     def _padding(self) -> int:
         """Columns of zeros among the factors."""
-        return -(sum(f.x.shape[1] for f in self.features) + 1) % ALIGNED
+        return -(sum(f.columns for f in self.features) + 1) % ALIGNED
 
     def factors(self) -> jax.Array:
         """All x concatenated, zeros up to a multiple of `ALIGNED`, and ones: [B, N]."""
@@ -76,21 +130,39 @@ class Features(NamedTuple):
 
         Its last row, that of the ones, is the bias.
         """
-        ends = np.cumsum([f.width for f in self.features])[:-1]
-        blocks = jnp.split(layer.kernel, ends, axis=-2)
-        pairs = [
-            (feature.table, block)
-            for feature, block in zip(self.features, blocks, strict=True)
-            if feature.table is not None
-        ]
-        projections = iter(matmuls(pairs, dtype))
-        rows = [
-            block if feature.table is None else next(projections)
-            for feature, block in zip(self.features, blocks, strict=True)
-        ]
+        products, rows = self._products(layer.kernel, dtype)
+        (kernel,) = take_rows(products, np.concatenate(rows))
         last = jnp.expand_dims(layer.bias, -2)
         zeros = jnp.zeros((*last.shape[:-2], self._padding, last.shape[-1]))
-        return jnp.concatenate([*rows, zeros, last], axis=-2)
+        return jnp.concatenate([kernel, zeros, last], axis=-2)
+
+    def _products(
+        self, kernel: jax.Array, dtype: DTypeLike
+    ) -> tuple[jax.Array, list[np.ndarray]]:
+        """table_f W_f of each feature, or W_f where x_f is the input itself.
+
+        Returns:
+            All products one below another, [..., M, O], and the rows of each.
+        """
+        *stack, _, outputs = kernel.shape
+        batches, of_kernel = _batches(self.features), _consecutive(self.widths)
+        blocks = take_rows(
+            kernel,
+            *(np.concatenate([of_kernel[i] for i in b]) for b in batches.values()),
+        )
+        products, rows, total = [], dict[int, np.ndarray](), 0
+        for (size, some), y in zip(batches.items(), blocks, strict=True):
+            if size:
+                # Repeated by layer: for one product of a stack, y would be transposed.
+                a = jnp.concatenate(self.padded[size])
+                a = jnp.broadcast_to(a, (*stack, *a.shape))
+                y = matmul(a, y.reshape(*stack, len(some), -1, outputs), dtype)
+            products.append(y.reshape(*stack, -1, outputs))
+            for i in some:
+                columns = self.features[i].columns
+                rows[i] = total + np.arange(columns)
+                total += size or columns
+        return jnp.concatenate(products, axis=-2), [rows[i] for i in sorted(rows)]
 
 
 def width(x: jax.Array | Features) -> int:
@@ -138,28 +210,62 @@ def matmul(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
     return jnp.matmul(a.astype(dtype), b.astype(dtype)).astype(jnp.float32)
 
 
-def matmuls(
-    pairs: Sequence[tuple[jax.Array, jax.Array]], dtype: DTypeLike
-) -> list[jax.Array]:
-    """a @ b of each pair, [n, D] and [..., D, O]: [..., n, O].
+def take_rows(x: jax.Array, *indices: np.ndarray) -> list[jax.Array]:
+    """x[..., index, :] for each index; zeros where it is -1. No row is taken twice.
 
-    Pairs of similar n are one batched product, padded with zeros to a power of two:
-    an accelerator starts many small products more slowly than it computes them.
+    A gather each, and one gather for the gradient, where the gradient of indexing would
+    be a scatter: row by row, on a CPU.
     """
-    batches: dict[tuple[int, ...], list[int]] = {}
-    for i, (a, b) in enumerate(pairs):
-        batches.setdefault((1 << (len(a) - 1).bit_length(), *b.shape), []).append(i)
-    products = dict[int, jax.Array]()
-    for (most, *stack, inputs, _), members in batches.items():
-        batch = [pairs[i] for i in members]
-        a = jnp.stack([jnp.pad(a, ((0, most - len(a)), (0, 0))) for a, _ in batch])
-        b = jnp.stack([b for _, b in batch], axis=-3)
-        # Repeated by layer: for one product of a whole stack, b would be transposed.
-        a = jnp.broadcast_to(a, (*stack, len(members), most, inputs))
-        results = jnp.moveaxis(matmul(a, b, dtype), -3, 0)
-        for i, y in zip(members, results, strict=True):
-            products[i] = y[..., : len(pairs[i][0]), :]
-    return [products[i] for i in range(len(pairs))]
+    *stack, height, width = x.shape
+    index = np.concatenate([some.ravel() for some in indices])
+    back = np.full(height, -1)
+    back[index[index >= 0]] = np.flatnonzero(index >= 0)
+
+    def rows(x: jax.Array, index: np.ndarray) -> jax.Array:
+        exists = index >= 0
+        # One axis of rows: XLA's gathers along other axes end in a transposition.
+        first = x.shape[-2] * np.arange(math.prod(stack))[:, None]
+        at = first + np.where(exists, index, 0).ravel()
+        taken = jnp.take(x.reshape(-1, width), at.ravel(), axis=0, mode="clip")
+        taken = taken.reshape(*stack, *index.shape, width)
+        return taken if exists.all() else jnp.where(exists[..., None], taken, 0)
+
+    @jax.custom_vjp
+    def take(x: jax.Array) -> list[jax.Array]:
+        return [rows(x, some) for some in indices]
+
+    def backward(_: None, gradients: list[jax.Array]) -> tuple[jax.Array]:
+        flat = [g.reshape(*stack, -1, width) for g in gradients]
+        return (rows(jnp.concatenate(flat, axis=-2), back),)
+
+    take.defvjp(lambda x: (take(x), None), backward)
+    return take(x)
+
+
+def _batches(features: Sequence[Feature]) -> dict[int, list[int]]:
+    """Positions of features by the rows of their tables, up to a power of two.
+
+    Those without rows have the key 0.
+    """
+    batches: dict[int, list[int]] = {}
+    for i, feature in enumerate(features):
+        size = _up_to_power(feature.columns) if feature.has_rows else 0
+        batches.setdefault(size, []).append(i)
+    return batches
+
+
+def _up_to_power(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(rows, (0, size - len(rows)), constant_values=-1)
+
+
+def _consecutive(sizes: Sequence[int]) -> list[np.ndarray]:
+    """0, 1, 2 and so on, in arrays of these sizes."""
+    return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
 
 
 def _wide(kernel: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ from pwiser_jax.models.features import (
     Feature,
     Features,
     LinearWeights,
-    matmuls,
     product,
+    take_rows,
 )
 from pwiser_jax.models.layout import layout
 from tests.models.data import (
@@ -49,14 +49,19 @@ def test_a_stack_over_one_input_is_one_product():
 def test_factors_give_the_product_of_what_they_stand_for():
     parts = [
         Feature(random(0, 7, 2)),
-        Feature(random(1, 7, 3), random(2, 3, 4)),
-        Feature(random(3, 7, 1), random(4, 1, 2)),
+        Feature(random(1, 7, 3), has_rows=True),
+        Feature(random(2, 7, 1), has_rows=True),
     ]
-    z = Features(parts)
-    assert z.width == 8
+    table = random(3, 4, 5)
+    z = Features.of(parts, table)
+    assert z.width == 12
+    blocks = [parts[0].x, parts[1].x @ table[:3], parts[2].x @ table[3:]]
+    np.testing.assert_allclose(
+        z.concatenated(), np.concatenate(blocks, axis=1), rtol=1e-5
+    )
     layers = (
-        LinearWeights(random(5, 3, 8, 2), random(6, 3, 2)),
-        LinearWeights(random(7, 8, 5), random(8, 5)),
+        LinearWeights(random(5, 3, 12, 2), random(6, 3, 2)),
+        LinearWeights(random(7, 12, 5), random(8, 5)),
     )
     for layer in layers:
         actual, plain = product(z, layer), product(z.concatenated(), layer)
@@ -65,7 +70,7 @@ def test_factors_give_the_product_of_what_they_stand_for():
 
 @pytest.mark.parametrize("columns", [1, 6, 7, 8, 17])
 def test_factors_fill_whole_rows_of_a_fast_kernel(columns):
-    z = Features([Feature(random(0, 5, columns))])
+    z = Features.of([Feature(random(0, 5, columns))])
     factors = z.factors()
     assert factors.shape[1] % ALIGNED == 0
     assert 0 < factors.shape[1] - columns <= ALIGNED
@@ -77,27 +82,52 @@ def test_factors_fill_whole_rows_of_a_fast_kernel(columns):
 def test_products_of_about_one_size_are_one(stack):
     """And none is another than it was alone: values and gradients."""
     rows = (5, 1, 8, 6, 9, 16, 2)  # up to 1, 2, 8 and 16
-    pairs = [
-        (random(i, n, 4), random(10 + i, *stack, 4, 3)) for i, n in enumerate(rows)
-    ]
+    parts = [Feature(random(i, 3, n), has_rows=True) for i, n in enumerate(rows)]
+    table, kernel = random(20, sum(rows), 4), random(21, *stack, 4 * len(rows), 3)
+    bias = random(22, *stack, 3)
 
-    def alone(pairs):
-        return [a @ b for a, b in pairs]
+    def alone(table, kernel):
+        tables = jnp.split(table, np.cumsum(rows)[:-1])
+        blocks = jnp.split(kernel, len(rows), axis=-2)
+        pairs = zip(tables, blocks, strict=True)
+        return jnp.concatenate([a @ b for a, b in pairs], axis=-2)
 
-    def together(pairs):
-        return matmuls(pairs, jnp.float32)
+    def together(table, kernel):
+        weights = LinearWeights(kernel, bias)
+        projected = Features.of(parts, table).projected(weights, jnp.float32)
+        return projected[..., : sum(rows), :]
 
     def measured(products):
-        def total(pairs):
-            return sum(jnp.sum(jnp.sin(y)) for y in products(pairs)), products(pairs)
+        def total(table, kernel):
+            y = products(table, kernel)
+            return jnp.sum(jnp.sin(y)), y
 
-        return jax.value_and_grad(total, has_aux=True)(pairs)
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(table, kernel)
 
     chex.assert_trees_all_close(
         measured(together), measured(alone), rtol=1e-5, atol=1e-5
     )
-    assert str(jax.make_jaxpr(together)(pairs)).count("dot_general[") == 4
-    assert matmuls([], jnp.float32) == []
+    assert str(jax.make_jaxpr(together)(table, kernel)).count("dot_general[") == 4
+
+
+def test_taken_rows_have_the_gradient_of_indexed_ones():
+    x, weights = random(0, 2, 6, 3), random(1, 2, 5, 3)
+    indices = np.array([4, -1, 0]), np.array([[2], [5]])
+
+    def taken(x):
+        parts = [part.reshape(2, -1, 3) for part in take_rows(x, *indices)]
+        return jnp.concatenate(parts, axis=-2)
+
+    def indexed(x):
+        zeros = jnp.zeros((2, 1, 3))
+        return jnp.concatenate([x[:, 4:5], zeros, x[:, 0:1], x[:, 2::3]], axis=-2)
+
+    def gradient(rows):
+        return jax.grad(lambda x: jnp.sum(weights * rows(x)))(x)
+
+    np.testing.assert_array_equal(taken(x), indexed(x))
+    np.testing.assert_array_equal(gradient(taken), gradient(indexed))
+    assert "scatter" not in str(jax.make_jaxpr(lambda _: gradient(taken))(0))
 
 
 def with_small(params, config, other):
