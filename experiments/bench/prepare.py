@@ -245,14 +245,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         pl.col("how").alias("How"),
         pl.col("fields").alias("Fields"),
         *(
-            pl.col(name).round(digits).alias(title)
-            for name, title, digits in (
-                ("rows", "Rows", 0),
-                ("raw_mb", "Raw MB", 0),
-                ("rows_per_second", "Rows/s", 0),
-                ("mb_per_second", "MB/s", 0),
-                ("peak_mib", "Peak MiB", 0),
-                ("disk_mb", "Output MB", 0),
+            pl.col(name).round().cast(pl.Int64).alias(title)
+            for name, title in (
+                ("rows", "Rows"),
+                ("raw_mb", "Raw MB"),
+                ("rows_per_second", "Rows/s"),
+                ("mb_per_second", "MB/s"),
+                ("peak_mib", "Peak MiB"),
+                ("disk_mb", "Output MB"),
             )
         ),
         pl.col("rounds").alias("Seconds (minimum to maximum)"),
